@@ -1,0 +1,162 @@
+"""What may enter an estimator: real floating features or Gram matrices of one library, on one device, all finite.
+
+The checks read the data (``isfinite``), which on a GPU waits for the device once per call; code in a hot loop that has
+checked its input already (the hooks, the training losses) calls the functions on prepared arrays in ``hsic`` instead.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import array_namespace, device, is_array_api_obj
+
+Array = Any
+"""An array of numpy, torch, CuPy or any other library of the array API standard."""
+
+ESTIMATORS = ("unbiased", "biased")
+
+
+def namespace(*arrays: Array, names: tuple[str, ...]) -> ModuleType:
+    """The array API namespace that all ``arrays`` share.
+
+    Raises
+    ------
+    TypeError
+        If something is no array, or two arrays belong to different libraries.
+    """
+    for array, name in zip(arrays, names, strict=True):
+        if not is_array_api_obj(array):
+            raise TypeError(
+                f"`{name}` must be an array of numpy, torch or CuPy, got {type(array).__name__}. "
+                "Convert it first, for example with numpy.asarray."
+            )
+    kinds = {type(a).__module__.split(".")[0]: n for a, n in zip(arrays, names, strict=True)}
+    if len(kinds) > 1:
+        listed = " and ".join(f"`{name}` is from {library}" for library, name in kinds.items())
+        raise TypeError(f"The arrays must come from one library: {listed}. Convert one of them first.")
+    return array_namespace(*arrays)
+
+
+def as_real(xp: ModuleType, x: Array, name: str) -> Array:
+    """``x`` in the dtype that the estimators compute in: float64 stays, float32 and half precision become float32.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is not of a real floating dtype.
+    """
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise TypeError(
+            f"`{name}` must have a real floating dtype, got {x.dtype}. Cast it first, for example to float32."
+        )
+    if x.dtype in (xp.float32, xp.float64):
+        return x
+    return xp.astype(x, xp.float32)
+
+
+def check_finite(xp: ModuleType, x: Array, name: str) -> None:
+    """Raise a ValueError when ``x`` holds NaN or infinity."""
+    if not bool(xp.all(xp.isfinite(x))):
+        raise ValueError(f"`{name}` holds NaN or infinity. Find the sample or layer that made it before comparing.")
+
+
+def _check_shape(x: Array, name: str, minimum: int) -> None:
+    if x.ndim < 2:
+        raise ValueError(
+            f"`{name}` must have shape (..., n, p), got {tuple(x.shape)}. A single feature needs a last axis of 1."
+        )
+    if 0 in x.shape:
+        raise ValueError(f"`{name}` must not be empty, got shape {tuple(x.shape)}.")
+    if x.shape[-2] < minimum:
+        raise ValueError(
+            f"`{name}` has {x.shape[-2]} samples, but this estimator needs at least {minimum}. "
+            "Pass more samples" + (', or use estimator="biased".' if minimum == 4 else ".")
+        )
+
+
+def check_features(x: Array, name: str = "x", *, minimum: int = 2) -> tuple[ModuleType, Array]:
+    """The namespace of ``x`` and ``x`` as checked features, shape (..., n, p), n >= ``minimum``.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is no array or not real floating.
+    ValueError
+        If it has fewer than two axes, is empty, has too few samples, or holds NaN or infinity.
+    """
+    xp = namespace(x, names=(name,))
+    x = as_real(xp, x, name)
+    _check_shape(x, name, minimum)
+    check_finite(xp, x, name)
+    return xp, x
+
+
+def check_pair(
+    x: Array, y: Array, names: tuple[str, str] = ("x", "y"), *, minimum: int = 2
+) -> tuple[ModuleType, Array, Array]:
+    """The shared namespace, and both feature arrays checked and in one dtype, shapes (..., n, p) and (..., n, q).
+
+    Raises
+    ------
+    TypeError
+        If one is no array, not real floating, or the two come from different libraries.
+    ValueError
+        If they live on different devices, differ in n, or one fails ``check_features``.
+    """
+    xp = namespace(x, y, names=names)
+    if device(x) != device(y):
+        raise ValueError(
+            f"`{names[0]}` is on {device(x)} and `{names[1]}` on {device(y)}. Move both to one device first."
+        )
+    _, x = check_features(x, names[0], minimum=minimum)
+    _, y = check_features(y, names[1], minimum=minimum)
+    if x.shape[-2] != y.shape[-2]:
+        raise ValueError(
+            f"`{names[0]}` has {x.shape[-2]} samples and `{names[1]}` has {y.shape[-2]}. "
+            "Both must hold the same samples in the same order."
+        )
+    if x.dtype != y.dtype:
+        x, y = xp.astype(x, xp.float64), xp.astype(y, xp.float64)
+    return xp, x, y
+
+
+def check_grams(
+    gram_x: Array, gram_y: Array, names: tuple[str, str] = ("gram_x", "gram_y"), *, minimum: int = 2
+) -> tuple[ModuleType, Array, Array]:
+    """The shared namespace and both Gram matrices, checked: square, of one size, finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``check_pair``, and for Gram matrices that are not square.
+    """
+    xp, gram_x, gram_y = check_pair(gram_x, gram_y, names, minimum=minimum)
+    for gram, name in ((gram_x, names[0]), (gram_y, names[1])):
+        if gram.shape[-1] != gram.shape[-2]:
+            raise ValueError(
+                f"`{name}` must have shape (..., n, n), got {tuple(gram.shape)}. "
+                "Pass features to `cka` or `hsic` instead, or apply a kernel first."
+            )
+    return xp, gram_x, gram_y
+
+
+def check_estimator(estimator: str) -> int:
+    """The least number of samples that ``estimator`` needs: 4 for "unbiased", 2 for "biased".
+
+    Raises
+    ------
+    ValueError
+        For any other name.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f'`estimator` must be "unbiased" or "biased", got {estimator!r}.')
+    return 4 if estimator == "unbiased" else 2
+
+
+def constant(x: Array) -> Array:
+    """``x`` cut off from the gradient graph where its library has one.
+
+    The array API has no word for this; torch's ``detach`` is asked for by name, so that torch is not imported here.
+    """
+    return x.detach() if hasattr(x, "detach") else x
