@@ -1,0 +1,135 @@
+"""Layer names beside a heatmap that stay readable whatever the number of layers and the room."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.axis import Axis, XAxis
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import FuncFormatter, Locator
+
+LINE = 1.15  # height of a line of text over its font size
+SMALLEST = 6.0  # points; below this a name cannot be read in print
+LONGEST = 30  # characters of a name
+
+
+class LayerLocator(Locator):
+    """Ticks at every layer, or at every 2nd, 3rd ... so that names of a given size do not overlap.
+
+    Decided anew at each drawing, so that it holds after the figure was resized, laid out or zoomed.
+
+    Parameters
+    ----------
+    count : int
+        Number of layers; they lie at 0, 1, ... count - 1.
+    size : float
+        Room that a name takes along the axis, in points.
+    """
+
+    def __init__(self, count: int, size: float) -> None:
+        self.count = count
+        self.size = size
+
+    def __call__(self) -> list[float]:
+        """Positions of the names along the axis as it is drawn now."""
+        assert self.axis is not None
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """Positions of the names between `vmin` and `vmax`."""
+        assert self.axis is not None
+        low, high = sorted((vmin, vmax))
+        pitch = _length(self.axis) / max(high - low, 1e-9)  # type: ignore[arg-type]
+        # The allowance keeps names that just fit (the size was chosen so) from being thinned by a later layout.
+        step = max(1, math.ceil(self.size / max(pitch, 1e-9) - 0.1))
+        return [float(tick) for tick in range(0, self.count, step) if low <= tick <= high]
+
+
+def _length(axis: Axis) -> float:
+    """Length of the axis in points, as it is drawn now."""
+    box = axis.axes.get_window_extent()
+    pixels = box.width if isinstance(axis, XAxis) else box.height
+    return float(pixels) * 72 / axis.axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+
+
+def font_size(axis: Axis) -> float:
+    """Size of the axis' names in points, before any fitting."""
+    default = mpl.rcParams["xtick.labelsize"] if isinstance(axis, XAxis) else mpl.rcParams["ytick.labelsize"]
+    size = axis.get_tick_params().get("labelsize", default)
+    return float(FontProperties(size=size).get_size_in_points())
+
+
+def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
+    """The labels without the dotted path that all share, each at most 30 characters long, and that path.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Layer names such as ``"backbone.body.layer1.0.conv1"``.
+
+    Returns
+    -------
+    short : list of str
+        ``"layer1.0.conv1"``; the middle of very long names is replaced by an ellipsis.
+    prefix : str
+        ``"backbone.body"``, or ``""`` where nothing is shared.
+
+    Examples
+    --------
+    >>> shorten(["net.body.conv1", "net.body.block.fc"])
+    (['conv1', 'block.fc'], 'net.body')
+    """
+    paths = [label.split(".") for label in labels]
+    shared = 0
+    if len(paths) > 1:
+        # The last part of a path is the layer's own name and stays.
+        for parts in zip(*(path[:-1] for path in paths), strict=False):
+            if len(set(parts)) > 1:
+                break
+            shared += 1
+    short = [".".join(path[shared:]) for path in paths]
+    return [_squeeze(label) for label in short], ".".join(paths[0][:shared]) if paths else ""
+
+
+def _squeeze(label: str) -> str:
+    """The end of a name says more than its beginning."""
+    if len(label) <= LONGEST:
+        return label
+    head = LONGEST // 3
+    return f"{label[:head]}…{label[head + 1 - LONGEST :]}"
+
+
+def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool = False) -> None:
+    """Write the names along an axis in the largest size that fits, and leave some out where none does.
+
+    Parameters
+    ----------
+    axis : matplotlib.axis.Axis
+        ``ax.xaxis`` or ``ax.yaxis`` with the layers at 0, 1, ...
+    labels : sequence of str
+        What to write.
+    largest : float
+        Font size in points where there is room enough.
+    every : bool
+        Leave none out, in whatever size fits.
+    """
+    pitch = _length(axis) / max(len(labels), 1)
+    size = min(largest, max(pitch / LINE, 1.0 if every else SMALLEST))
+    room = size * LINE
+    if isinstance(axis, XAxis):
+        # About 0.6 of the size for each character, and a space between neighbours.
+        level = (max(map(len, labels), default=0) + 1) * 0.6 * largest
+        if level <= pitch:
+            size, room = largest, level
+        axis.set_tick_params(rotation=0 if level <= pitch else 90)
+    axis.set_tick_params(labelsize=size, length=2 if pitch < 2 * largest else 3.5)
+    axis.set_major_locator(LayerLocator(len(labels), 0.0 if every else room))
+    names = list(labels)
+
+    def name(position: float, _: int | None = None) -> str:
+        index = round(position)
+        return names[index] if abs(index - position) < 1e-6 and 0 <= index < len(names) else ""
+
+    axis.set_major_formatter(FuncFormatter(name))

@@ -1,0 +1,141 @@
+"""The colour scale of a heatmap: what it spans, what it measures, and where chance lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from cka_probe.similarity import SimilarityMatrix
+
+_NAMES = {"cka": "CKA", "hsic": "HSIC", "mmd": "MMD", "mmd_squared": "MMD²", "cca": "CCA", "svcca": "SVCCA"}
+_NAMES |= {"pwcca": "PWCCA", "nbs": "NBS", "rsa": "RSA", "gulp": "GULP", "procrustes": "Procrustes"}
+
+
+def colour_limits(matrices: Sequence[SimilarityMatrix]) -> tuple[float, float]:
+    """Ends of one colour scale for all the matrices: 0 to 1, and further where values lie outside.
+
+    Parameters
+    ----------
+    matrices : sequence of SimilarityMatrix
+        Those that will share the scale.
+
+    Returns
+    -------
+    low, high : float
+        ``low <= 0`` and ``high >= 1``.
+    """
+    defined = np.concatenate([m.values[np.isfinite(m.values)] for m in matrices])
+    return min(0.0, float(defined.min(initial=0))), max(1.0, float(defined.max(initial=1)))
+
+
+def measure_label(matrix: SimilarityMatrix) -> str:
+    """Name of the measure for a reader, with the estimator where it is known, as in "CKA (unbiased)"."""
+    name = _NAMES.get(matrix.measure, matrix.measure)
+    estimator = matrix.meta.get("estimator")
+    return f"{name} ({estimator})" if estimator else name
+
+
+class Beside:
+    """Places an axes at the right of another, as tall as that one is drawn, in points instead of fractions.
+
+    Parameters
+    ----------
+    parent : matplotlib.axes.Axes
+        The heatmap; with square cells it is drawn smaller than its slot.
+    gap, width : float
+        Distance and width in points.
+    """
+
+    def __init__(self, parent: Axes, gap: float, width: float) -> None:
+        self.parent = parent
+        self.gap = gap
+        self.width = width
+
+    def __call__(self, ax: Any, renderer: Any) -> Bbox:  # noqa: ARG002  (matplotlib passes both)
+        """Position in fractions of the figure."""
+        figure = self.parent.get_figure()
+        assert figure is not None
+        box = self.parent.get_position()
+        point = figure.get_figure(root=True).dpi / 72 / figure.bbox.width
+        return Bbox.from_bounds(box.x1 + self.gap * point, box.y0, self.width * point, box.height)
+
+
+def draw_colorbar(
+    ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float, label: str | None = None
+) -> Colorbar:
+    """The scale beside the axes with its ends, the measure's name, and the mark of the chance level.
+
+    Parameters
+    ----------
+    ax, image
+        The heatmap and its colours.
+    matrix : SimilarityMatrix
+        Names the measure, holds the values and the chance level.
+    gap : float
+        Distance from the heatmap in points.
+    label : str, optional
+        Instead of the measure's name.
+
+    Returns
+    -------
+    matplotlib.colorbar.Colorbar
+        In an inset of `ax`, so that it moves with it. Arrows at its ends say that values lie beyond.
+    """
+    chance = matrix.chance[np.isfinite(matrix.chance)] if matrix.chance is not None else np.empty(0)
+    figure = ax.get_figure()
+    assert figure is not None
+    gap += 14.0 if chance.size else 0.0
+    width = 10.0
+    if figure.get_figure(root=True).get_layout_engine() is None:
+        _give_room(ax, gap + width + 44.0)
+    cax = ax.inset_axes((1.0, 0.0, 0.1, 1.0))
+    cax.set_axes_locator(Beside(ax, gap, width))
+    low, high = image.get_clim()
+    values = matrix.values[np.isfinite(matrix.values)]
+    below, above = bool((values < low).any()), bool((values > high).any())
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
+    bar = figure.colorbar(image, cax=cax, extend=extend)
+    bar.set_label(measure_label(matrix) if label is None else label)
+    bar.outline.set_visible(False)
+    span = high - low
+    inner = [tick for tick in MaxNLocator(5).tick_values(low, high) if min(tick - low, high - tick) > 0.07 * span]
+    bar.set_ticks([low, *inner, high], labels=[f"{low:.2g}", *(f"{tick:.3g}" for tick in inner), f"{high:.3g}"])
+    if chance.size:
+        _mark_chance(bar, float(chance.min()), float(chance.max()), low, high)
+    return bar
+
+
+def _give_room(ax: Axes, points: float) -> None:
+    """Make the axes narrower where no layout engine will: the scale must not lie on the neighbour."""
+    figure = ax.get_figure()
+    assert figure is not None
+    box = ax.get_position(original=True)
+    taken = points * figure.get_figure(root=True).dpi / 72 / figure.bbox.width
+    ax.set_position(Bbox.from_bounds(box.x0, box.y0, max(box.width - taken, 0.3 * box.width), box.height))
+    ax.set_in_layout(True)  # a later tight_layout may still move it
+
+
+def _mark_chance(bar: Colorbar, first: float, last: float, low: float, high: float) -> None:
+    """A line at the chance level, or two around its range, and the word beside the bar where no tick is."""
+    for level in {first, last}:
+        bar.ax.axhline(level, color="white", linewidth=2.6)
+        bar.ax.axhline(level, color="black", linewidth=1.2)
+    place = (min(max((first + last) / 2, low), high) - low) / (high - low)
+    bar.ax.annotate(
+        "chance",
+        (0, place),
+        xycoords="axes fraction",
+        xytext=(-2, 0),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        va="bottom" if place < 0.1 else "top" if place > 0.9 else "center",
+        fontsize="small",
+    )
