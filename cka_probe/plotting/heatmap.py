@@ -101,6 +101,8 @@ def plot_heatmap(
         raise ValueError(
             "`annotate='error'` needs a matrix with a standard error; this one has none. Use annotate=True."
         )
+    if "norm" in kwargs and not (vmin is None and vmax is None):
+        raise ValueError("Give either `norm` or `vmin` and `vmax`: the norm holds its own ends.")
     insignificant = None if significance is None else _insignificant(matrix, significance)
     ax = _new_axes(matrix) if ax is None else ax
 
@@ -108,8 +110,6 @@ def plot_heatmap(
     if "norm" not in kwargs:
         low, high = colour_limits([matrix])
         kwargs |= {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
-    elif vmin is not None or vmax is not None:
-        raise ValueError("Give either `norm` or `vmin` and `vmax`: the norm holds its own ends.")
     aspect = "equal" if _is_square(matrix.shape) else "auto"
     options = {"cmap": cmap, "origin": "lower", "interpolation": "nearest", "aspect": aspect} | kwargs
     image = ax.imshow(np.ma.masked_array(matrix.values, undefined), **options)

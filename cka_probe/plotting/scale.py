@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
@@ -104,11 +105,14 @@ def draw_colorbar(
     bar = figure.colorbar(image, cax=cax, extend=extend)
     bar.set_label(measure_label(matrix) if label is None else label)
     bar.outline.set_visible(False)
-    span = high - low
-    inner = [tick for tick in MaxNLocator(5).tick_values(low, high) if min(tick - low, high - tick) > 0.07 * span]
-    bar.set_ticks([low, *inner, high], labels=[f"{low:.2g}", *(f"{tick:.3g}" for tick in inner), f"{high:.3g}"])
+    if type(image.norm) is Normalize:  # other norms (logarithmic, say) come with ticks of their own
+        room = 0.07 * (high - low)
+        inner = [tick for tick in MaxNLocator(5).tick_values(low, high) if min(tick - low, high - tick) > room]
+        bar.set_ticks([low, *inner, high], labels=[f"{low:.2g}", *(f"{tick:.3g}" for tick in inner), f"{high:.3g}"])
     if chance.size:
-        _mark_chance(bar, float(chance.min()), float(chance.max()), low, high)
+        first, last = float(chance.min()), float(chance.max())
+        middle = float(np.clip(image.norm(np.array((first + last) / 2)), 0, 1))
+        _mark_chance(bar, {first, last}, middle)
     return bar
 
 
@@ -122,12 +126,11 @@ def _give_room(ax: Axes, points: float) -> None:
     ax.set_in_layout(True)  # a later tight_layout may still move it
 
 
-def _mark_chance(bar: Colorbar, first: float, last: float, low: float, high: float) -> None:
-    """A line at the chance level, or two around its range, and the word beside the bar where no tick is."""
-    for level in {first, last}:
+def _mark_chance(bar: Colorbar, levels: set[float], place: float) -> None:
+    """A line at each level, and the word at the side of the bar that has no ticks, `place` of the way up."""
+    for level in levels:
         bar.ax.axhline(level, color="white", linewidth=2.6)
         bar.ax.axhline(level, color="black", linewidth=1.2)
-    place = (min(max((first + last) / 2, low), high) - low) / (high - low)
     bar.ax.annotate(
         "chance",
         (0, place),
