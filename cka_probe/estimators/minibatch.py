@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
@@ -13,16 +14,51 @@ from .hsic import flat_centred, normalizer, pairwise_inner, scaled_features
 from .kernels import Kernel, Linear
 from .validation import Array, check_estimator, check_features, namespace
 
-MEAN_LIMIT = 3.0
-"""A raw float32 Gram matrix may be U-centred up to a mean of this many standard deviations: error 2e-7 (MATH 1)."""
+MEAN_LIMIT = 2.0
+"""A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
+mean square of the result. The rounding of the mean then costs CKA less than 5e-7 in float32, measured on ResNets."""
 
 
-def layer_gram(x: Array, kernel: Kernel | None = None) -> tuple[Array, Array | float]:
-    """The Gram matrix of one layer, as accurate as its features allow, and the factor it was divided by.
+def _rounding(xp: ModuleType, gram: Array) -> float:
+    """Squared mean of the features over n times the spread of the U-centred Gram matrix, from the Gram matrix alone.
+
+    Infinite where that cannot be told: not finite, out of the range of squares, or no spread above rounding.
+    """
+    n = gram.shape[0]
+    eps = float(xp.finfo(gram.dtype).eps)
+    diagonal = xp.linalg.diagonal(gram)
+    size = float(xp.sum(diagonal)) / n
+    low, high = (1e-30, 1e30) if gram.dtype == xp.float32 else (1e-250, 1e250)
+    if not low < size < high:
+        return math.inf
+    gram, diagonal = gram / size, diagonal / size
+    rows = xp.sum(gram, axis=1) - diagonal
+    total = float(xp.sum(rows))
+    squares = float(xp.sum(gram * gram)) - float(xp.sum(diagonal * diagonal))
+    # ||A||^2 of the U-centred A, written out; its own rounding matters only where the answer is "far too large".
+    spread = squares - 2 / (n - 2) * float(xp.sum(rows * rows)) + total * total / ((n - 1) * (n - 2))
+    if not spread > 64 * eps * squares:
+        return math.inf
+    return abs(total) / n / n / math.sqrt(spread) * eps / EPS32
+
+
+EPS32 = 2.0**-23
+
+
+class LayerGram(NamedTuple):
+    """A Gram matrix, the factor it was divided by, and whether the features had to be shifted first."""
+
+    gram: Array
+    factor: Array | float
+    shifted: bool
+
+
+def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False) -> LayerGram:
+    """The Gram matrix of one layer, as accurate as its features allow.
 
     The linear Gram matrix of raw features is tried first and asked whether it is safe to centre: its own sums tell the
-    mean against the spread. Only features whose mean stands far above their spread, or whose squares leave the range of
-    float32, are centred and scaled before a second product. Centring every activation costs more than most forwards.
+    mean against the spread. If not, the first sample is subtracted from all (one pass, exact for a constant layer), and
+    only then are features centred and scaled. Centring every activation would cost more than most forwards.
 
     Parameters
     ----------
@@ -30,26 +66,25 @@ def layer_gram(x: Array, kernel: Kernel | None = None) -> tuple[Array, Array | f
         Features, float32 or float64.
     kernel : Kernel, optional
         Linear when left out.
+    shift : bool
+        Skip the raw attempt: an earlier minibatch of this layer had to be shifted.
 
     Returns
     -------
-    gram : array (n, n)
+    LayerGram
         Up to an additive term that centring removes, the Gram matrix divided by ``factor``. Not finite if ``x`` is not.
-    factor : array () of float64, or float
-        Multiply the centred Gram matrix by it.
     """
     if kernel is not None and not isinstance(kernel, Linear):
-        return kernel(x), 1.0
+        return LayerGram(kernel(x), 1.0, False)
     xp = array_namespace(x)
-    n = x.shape[0]
-    gram = x @ xp.matrix_transpose(x)
-    spread = float(xp.linalg.trace(gram)) / n
-    mean_squared = float(xp.sum(gram)) / (n * n)
-    low, high = (1e-30, 1e30) if x.dtype == xp.float32 else (1e-270, 1e270)
-    if low < spread < high and mean_squared < MEAN_LIMIT**2 * (spread - mean_squared):
-        return gram, 1.0
+    if x.shape[0] > 3:
+        for shifted in (False, True)[int(shift) :]:
+            z = x - x[:1, :] if shifted else x
+            gram = z @ xp.matrix_transpose(z)
+            if _rounding(xp, gram) < MEAN_LIMIT:
+                return LayerGram(gram, 1.0, shifted)
     z, scale = scaled_features(x)
-    return z @ xp.matrix_transpose(z), scale * scale
+    return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
 
 
 def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tuple[Array, Array]:
@@ -148,7 +183,7 @@ class MinibatchCKA:
                     f"`{name}[{i}]` has shape {tuple(x.shape)}, but must be (n, p) with the n of `{name}[0]`, "
                     f"{checked[0].shape[0]}."
                 )
-        grams, factors = zip(*(layer_gram(x, self.kernel) for x in checked), strict=True)
+        grams, factors, _ = zip(*(layer_gram(x, self.kernel) for x in checked), strict=True)
         stack, divisors = unit_stack(grams, factors)
         return flat_centred(stack, self.estimator), divisors, checked[0].shape[0]
 
@@ -172,8 +207,15 @@ class MinibatchCKA:
         hxy = w * cross
         # Under random permutation of one side <A, B> has mean 0 and variance 2 <A, A> <B, B> / (n(n-3)) (MATH 4).
         null = 2 / (n * (n - 3)) if n > 3 else math.nan
+        null_mean = {}
+        if self.estimator == "biased":
+            # ... and for the biased estimator mean tr(Kc) tr(Lc) / (n-1) (MATH 1).
+            trace_x = xp.sum(rows_x[:, :: n + 1], axis=1, dtype=xp.float64) * scale_x
+            trace_y = trace_x if same else xp.sum(rows_y[:, :: n + 1], axis=1, dtype=xp.float64) * scale_y
+            null_mean = {"null_mean": w * trace_x[:, None] * trace_y[None, :] / ((n - 1) * norm)}
         self._add(
             {
+                **null_mean,
                 "cross": hxy,
                 "self_x": hx,
                 "self_y": hy,
@@ -272,6 +314,23 @@ class MinibatchCKA:
         # A sum of squares below zero is rounding of the expanded form: the true value is 0 (a layer with itself).
         squares = xp.where(squares < 1e-15, xp.where(xp.isnan(squares), squares, 0.0 * c), squares)
         return xp.sqrt(squares * self.batches / (self.batches - 1))
+
+    def chance_level(self) -> Array:
+        """What unrelated layers of these shapes would score: the permutation mean of ``compute()``.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            0 for the unbiased estimator, positive for the biased; NaN for a constant layer.
+
+        Raises
+        ------
+        ValueError
+            If nothing was added yet.
+        """
+        xp = self._need_data()
+        mean = self.sums.get("null_mean", xp.zeros_like(self.sums["cross"]))
+        return ratio(xp, mean, self.sums["self_x"], self.sums["self_y"])
 
     def z_score(self) -> Array:
         """How many standard deviations of the permutation null the alignment lies above 0.

@@ -1,0 +1,218 @@
+"""Which layers: from names, globs, regular expressions, types, "leaves", "blocks" or a predicate to module paths."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+Layers = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Sequence[Any]
+"""What ``layers=`` may be; a sequence mixes the other forms."""
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers, however nested.
+
+    Their forward is that of the network inside; hooks on the wrapper's replicas or compiled graphs would be lost.
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def leaf_layers(model: nn.Module) -> list[str]:
+    """Paths of all modules without children, in the order of their definition; a shared module once."""
+    return [name for name, module in model.named_modules() if not any(True for _ in module.children())]
+
+
+def block_layers(model: nn.Module) -> list[str]:
+    """Paths of the outermost repeated blocks: composite modules that stand in a Sequential, ModuleList or ModuleDict.
+
+    The residual blocks of a ResNet, the encoder layers of a transformer, the dense blocks of a DenseNet.
+    """
+    found: list[str] = []
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        in_container = type(module) in CONTAINERS
+        for name, child in module.named_children():
+            child_path = f"{path}.{name}" if path else name
+            composite = any(True for _ in child.children())
+            if in_container and composite and type(child) not in CONTAINERS:
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    found.append(child_path)
+            elif composite:
+                visit(child_path, child)
+
+    visit("", model)
+    return found
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Module paths, and which of them the caller named one by one: those must run, others may be missing."""
+
+    paths: tuple[str, ...]
+    named: frozenset[str]
+
+
+def select_layers(model: nn.Module, layers: Layers = "leaves") -> Selection:
+    r"""The module paths that ``layers`` picks in ``model``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A network, wrapped or not.
+    layers : str, type, callable or sequence of these
+        "leaves": every module without children. "blocks": the outermost repeated blocks. A module path
+        ("layer1.0.conv1"; "" is the network itself), a glob ("layer*.conv?"), a regular expression behind "re:"
+        ("re:layer[12]\..*"), a module class, or a predicate of (path, module).
+
+    Returns
+    -------
+    Selection
+        Paths in the order of the sequence, and in the order of definition within one pattern; no path twice.
+
+    Raises
+    ------
+    ValueError
+        If something picks no layer; a misspelt path is answered with the nearest ones.
+    TypeError
+        If ``layers`` or one of its parts is none of the above.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> select_layers(net, nn.Linear).paths
+    ('0', '2')
+    """
+    model = unwrap(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"A model must be a torch.nn.Module, got {type(model).__name__}.")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    single = isinstance(layers, str | type) or callable(layers)
+    parts: Any = [layers] if single else layers
+    if not isinstance(parts, Iterable):
+        raise TypeError(f"`layers` must be a name, pattern, type, function or a list of these, got {layers!r}.")
+    paths: dict[str, None] = {}
+    named: set[str] = set()
+    for part in parts:
+        exact, picked = _pick(model, modules, part)
+        paths.update(dict.fromkeys(picked))
+        if exact:
+            named.update(picked)
+    if not paths:
+        raise ValueError("`layers` is empty: name at least one layer.")
+    return Selection(tuple(paths), frozenset(named))
+
+
+def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[bool, list[str]]:
+    """Whether ``part`` is a path written out, and the paths that it picks."""
+    if isinstance(part, str):
+        if part == "leaves":
+            return False, leaf_layers(model)
+        if part == "blocks":
+            found = block_layers(model)
+            if not found:
+                raise ValueError(
+                    f"{type(model).__name__} has no repeated blocks (composite modules in a Sequential or ModuleList). "
+                    'Use layers="leaves" or name its layers.'
+                )
+            return False, found
+        if part in modules:
+            return True, [part]
+        if part.startswith("re:"):
+            try:
+                pattern = re.compile(part[3:])
+            except re.error as error:
+                raise ValueError(f"`layers`: {part[3:]!r} is not a regular expression: {error}.") from error
+            found = [name for name in modules if name and pattern.fullmatch(name)]
+        elif any(c in part for c in "*?["):
+            found = [name for name in modules if name and fnmatch.fnmatchcase(name, part)]
+        else:
+            raise ValueError(unknown_layer(part, modules, type(model).__name__))
+        if not found:
+            raise ValueError(f"The pattern {part!r} matches no layer of {type(model).__name__}. {_some(modules)}")
+        return False, found
+    if isinstance(part, type):
+        if not issubclass(part, nn.Module):
+            raise TypeError(f"`layers`: {part.__name__} is not a torch.nn.Module class.")
+        found = [name for name, module in modules.items() if isinstance(module, part)]
+        if not found:
+            raise ValueError(f"{type(model).__name__} has no layer of type {part.__name__}.")
+        return False, found
+    if callable(part):
+        found = [name for name, module in modules.items() if part(name, module)]
+        if not found:
+            raise ValueError(f"The predicate in `layers` picked no layer of {type(model).__name__}.")
+        return False, found
+    raise TypeError(f"`layers` may hold names, patterns, types and functions, not {type(part).__name__}.")
+
+
+def unknown_layer(name: str, names: Iterable[str], model_name: str) -> str:
+    """The message for a layer path that is not there, with the nearest ones."""
+    names = [n for n in names if n]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else _some(names)
+    return f"{model_name} has no layer {name!r}. {hint}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = [n for n in names if n]
+    shown = ", ".join(repr(n) for n in listed[:6])
+    return f"Its layers are {shown}" + (f" and {len(listed) - 6} more." if len(listed) > 6 else ".")
+
+
+def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple[str, str, str, int]]:
+    """Path, type, output shape and parameter count of every module, for people who choose layers.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network.
+    run : callable
+        Runs the network once on an example.
+
+    Returns
+    -------
+    list of (path, type, shape, parameters)
+        In the order of execution; modules that did not run come last with an empty shape.
+    """
+    from .hooks import first_tensor
+
+    model = unwrap(model)
+    shapes: dict[str, str] = {}
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            shapes.setdefault(path, "" if tensor is None else str(tuple(tensor.shape)))
+
+        return hook
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    handles = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    try:
+        with torch.no_grad():
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ordered = [*shapes, *(name for name in modules if name not in shapes)]
+    return [
+        (name, type(modules[name]).__name__, shapes.get(name, ""), sum(p.numel() for p in modules[name].parameters()))
+        for name in ordered
+    ]

@@ -1,0 +1,122 @@
+"""Pooling: from an activation of any shape to features (samples, width), with padding left out.
+
+Shapes: maps (n, c, h, w) and any number of spatial axes, tokens (n, t, d), matrices (n, d), scalars (n,). A mask (n, t)
+is 1 where a token is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+Pooling = str | Callable[[torch.Tensor], torch.Tensor]
+
+POOLINGS = {
+    "auto": "flatten, or the mean over real tokens when a batch brings an attention mask",
+    "flatten": "everything but the sample axis in one row; padded tokens count as 0",
+    "mean": "mean over positions of a map, or over real tokens",
+    "spatial": "every position of a map is a sample",
+    "all": "every real token is a sample",
+    "cls": "the first token",
+    "last": "the last real token",
+}
+
+
+def check_pooling(pooling: Pooling) -> None:
+    """Raise unless ``pooling`` is a known name or callable.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    TypeError
+        For anything but a name or a function.
+    """
+    if callable(pooling):
+        return
+    if not isinstance(pooling, str):
+        raise TypeError(f"`pooling` must be a name or a function of the activation, got {type(pooling).__name__}.")
+    if pooling not in POOLINGS:
+        raise ValueError(f"`pooling` must be a function or one of {', '.join(map(repr, POOLINGS))}, got {pooling!r}.")
+
+
+def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Features of one layer from its activation.
+
+    Parameters
+    ----------
+    activation : tensor (n, ...)
+        Output of a layer, samples on axis 0.
+    pooling : str or callable
+        One of ``POOLINGS``, or a function from the activation to a tensor (m, d).
+    mask : tensor (n, t), optional
+        1 for real tokens. Applied to activations whose first two axes are (n, t) and which have a third.
+
+    Returns
+    -------
+    tensor (m, d)
+        A view of the activation where that is possible. m = n but for "spatial" and "all".
+
+    Raises
+    ------
+    ValueError
+        If the pooling does not suit the activation's shape.
+
+    Examples
+    --------
+    >>> pool(torch.zeros(8, 16, 4, 4), "mean").shape
+    torch.Size([8, 16])
+    """
+    if callable(pooling):
+        features = pooling(activation)
+        if not isinstance(features, torch.Tensor) or features.ndim != 2:
+            shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ValueError(f"the pooling function must return a tensor of shape (n, d), got {shape}")
+        return features
+    has_tokens = mask is not None and activation.ndim == 3 and tuple(activation.shape[:2]) == tuple(mask.shape)
+    if pooling == "auto":
+        pooling = "mean" if has_tokens else "flatten"
+    if activation.ndim < 3:
+        if pooling in ("cls", "last", "all", "spatial") and activation.ndim < 2:
+            raise ValueError(f"pooling {pooling!r} needs an activation with positions, got {tuple(activation.shape)}")
+        return activation.reshape(activation.shape[0], -1)
+    real = mask.to(device=activation.device, dtype=torch.bool) if mask is not None and has_tokens else None
+    if pooling == "flatten":
+        if real is not None:
+            # where, not a product: padding may hold NaN.
+            activation = torch.where(real[:, :, None], activation, 0.0)
+        return activation.reshape(activation.shape[0], -1)
+    if activation.ndim == 3:
+        return _pool_tokens(activation, pooling, real)
+    return _pool_map(activation, pooling)
+
+
+def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) -> torch.Tensor:
+    if pooling == "mean":
+        if real is None:
+            return tokens.mean(1)
+        # where, not a product: padding may hold NaN. The sum is in float32 at least, as means over tokens are.
+        kept = torch.where(real[:, :, None], tokens, 0.0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
+        return kept / real.sum(1, keepdim=True)
+    if pooling == "cls":
+        return tokens[:, 0]
+    if pooling == "last":
+        if real is None:
+            return tokens[:, -1]
+        # The largest index that is real: right for padding on either side.
+        position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(real).where(real, -1).amax(1)
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), position]
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    return flat if real is None else flat[real.reshape(-1)]
+
+
+def _pool_map(maps: torch.Tensor, pooling: str) -> torch.Tensor:
+    if pooling == "mean":
+        return maps.flatten(2).mean(2)
+    if pooling in ("spatial", "all"):
+        return maps.flatten(2).transpose(1, 2).reshape(-1, maps.shape[1])
+    raise ValueError(
+        f"pooling {pooling!r} is for tokens (n, t, d), got a map of shape {tuple(maps.shape)}; "
+        'use "flatten", "mean" or "spatial"'
+    )

@@ -1,0 +1,168 @@
+"""LayerRecorder: what a comparison does inside a hook, for one model over a stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .batches import Forward, attention_mask, call_model
+from .hooks import CaptureError, Probe, samples_first
+from .layers import Layers, unwrap
+from .pooling import Pooling, check_pooling, pool
+
+Keep = Callable[[str, torch.Tensor], Any]
+"""Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""
+
+
+class LayerRecorder:
+    """Runs one model batch by batch and keeps, of each selected layer, only what ``keep`` returns.
+
+    Checks what a result must be able to rely on: every layer runs equally often in every batch, has its samples on
+    axis 0, is of a real floating dtype, and is finite.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network.
+    name : str
+        What error messages call it.
+    layers, pooling
+        As ``compare``.
+    keep : callable
+        Called on the pooled features inside the hook.
+    forward : callable, optional
+        ``forward(model, batch)`` in place of the default.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the recorded calls, in the order of execution, once a batch has run.
+    left_out : dict of str to str
+        Layers that a pattern picked but that cannot be compared, and why.
+    """
+
+    def __init__(
+        self, model: nn.Module, name: str, layers: Layers, pooling: Pooling, keep: Keep, forward: Forward | None = None
+    ) -> None:
+        check_pooling(pooling)
+        self.model = unwrap(model)
+        self.name = f"{name} ({type(self.model).__name__})"
+        self.pooling = pooling
+        self.keep = keep
+        self.forward = forward or call_model
+        self.probe = Probe(self.model, layers, pooling=None, receiver=self._receive)
+        self.names: list[str] = []
+        self.left_out: dict[str, str] = {}
+        self._kept: dict[str, Any] = {}
+        self._rows: dict[str, int] = {}
+        self._batch = 0
+        self._samples: int | None = None
+        self._mask: torch.Tensor | None = None
+
+    def run(self, batch: Any, index: int, samples: int | None) -> tuple[list[Any], int]:
+        """Run the model on one batch.
+
+        Parameters
+        ----------
+        batch : any
+            On the model's device already.
+        index : int
+            Number of the batch, for messages.
+        samples : int or None
+            Number of samples; None takes axis 0 of the first layer.
+
+        Returns
+        -------
+        kept : list
+            What ``keep`` made of each layer, in the order of ``names``.
+        samples : int
+            Rows of the features: the samples, or the positions where positions are samples.
+
+        Raises
+        ------
+        CaptureError
+            If a layer breaks one of the rules above; the message names it.
+        """
+        self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
+        self._kept, self._rows = {}, {}
+        self.forward(self.model, batch)
+        if not self.names:
+            self._settle()
+        if self._kept.keys() != set(self.names):
+            odd = sorted(set(self._kept) ^ set(self.names))
+            raise CaptureError(
+                f"{self.name} did not run the same layers in batch {index} as before: {', '.join(map(repr, odd[:3]))} "
+                "ran only in some. Leave these layers out, or give every batch the same shape."
+            )
+        rows = {self._rows[name] for name in self.names}
+        if len(rows) > 1:
+            by_rows = {count: next(n for n in self.names if self._rows[n] == count) for count in sorted(rows)}
+            listed = ", ".join(f"{name!r} has {count}" for count, name in by_rows.items())
+            raise CaptureError(
+                f"{self.name}: with pooling {self.pooling!r} the layers differ in their number of positions "
+                f"({listed}). Choose layers of one resolution, or another pooling."
+            )
+        return [self._kept[name] for name in self.names], rows.pop()
+
+    def _settle(self) -> None:
+        """Fix the layers by the first batch; what a pattern picked but did not run is left out."""
+        for path in self.probe.silent:
+            if path in self.probe.selection.named:
+                raise CaptureError(
+                    f"Layer {path!r} of {self.name} was selected by name but did not run in the forward pass. Its "
+                    "output may be computed by a function instead of a module call; choose the module around it."
+                )
+            self.left_out.setdefault(path, "it did not run in the forward pass")
+        self.names = list(self._kept)
+        if not self.names:
+            reasons = "; ".join(f"{name!r}: {why}" for name, why in list(self.left_out.items())[:3])
+            raise CaptureError(f"No selected layer of {self.name} can be compared. {reasons}")
+
+    def _receive(self, name: str, module: nn.Module, tensor: torch.Tensor) -> None:
+        if name in self.left_out:
+            return
+        reason = self._unfit(tensor := samples_first(module, tensor))
+        if reason is not None:
+            path = name.partition("#")[0]
+            if path in self.probe.selection.named or name in self.names:
+                raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
+            self.left_out[name] = reason
+            return
+        try:
+            features = pool(tensor, self.pooling, self._mask)
+        except ValueError as error:
+            raise CaptureError(f"Layer {name!r} of {self.name}: {error}.") from error
+        if features.dtype not in (torch.float32, torch.float64):
+            features = features.float()
+        try:
+            self._kept[name] = self.keep(name, features)
+        except NotFiniteError:
+            raise CaptureError(
+                f"Layer {name!r} of {self.name} gave NaN or infinity in batch {self._batch}. Check the input and "
+                "weights; half precision may have overflowed."
+            ) from None
+        self._rows[name] = features.shape[0]
+
+    def _unfit(self, tensor: torch.Tensor) -> str | None:
+        """Why an output cannot be compared, or None."""
+        if not tensor.dtype.is_floating_point:
+            return f"its output is of dtype {tensor.dtype}"
+        if tensor.ndim == 0:
+            return "its output is a single number"
+        if self._samples is None:
+            self._samples = tensor.shape[0]
+        if tensor.shape[0] != self._samples:
+            return (
+                f"its output has shape {tuple(tensor.shape)}, so axis 0 does not hold the {self._samples} samples "
+                "of the batch"
+            )
+        if tensor.numel() == 0:
+            return f"its output is empty, of shape {tuple(tensor.shape)}"
+        return None
+
+
+class NotFiniteError(ValueError):
+    """Features hold NaN or infinity."""
