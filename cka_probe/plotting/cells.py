@@ -99,8 +99,48 @@ def cell_size(ax: Axes, shape: tuple[int, int]) -> tuple[float, float]:
     return float(box.width) * points / max(shape[1], 1), float(box.height) * points / max(shape[0], 1)
 
 
+class CellText(Text):
+    """A number in a cell in the size that fits when it is drawn, or not drawn at all.
+
+    Layouts, later panels and resizing change the cells after the picture was made; the number follows.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+        Of the matrix that fills the axes.
+    letters, lines : int
+        Length and number of the lines of the longest text, the same for all cells of a heatmap.
+    force : bool
+        Draw even where it does not fit.
+    *args, **kwargs
+        To :class:`matplotlib.text.Text`.
+    """
+
+    def __init__(
+        self, *args: Any, shape: tuple[int, int], letters: int, lines: int, force: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.shape = shape
+        self.letters = letters
+        self.lines = lines
+        self.force = force
+
+    def fitting_size(self) -> float:
+        """Font size in points at which the longest text fits its cell."""
+        assert isinstance(self.axes, Axes)
+        width, height = cell_size(self.axes, self.shape)
+        return min(0.88 * width / (self.letters * CHARACTER), 0.8 * height / (self.lines * 1.2), 9.0)
+
+    def draw(self, renderer: Any) -> None:
+        """Draw in the size that fits, if that can be read."""
+        size = self.fitting_size()
+        if size >= READABLE or self.force:
+            self.set_fontsize(max(size, 2.0))
+            super().draw(renderer)
+
+
 def annotate_cells(ax: Axes, image: AxesImage, texts: Sequence[Sequence[str]], *, force: bool = False) -> list[Text]:
-    """The texts written into the cells; an empty list where they do not fit.
+    """The texts put into the cells; an empty list where there is no hope that they will fit.
 
     Parameters
     ----------
@@ -112,22 +152,27 @@ def annotate_cells(ax: Axes, image: AxesImage, texts: Sequence[Sequence[str]], *
         Write even where it does not fit.
     """
     shape = (len(texts), len(texts[0]) if texts else 0)
-    lines = [cell.split("\n") for row in texts for cell in row if cell]
-    if not lines:
-        return []
-    longest = max(len(line) for cell in lines for line in cell)
-    tallest = max(len(cell) for cell in lines)
-    width, height = cell_size(ax, shape)
-    size = min(0.88 * width / (longest * CHARACTER), 0.8 * height / (tallest * 1.2), 9.0)
-    if size < READABLE and not force:
-        return []
+    split = [cell.split("\n") for row in texts for cell in row if cell]
+    letters = max((len(line) for cell in split for line in cell), default=0)
+    lines = max(map(len, split), default=0)
     colours = ink(image)
-    return [
-        ax.text(c, r, cell, ha="center", va="center", fontsize=max(size, 2.0), color=str(colours[r, c]), clip_on=True)
-        for r, row in enumerate(texts)
-        for c, cell in enumerate(row)
-        if cell
-    ]
+    written: list[Text] = []
+    for r, row in enumerate(texts):
+        for c, cell in enumerate(row):
+            if not cell:
+                continue
+            style = {"ha": "center", "va": "center", "color": str(colours[r, c]), "clip_on": True}
+            text = CellText(c, r, cell, shape=shape, letters=letters, lines=lines, force=force, **style)
+            # Layout does not wait for numbers that take their size from it.
+            text.set_in_layout(False)
+            text.set_transform(ax.transData)
+            ax.add_artist(text)
+            # Far too small now: 10,000 invisible texts would only make the file and the drawing heavy.
+            if not written and text.fitting_size() < 0.6 * READABLE and not force:
+                text.remove()
+                return []
+            written.append(text)
+    return written
 
 
 def mark_cells(

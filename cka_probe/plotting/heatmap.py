@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from numpy.typing import ArrayLike, NDArray
 
 from cka_probe.plotting.cells import annotate_cells, hatch_cells, mark_cells
@@ -110,7 +109,7 @@ def plot_heatmap(
     if "norm" not in kwargs:
         low, high = colour_limits([matrix])
         kwargs |= {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
-    aspect = "equal" if _is_square(matrix.shape) else "auto"
+    aspect = "equal" if is_square(matrix.shape) else "auto"
     options = {"cmap": cmap, "origin": "lower", "interpolation": "nearest", "aspect": aspect} | kwargs
     image = ax.imshow(np.ma.masked_array(matrix.values, undefined), **options)
     hatch_cells(ax, undefined)
@@ -120,7 +119,8 @@ def plot_heatmap(
     blocks = _separate_models(ax, matrix)
     if colorbar:
         draw_colorbar(ax, image, matrix, gap=4.0 + blocks)
-    _label_layers(ax, matrix, layer_labels)
+    _name_axes(ax, matrix, full=layer_labels is True)
+    label_layers(ax, matrix, layer_labels, (font_size(ax.xaxis), font_size(ax.yaxis)))
 
     written = []
     if annotate:
@@ -175,22 +175,47 @@ def _new_axes(matrix: SimilarityMatrix) -> Axes:
     """Axes of a figure of its own, of a size at which the names of up to about 60 layers can all be read."""
     import matplotlib.pyplot as plt
 
-    def side(count: int) -> float:
-        return float(np.interp(count, [1, 6, 18, 60, 120], [1.8, 3.4, 6.0, 6.6, 7.6]))
-
-    def margin(labels: Sequence[str]) -> float:
-        return 0.5 + 0.08 * max(len(label) for label in shorten(labels)[0])
-
-    height, width = (side(count) for count in matrix.shape)
-    if _is_square(matrix.shape):
-        cell = max(height, width) / max(matrix.shape)
-        height, width = (cell * count for count in matrix.shape)
-    size = (width + margin(matrix.rows) + 1.2, height + margin(matrix.columns) + 0.3)
+    width, height = picture_size(matrix.shape, [1, 6, 18, 60, 120], [1.8, 3.4, 6.0, 6.6, 7.6])
+    size = (width + names_size(matrix.rows) + 1.2, height + names_size(matrix.columns) + 0.3)
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
-def _is_square(shape: tuple[int, int]) -> bool:
-    """Cells are square unless one side of the picture would become a thread."""
+def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequence[float]) -> tuple[float, float]:
+    """Width and height in inches that suit a matrix.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+        Of the matrix.
+    counts, sides : sequence of float
+        Inches for these numbers of layers, and in proportion between them.
+    """
+    height, width = (float(np.interp(count, counts, sides)) for count in shape)
+    if is_square(shape):
+        cell = max(height, width) / max(shape)
+        height, width = (cell * count for count in shape)
+    return max(width, 1.0), max(height, 1.0)
+
+
+def names_size(names: Sequence[str]) -> float:
+    """Inches that layer names and the label of their axis take beside a heatmap.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Layer names.
+    """
+    return 0.5 + 0.08 * max(map(len, shorten(names)[0]), default=0)
+
+
+def is_square(shape: tuple[int, int]) -> bool:
+    """Whether cells are square: unless one side of the picture would become a thread.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+        Of the matrix.
+    """
     return max(shape) <= 3 * min(shape)
 
 
@@ -249,27 +274,41 @@ def _separate_models(ax: Axes, matrix: SimilarityMatrix) -> float:
     return taken
 
 
-def _label_layers(ax: Axes, matrix: SimilarityMatrix, layer_labels: bool | str) -> None:
-    sides: tuple[tuple[Axis, tuple[str, ...], tuple[str, ...] | None, str], ...] = (
+def _name_axes(ax: Axes, matrix: SimilarityMatrix, *, full: bool) -> None:
+    """Each axis bears the name of its model and the path that its layers share."""
+    for axis, layers, models, key in (
         (ax.xaxis, matrix.columns, matrix.column_models, "model_y"),
         (ax.yaxis, matrix.rows, matrix.row_models, "model_x"),
-    )
-    names: list[Sequence[str]] = []
-    for axis, layers, models, key in sides:
-        short, prefix = shorten(layers) if layer_labels == "auto" else (layers, "")
-        names.append(short)
+    ):
         # Several models are named at their blocks instead.
         alone = models is None or len(set(models)) < 2
         model = (models[0] if models else str(matrix.meta.get(key) or "")) if alone else ""
+        prefix = "" if full else shorten(layers)[1]
         axis.set_label_text(": ".join(filter(None, [model, f"{prefix}.*" if prefix else ""])))
+
+
+def label_layers(ax: Axes, matrix: SimilarityMatrix, layer_labels: bool | str, sizes: tuple[float, float]) -> None:
+    """Write the layer names along both axes, in sizes that fit the room as it is now.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        With the heatmap.
+    matrix : SimilarityMatrix
+        What it shows.
+    layer_labels : bool or "auto"
+        As in :func:`plot_heatmap`.
+    sizes : (x, y)
+        Font sizes in points where there is room enough.
+    """
     if layer_labels is False:
         ax.set(xticks=[], yticks=[])
         settle(ax)
         return
-    largest = [font_size(axis) for axis, *_ in sides]
+    full = layer_labels is True
     for _ in range(2):  # the room depends on the length of the names, and which names fit on the room
-        for (axis, *_), labels, size in zip(sides, names, largest, strict=True):
-            label_axis(axis, labels, size, every=layer_labels is True)
+        for axis, names, size in zip((ax.xaxis, ax.yaxis), (matrix.columns, matrix.rows), sizes, strict=True):
+            label_axis(axis, names if full else shorten(names)[0], size, every=full)
         settle(ax)
 
 

@@ -41,21 +41,33 @@ class LayerLocator(Locator):
         """Positions of the names between `vmin` and `vmax`."""
         assert self.axis is not None
         low, high = sorted((vmin, vmax))
-        pitch = _length(self.axis) / max(high - low, 1e-9)  # type: ignore[arg-type]
+        pitch = length(self.axis) / max(high - low, 1e-9)  # type: ignore[arg-type]
         # The allowance keeps names that just fit (the size was chosen so) from being thinned by a later layout.
         step = max(1, math.ceil(self.size / max(pitch, 1e-9) - 0.1))
         return [float(tick) for tick in range(0, self.count, step) if low <= tick <= high]
 
 
-def _length(axis: Axis) -> float:
-    """Length of the axis in points, as it is drawn now."""
+def length(axis: Axis) -> float:
+    """Length of the axis in points, as it is drawn now.
+
+    Parameters
+    ----------
+    axis : matplotlib.axis.Axis
+        ``ax.xaxis`` or ``ax.yaxis``.
+    """
     box = axis.axes.get_window_extent()
     pixels = box.width if isinstance(axis, XAxis) else box.height
     return float(pixels) * 72 / axis.axes.get_figure(root=True).dpi  # type: ignore[union-attr]
 
 
 def font_size(axis: Axis) -> float:
-    """Size of the axis' names in points, before any fitting."""
+    """Size of the texts at the ticks in points.
+
+    Parameters
+    ----------
+    axis : matplotlib.axis.Axis
+        ``ax.xaxis`` or ``ax.yaxis``.
+    """
     default = mpl.rcParams["xtick.labelsize"] if isinstance(axis, XAxis) else mpl.rcParams["ytick.labelsize"]
     size = axis.get_tick_params().get("labelsize", default)
     return float(FontProperties(size=size).get_size_in_points())
@@ -115,7 +127,7 @@ def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool
     every : bool
         Leave none out, in whatever size fits.
     """
-    pitch = _length(axis) / max(len(labels), 1)
+    pitch = length(axis) / max(len(labels), 1)
     size = min(largest, max(pitch / LINE, 1.0 if every else SMALLEST))
     room = size * LINE
     if isinstance(axis, XAxis):

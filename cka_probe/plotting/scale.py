@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from cka_probe.plotting.labels import LINE, font_size, length
 from cka_probe.similarity import SimilarityMatrix
 
 _NAMES = {"cka": "CKA", "hsic": "HSIC", "mmd": "MMD", "mmd_squared": "MMD²", "cca": "CCA", "svcca": "SVCCA"}
@@ -68,6 +69,38 @@ class Beside:
         return Bbox.from_bounds(box.x1 + self.gap * point, box.y0, self.width * point, box.height)
 
 
+class EndsLocator(Locator):
+    """Ticks at both ends of a scale, and at as many round numbers between as have room when it is drawn.
+
+    Parameters
+    ----------
+    low, high : float
+        The ends.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low = low
+        self.high = high
+
+    def __call__(self) -> list[float]:
+        """Positions of the ticks along the axis as it is drawn now."""
+        return self.tick_values(self.low, self.high)
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """Positions of the ticks from `vmin` to `vmax`."""
+        assert self.axis is not None
+        lines = max(length(self.axis) / (LINE * font_size(self.axis)), 2.0)  # type: ignore[arg-type]
+        room = (vmax - vmin) / lines
+        between = MaxNLocator(max(1, min(5, int(lines / 2)))).tick_values(vmin, vmax)
+        return [vmin, *(float(tick) for tick in between if min(tick - vmin, vmax - tick) > room), vmax]
+
+
+def _number(value: float, _: int | None = None) -> str:
+    """Three digits at most: the ends of a scale are data, not round numbers."""
+    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
 def draw_colorbar(
     ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float, label: str | None = None
 ) -> Colorbar:
@@ -106,9 +139,9 @@ def draw_colorbar(
     bar.set_label(measure_label(matrix) if label is None else label)
     bar.outline.set_visible(False)
     if type(image.norm) is Normalize:  # other norms (logarithmic, say) come with ticks of their own
-        room = 0.07 * (high - low)
-        inner = [tick for tick in MaxNLocator(5).tick_values(low, high) if min(tick - low, high - tick) > room]
-        bar.set_ticks([low, *inner, high], labels=[f"{low:.2g}", *(f"{tick:.3g}" for tick in inner), f"{high:.3g}"])
+        bar.ax.yaxis.set_major_locator(EndsLocator(low, high))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(_number))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
     if chance.size:
         first, last = float(chance.min()), float(chance.max())
         middle = float(np.clip(image.norm(np.array((first + last) / 2)), 0, 1))

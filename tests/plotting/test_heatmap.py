@@ -137,7 +137,7 @@ class TestScale:
     def test_grows_to_values_outside_instead_of_clipping_them(self):
         ax = drawn(plot_heatmap(make(4, values=np.array([[-0.03, 0, 0, 1.2]] * 4))))
         assert ax.images[0].get_clim() == (-0.03, 1.2)
-        assert written(colour_bar(ax).yaxis)[0] == "-0.03"
+        assert written(colour_bar(ax).yaxis)[0] == "−0.03"
         assert written(colour_bar(ax).yaxis)[-1] == "1.2"
 
     def test_asked_clipping_shows_as_arrows(self):

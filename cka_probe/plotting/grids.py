@@ -1,0 +1,347 @@
+"""Several heatmaps that are to be compared: one scale for all, or their difference, or their errors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from cka_probe.plotting.cells import hatch_cells
+from cka_probe.plotting.heatmap import as_similarity, label_layers, names_size, picture_size, plot_heatmap
+from cka_probe.plotting.labels import font_size
+from cka_probe.plotting.scale import colour_limits, measure_label
+from cka_probe.similarity import SimilarityMatrix
+
+__all__ = ["plot_before_after", "plot_difference", "plot_heatmap_grid", "plot_heatmap_with_error"]
+
+# Blue against red is told apart by colour-blind readers; grey prints cannot, so below 0 is hatched as well.
+DIVERGING = "RdBu_r"
+
+
+def plot_heatmap_grid(
+    matrices: Mapping[str, Any] | Sequence[Any],
+    *,
+    axes: NDArray[np.object_] | Sequence[Axes] | None = None,
+    columns: int | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    **kwargs: Any,
+) -> NDArray[np.object_]:
+    """The axes of heatmaps that share one colour scale, so that equal colours mean equal values.
+
+    Parameters
+    ----------
+    matrices : dict of title to matrix, or sequence of matrices
+        SimilarityMatrix, DataFrame or array (R, C) each, all of one measure.
+    axes : sequence of matplotlib.axes.Axes, optional
+        Where to draw, one for each matrix; by default a new figure.
+    columns : int, optional
+        Heatmaps side by side in the new figure; by default as many as make it about square.
+    vmin, vmax : float, optional
+        Ends of the common scale; by default 0 to 1 and further where a value of any matrix lies outside.
+    **kwargs
+        To :func:`plot_heatmap`.
+
+    Returns
+    -------
+    array of matplotlib.axes.Axes
+        One for each matrix, in their order. The colour bar stands at the right end of each row.
+
+    Raises
+    ------
+    ValueError
+        If there are no matrices, their measures differ, or `axes` does not hold one for each.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> axes = plot_heatmap_grid({"seed 0": [[1.0, 0.2]], "seed 1": [[0.9, 0.3]]})
+    >>> [ax.get_title() for ax in axes]
+    ['seed 0', 'seed 1']
+    >>> plt.close()
+    """
+    if isinstance(matrices, Mapping):
+        titles: list[str | None] = [str(name) for name in matrices]
+        panels = [as_similarity(matrix) for matrix in matrices.values()]
+    else:
+        panels = [as_similarity(matrix) for matrix in matrices]
+        titles = [None] * len(panels)
+    if not panels:
+        raise ValueError("There is nothing to draw: `matrices` is empty.")
+    measures = {panel.measure for panel in panels}
+    if len(measures) > 1:
+        raise ValueError(
+            f"Heatmaps of different measures cannot share one colour scale: {', '.join(sorted(measures))}. "
+            "Draw a grid for each measure."
+        )
+    own = axes is None
+    if columns is None:
+        columns = round(np.sqrt(len(panels)) + 0.4) if own else len(panels)
+    flat = _new_grid(panels, columns) if own else _given(axes, len(panels))
+    sizes = _font_sizes(flat)
+    low, high = colour_limits(panels)
+    scale = {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
+    for i, (ax, panel, title) in enumerate(zip(flat, panels, titles, strict=True)):
+        last = i % columns == columns - 1 or i == len(panels) - 1
+        plot_heatmap(panel, ax=ax, title=title, **{"colorbar": last} | scale | kwargs)
+    _finish(flat, panels, sizes, kwargs.get("layer_labels", "auto"), columns if own else None)
+    return flat
+
+
+def plot_before_after(
+    before: Any,
+    after: Any,
+    *,
+    titles: tuple[str, str] = ("before", "after"),
+    axes: Sequence[Axes] | None = None,
+    **kwargs: Any,
+) -> NDArray[np.object_]:
+    """The axes of student x teacher before and after the distillation, on one scale, and of what it changed.
+
+    Parameters
+    ----------
+    before, after : SimilarityMatrix, DataFrame or array (R, C)
+        The same layers in the same order.
+    titles : pair of str
+        Of the first two heatmaps; the third is named by both.
+    axes : sequence of three matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :func:`plot_heatmap` for the first two.
+
+    Returns
+    -------
+    array of three matplotlib.axes.Axes
+        Before, after, and after minus before.
+
+    Raises
+    ------
+    ValueError
+        If the layers differ, or `axes` does not hold three.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> axes = plot_before_after([[0.2, 0.3]], [[0.6, 0.9]])
+    >>> axes[2].get_title()
+    'after − before'
+    >>> plt.close()
+    """
+    before, after = as_similarity(before), as_similarity(after)
+    _check_same_layers(after, before)
+    panels = [before, after, after]
+    flat = _new_grid(panels, 3, bars=2) if axes is None else _given(axes, 3)
+    sizes = _font_sizes(flat)
+    plot_heatmap_grid(dict(zip(titles, (before, after), strict=True)), axes=flat[:2], **kwargs)
+    passed = {key: kwargs[key] for key in ("annotate", "layer_labels", "aspect") if key in kwargs}
+    plot_difference(after, before, ax=flat[2], title=f"{titles[1]} − {titles[0]}", **passed)
+    _finish(flat, panels, sizes, kwargs.get("layer_labels", "auto"), 3 if axes is None else None)
+    return flat
+
+
+def plot_difference(
+    matrix: Any,
+    reference: Any,
+    *,
+    ax: Axes | None = None,
+    cmap: Any = DIVERGING,
+    limit: float | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with `matrix` minus `reference` on a diverging scale whose middle is 0.
+
+    Where no numbers are written, cells that fell are hatched: a grey print tells them from those that rose.
+
+    Parameters
+    ----------
+    matrix, reference : SimilarityMatrix, DataFrame or array (R, C)
+        The same layers in the same order.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    cmap : str or matplotlib.colors.Colormap
+        A diverging one.
+    limit : float, optional
+        The scale spans -limit to limit; by default the largest change.
+    **kwargs
+        To :func:`plot_heatmap`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        A cell undefined in either is undefined here.
+
+    Raises
+    ------
+    ValueError
+        If the layers or measures differ, or `limit` is not positive.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = plot_difference([[0.5, 0.5]], [[0.1, 0.6]])
+    >>> [float(round(end, 3)) for end in ax.images[0].get_clim()]
+    [-0.4, 0.4]
+    >>> plt.close()
+    """
+    matrix, reference = as_similarity(matrix), as_similarity(reference)
+    _check_same_layers(matrix, reference)
+    if matrix.measure != reference.measure:
+        raise ValueError(f"A difference of different measures means nothing: {matrix.measure} − {reference.measure}.")
+    if limit is not None and not limit > 0:
+        raise ValueError(f"`limit` must be positive, got {limit}.")
+    values = matrix.values - reference.values
+    defined = np.isfinite(values)
+    if limit is None:
+        limit = float(np.abs(values[defined]).max(initial=0)) or 1.0  # nothing changed: any scale will do
+    change = SimilarityMatrix(
+        values,
+        matrix.rows,
+        matrix.columns,
+        measure=f"change of {measure_label(matrix)}",
+        meta={key: matrix.meta[key] for key in ("model_x", "model_y") if key in matrix.meta},
+        row_models=matrix.row_models,
+        column_models=matrix.column_models,
+    )
+    ax = plot_heatmap(change, ax=ax, cmap=cmap, vmin=-limit, vmax=limit, **kwargs)
+    if ax.texts:
+        return ax  # the numbers have their signs
+    # Faint changes need no mark, they are nearly white.
+    fell = defined & (values < -0.1 * limit)
+    hatch_cells(ax, fell, hatch="---", facecolor="none", edgecolor="0.25", alpha=0.5)
+    return ax
+
+
+def plot_heatmap_with_error(
+    matrix: SimilarityMatrix, *, axes: Sequence[Axes] | None = None, error_cmap: Any = "cividis", **kwargs: Any
+) -> NDArray[np.object_]:
+    """The axes of the heatmap and, beside it, of the standard error of each cell.
+
+    Parameters
+    ----------
+    matrix : SimilarityMatrix
+        With a standard error.
+    axes : sequence of two matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    error_cmap : str or matplotlib.colors.Colormap
+        Colours of the errors, another than those of the values.
+    **kwargs
+        To :func:`plot_heatmap` for the values.
+
+    Returns
+    -------
+    array of two matplotlib.axes.Axes
+        Values and standard errors; the scale of the errors starts at 0.
+
+    Raises
+    ------
+    TypeError
+        If `matrix` is not a SimilarityMatrix: nothing else holds errors.
+    ValueError
+        If it has no standard error, or `axes` does not hold two.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> matrix = SimilarityMatrix([[0.5]], ["a"], ["b"], standard_error=[[0.02]])
+    >>> axes = plot_heatmap_with_error(matrix)
+    >>> float(axes[1].images[0].get_clim()[1])
+    0.02
+    >>> plt.close()
+    """
+    if not isinstance(matrix, SimilarityMatrix):
+        raise TypeError(
+            f"`matrix` must be a SimilarityMatrix, which holds standard errors; got {type(matrix).__name__}."
+        )
+    if matrix.standard_error is None:
+        raise ValueError("This matrix has no standard error to draw. Use plot_heatmap.")
+    flat = _new_grid([matrix, matrix], 2, bars=2) if axes is None else _given(axes, 2)
+    sizes = _font_sizes(flat)
+    plot_heatmap(matrix, ax=flat[0], **kwargs)
+    errors = SimilarityMatrix(
+        matrix.standard_error,
+        matrix.rows,
+        matrix.columns,
+        measure=f"standard error of {measure_label(matrix)}",
+        meta={key: matrix.meta[key] for key in ("model_x", "model_y") if key in matrix.meta},
+        row_models=matrix.row_models,
+        column_models=matrix.column_models,
+    )
+    known = matrix.standard_error[np.isfinite(matrix.standard_error)]
+    passed = {key: kwargs[key] for key in ("layer_labels", "aspect") if key in kwargs}
+    plot_heatmap(errors, ax=flat[1], cmap=error_cmap, vmin=0, vmax=float(known.max(initial=0)) or 1.0, **passed)
+    _finish(flat, [matrix, matrix], sizes, kwargs.get("layer_labels", "auto"), 2 if axes is None else None)
+    return flat
+
+
+def _check_same_layers(matrix: SimilarityMatrix, reference: SimilarityMatrix) -> None:
+    for side in ("row_labels", "column_labels"):
+        ours, theirs = getattr(matrix, side), getattr(reference, side)
+        if ours != theirs:
+            name = side.split("_")[0]
+            different = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), None)
+            detail = (
+                f"{len(ours)} and {len(theirs)} of them" if different is None else f"{different[0]} and {different[1]}"
+            )
+            raise ValueError(
+                f"Both matrices must hold the same layers in the same order; their {name}s differ: {detail}."
+            )
+
+
+def _new_grid(panels: Sequence[SimilarityMatrix], columns: int, bars: int = 1) -> NDArray[np.object_]:
+    """Axes for the panels in a figure of its own, `columns` side by side, with room for `bars` colour bars in a row."""
+    import matplotlib.pyplot as plt
+
+    if columns < 1:
+        raise ValueError(f"`columns` must be at least 1, got {columns}.")
+    count = len(panels)
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    # As a single heatmap, but smaller: 100 layers in a panel are seen as a pattern and read only here and there.
+    sizes = [picture_size(panel.shape, [1, 6, 18, 100], [1.6, 2.4, 3.4, 5.0]) for panel in panels]
+    width, height = (max(size[i] for size in sizes) for i in (0, 1))
+    beside, below = (max(names_size(getattr(p, side)) for p in panels) for side in ("rows", "columns"))
+    across, down = (1 if _alike(panels, side) else number for side, number in (("rows", columns), ("columns", rows)))
+    size = (columns * width + across * beside + bars * 1.0 + 0.3, rows * (height + 0.4) + down * below)
+    _, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    flat = grid.ravel()
+    for ax in flat[count:]:
+        ax.remove()
+    return flat[:count]
+
+
+def _alike(panels: Sequence[SimilarityMatrix], side: str) -> bool:
+    """Whether the panels have the same layers along one side, so that naming them once is enough."""
+    return len({getattr(panel, side) for panel in panels}) == 1
+
+
+def _given(axes: Any, count: int) -> NDArray[np.object_]:
+    flat = np.array(axes, dtype=object).ravel()
+    if len(flat) != count:
+        raise ValueError(f"`axes` must hold {count} axes, one for each heatmap; got {len(flat)}.")
+    return flat
+
+
+def _font_sizes(axes: NDArray[np.object_]) -> list[tuple[float, float]]:
+    return [(font_size(ax.xaxis), font_size(ax.yaxis)) for ax in axes]
+
+
+def _finish(
+    axes: NDArray[np.object_],
+    panels: Sequence[SimilarityMatrix],
+    sizes: Sequence[tuple[float, float]],
+    layer_labels: bool | str,
+    columns: int | None,
+) -> None:
+    """Name shared layers once (in a grid of our own), and fit the names to the room that all panels together left."""
+    for i, ax in enumerate(axes if columns else ()):
+        if _alike(panels, "rows") and i % columns:  # type: ignore[operator]
+            ax.tick_params(labelleft=False)
+            ax.set_ylabel("")
+        if _alike(panels, "columns") and i + columns < len(axes):  # type: ignore[operator]
+            ax.tick_params(labelbottom=False)
+            ax.set_xlabel("")
+    for ax, panel, size in zip(axes, panels, sizes, strict=True):
+        label_layers(ax, panel, layer_labels, size)

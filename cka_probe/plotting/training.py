@@ -1,0 +1,237 @@
+"""Curves along training: what several methods reach, and how the layers of a network come to be alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+
+from cka_probe.plotting.canvas import check_columns, despine, new_axes
+from cka_probe.plotting.heatmap import CMAP
+from cka_probe.plotting.labels import font_size, label_axis, shorten
+from cka_probe.plotting.scale import measure_label
+from cka_probe.similarity import SimilarityMatrix
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["plot_layer_trends", "plot_training_curves"]
+
+
+def plot_training_curves(
+    histories: pd.DataFrame,
+    *,
+    metric: str = "test_accuracy",
+    by: str = "method",
+    x: str = "epoch",
+    errorbar: Any = ("sd", 1),
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with one curve for each method, the mean over seeds, and a band for their spread.
+
+    Methods differ in colour (seaborn's colour-blind palette) and in dashes, so that a grey print tells them apart.
+
+    Parameters
+    ----------
+    histories : DataFrame
+        Tidy: one line for each method, seed and epoch, with columns `by`, ``seed``, `x` and `metric`.
+    metric : str
+        Column to draw.
+    by : str
+        Column that tells the curves apart.
+    x : str
+        Column along the horizontal axis.
+    errorbar : as in seaborn
+        What the band spans: ``("sd", 1)`` is one standard deviation, ``("ci", 95)`` a bootstrap interval of the mean,
+        ``("pi", 100)`` from the worst to the best seed, None no band.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :func:`seaborn.lineplot`, which hands them to matplotlib.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The legend says how many seeds a curve is the mean of.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or there is nothing to draw.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> history = pd.DataFrame({"method": "KD", "seed": 0, "epoch": [1, 2], "test_accuracy": [0.4, 0.6]})
+    >>> ax = plot_training_curves(history)
+    >>> ax.get_ylabel()
+    'test accuracy'
+    >>> plt.close()
+    """
+    import seaborn as sns
+
+    check_columns(histories, (by, x, metric), "histories")
+    ax = new_axes((4.8, 3.4)) if ax is None else ax
+    names = list(dict.fromkeys(histories[by]))
+    options = {
+        "palette": sns.color_palette("colorblind", len(names)),
+        "hue_order": names,
+        "style_order": names,
+    } | kwargs
+    sns.lineplot(histories, x=x, y=metric, hue=by, style=by, errorbar=errorbar, ax=ax, **options)
+    ax.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
+    legend = ax.get_legend()
+    if legend is not None:
+        legend.set_title(_spread(histories, by, errorbar))
+        legend.set_frame_on(False)
+    despine(ax)
+    return ax
+
+
+def _spread(histories: pd.DataFrame, by: str, errorbar: Any) -> str:
+    """What a curve and its band are, for the legend."""
+    if "seed" not in histories:
+        return by
+    counts = sorted(set(histories.groupby(by, observed=True)["seed"].nunique()))
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    if counts[-1] == 1:
+        return "1 seed"
+    if errorbar is None:
+        return f"mean of {seeds} seeds"
+    kind, size = (errorbar, None) if isinstance(errorbar, str) or callable(errorbar) else errorbar
+    band = {
+        "sd": f"± {size or 1:g} sd",
+        "se": f"± {size or 1:g} se",
+        "ci": f"{size or 95:g} % interval",
+        "pi": "range" if size == 100 else f"{size or 95:g} % of the seeds",
+    }.get(kind, "band")
+    return f"mean and {band}, {seeds} seeds" if kind in ("ci", "pi") else f"mean {band}, {seeds} seeds"
+
+
+def plot_layer_trends(
+    matrices: Mapping[Any, SimilarityMatrix],
+    *,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    level: float = 0.95,
+    xlabel: str = "checkpoint",
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with one line for each pair of layers: how alike they are at each checkpoint.
+
+    Lines take their colour from the depth of the layer, dark at the input; the band is the confidence interval where
+    the matrices have standard errors. A checkpoint where a pair is undefined is a gap in its line.
+
+    Parameters
+    ----------
+    matrices : dict of checkpoint to SimilarityMatrix
+        In order of time. Checkpoints that are numbers (epochs) keep their distances.
+    pairs : sequence of (row, column), optional
+        Layers to follow. By default each row with the column of its name or, where no names agree, of its place.
+    level : float
+        Confidence of the bands.
+    xlabel : str
+        What the checkpoints are.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :meth:`matplotlib.axes.Axes.plot`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With a legend up to twelve lines, and beyond that a colour bar with the names of some layers.
+
+    Raises
+    ------
+    ValueError
+        If there are no matrices, or a layer is missing in one of them.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> steps = {epoch: SimilarityMatrix([[1 - 0.1 * epoch]], ["conv1"], ["conv1"]) for epoch in range(3)}
+    >>> ax = plot_layer_trends(steps, xlabel="epoch")
+    >>> [float(y.round(1)) for y in ax.lines[0].get_ydata()]
+    [1.0, 0.9, 0.8]
+    >>> plt.close()
+    """
+    if not matrices:
+        raise ValueError("There is nothing to draw: `matrices` is empty.")
+    first = next(iter(matrices.values()))
+    pairs = _counterparts(first) if pairs is None else list(pairs)
+    if not pairs:
+        raise ValueError("There is nothing to draw: `pairs` is empty.")
+    cells = [_find(matrix, pairs, name) for name, matrix in matrices.items()]
+    values = np.array([[m.values[cell] for cell in found] for m, found in zip(matrices.values(), cells, strict=True)])
+    numeric = all(isinstance(name, int | float | np.number) for name in matrices)
+    places = np.array(list(matrices), dtype=float) if numeric else np.arange(len(matrices), dtype=float)
+
+    names = _pair_names(pairs)
+    ax = new_axes((5.2 + 0.07 * max(map(len, names)), 3.4)) if ax is None else ax
+    # The light end of the map is left out: it does not show on white.
+    colours = mpl.colormaps[CMAP](np.linspace(0.05, 0.85, len(pairs)))
+    markers = "os^Dv<>pPX*h"
+    for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        style = {"color": colour, "marker": markers[i % len(markers)], "markersize": 3.5, "label": name} | kwargs
+        ax.plot(places, values[:, i], **style)
+    if all(matrix.standard_error is not None for matrix in matrices.values()):
+        ends = [matrix.interval(level) for matrix in matrices.values()]
+        for i, colour in enumerate(colours):
+            low, high = ([end[side][found[i]] for end, found in zip(ends, cells, strict=True)] for side in (0, 1))
+            ax.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    if not numeric:
+        label_axis(ax.xaxis, [str(name) for name in matrices], font_size(ax.xaxis))
+    ax.set(xlabel=xlabel, ylabel=measure_label(first))
+    if len(pairs) <= 12:
+        ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        _name_some(ax, names)
+    despine(ax)
+    return ax
+
+
+def _counterparts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
+    shared = [(row, row) for row in matrix.rows if row in set(matrix.columns)]
+    if shared:
+        return shared
+    if len(matrix.rows) != len(matrix.columns):
+        raise ValueError(
+            f"No layer names agree and the matrix has {len(matrix.rows)} rows and {len(matrix.columns)} columns, so "
+            "layers have no counterparts. Say which to follow: pairs=[(row, column), ...]."
+        )
+    return list(zip(matrix.rows, matrix.columns, strict=True))
+
+
+def _find(matrix: SimilarityMatrix, pairs: Sequence[tuple[str, str]], checkpoint: Any) -> list[tuple[int, int]]:
+    """Cell of each pair in this matrix."""
+    found = []
+    for row, column in pairs:
+        for name, names, side in ((row, matrix.rows, "rows"), (column, matrix.columns, "columns")):
+            if name not in names:
+                raise ValueError(f"Layer {name!r} is not among the {side} of checkpoint {checkpoint!r}.")
+        found.append((matrix.rows.index(row), matrix.columns.index(column)))
+    return found
+
+
+def _pair_names(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    rows, _ = shorten([row for row, _ in pairs])
+    columns, _ = shorten([column for _, column in pairs])
+    return [row if row == column else f"{row} × {column}" for row, column in zip(rows, columns, strict=True)]
+
+
+def _name_some(ax: Axes, names: Sequence[str]) -> None:
+    """A colour bar in place of a legend that would be longer than the picture."""
+    figure = ax.get_figure()
+    assert figure is not None
+    colours = mpl.colors.ListedColormap(mpl.colormaps[CMAP](np.linspace(0.05, 0.85, 256)))
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), colours)
+    bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
+    places = np.linspace(0, len(names) - 1, 6).round().astype(int)
+    bar.set_ticks([float(i) for i in places], labels=[names[i] for i in places])
+    bar.ax.tick_params(labelsize="small")
