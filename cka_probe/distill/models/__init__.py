@@ -1,7 +1,16 @@
-"""The networks of the paper's CIFAR-100 table, by name."""
+"""The networks of the paper by name, with the parameter counts and state-dict layout of the common CIFAR checkpoints.
+
+>>> student = build("resnet8x4", num_classes=100)
+>>> sum(parameter.numel() for parameter in student.parameters())
+1233540
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
+from .mobilenet import MobileNetV1, MobileNetV2
 from .resnet import (
     ResNet18,
     ResNet50,
@@ -15,31 +24,125 @@ from .resnet import (
     resnet56,
     resnet110,
 )
+from .shufflenet import ShuffleNetV1, ShuffleNetV2
+from .vgg import vgg8, vgg11, vgg13, vgg16, vgg19
+from .weights import load_weights
+from .wide_resnet import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-_ZOO = {
-    constructor.__name__: constructor
-    for constructor in (
-        resnet8,
-        resnet14,
-        resnet20,
-        resnet32,
-        resnet44,
-        resnet56,
-        resnet110,
-        resnet8x4,
-        resnet32x4,
-        ResNet18,
-        ResNet50,
-    )
+_ZOO: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet8": resnet8,
+    "resnet14": resnet14,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet8x4": resnet8x4,
+    "resnet32x4": resnet32x4,
+    "wrn_16_1": wrn_16_1,
+    "wrn_16_2": wrn_16_2,
+    "wrn_40_1": wrn_40_1,
+    "wrn_40_2": wrn_40_2,
+    "vgg8": vgg8,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "MobileNetV2": MobileNetV2,
+    "ShuffleNetV1": ShuffleNetV1,
+    "ShuffleNetV2": ShuffleNetV2,
+    "ResNet18": ResNet18,
+    "ResNet50": ResNet50,
+    "MobileNetV1": MobileNetV1,
 }
+
 NAMES = tuple(_ZOO)
+__all__ = ["NAMES", "build", "load_weights", *NAMES]
 
 
 def build(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.Module:
-    """A network of the zoo with random weights."""
+    """A network with random weights, by its name; nothing is downloaded.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES` (made for 32 x 32 images, MobileNetV1 for 224 x 224), ``"torchvision:NAME"`` for a classification
+        network of torchvision, or ``"timm:NAME"``.
+    num_classes : int
+        Length of the logits.
+    in_channels : int
+        Channels of the images. torchvision's networks take 3.
+
+    Returns
+    -------
+    torch.nn.Module
+        Maps images (B, in_channels, H, W) to logits (B, num_classes).
+
+    Raises
+    ------
+    TypeError
+        If `name` is not a string.
+    ValueError
+        If there is no network of that name (the message has the nearest ones), or a number is not positive, or a
+        torchvision network is asked to take other than 3 channels.
+    ModuleNotFoundError
+        If the name starts with "timm:" and timm is not installed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> build("vgg8", num_classes=10, in_channels=1)(torch.zeros(2, 1, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a string such as 'resnet8x4', got {name!r}.")
+    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{argument}` must be a positive integer, got {value!r}.")
+    library, colon, network = name.partition(":")
+    if colon and library == "torchvision":
+        return _build_torchvision(network, num_classes, in_channels)
+    if colon and library == "timm":
+        return _build_timm(network, num_classes, in_channels)
     if name not in _ZOO:
-        raise ValueError(f"There is no network {name!r}; the zoo has {', '.join(NAMES)}.")
-    return _ZOO[name](num_classes=num_classes, in_channels=in_channels)
+        raise ValueError(
+            f"There is no network {name!r}. {_nearest(name, NAMES)} "
+            f"Names of other libraries are written 'torchvision:NAME' and 'timm:NAME'."
+        )
+    return _ZOO[name](num_classes, in_channels)
 
 
-__all__ = ["NAMES", "build", *NAMES]
+def _build_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)  # the classification networks
+    if name not in names:
+        raise ValueError(f"torchvision has no classification network {name!r}. {_nearest(name, names)}")
+    if in_channels != 3:
+        raise ValueError(f"torchvision's networks take images of 3 channels, not {in_channels}; use a timm network.")
+    options: dict[str, bool] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Without their auxiliary classifiers they give plain logits while training too.
+        options = {"aux_logits": False, "init_weights": True}
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _build_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"'timm:{name}' needs the timm library, which is not installed: pip install 'cka-probe[timm]'.", name="timm"
+        ) from error
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}. {_nearest(name, timm.list_models())}")
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    # Compared without case, so that "resnet50" finds ResNet50 as well as resnet56.
+    known = {known.lower(): known for known in names}
+    near = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
+    if near:
+        return f"The nearest names are {', '.join(near)}."
+    return f"There are {', '.join(list(known.values())[:30])}."

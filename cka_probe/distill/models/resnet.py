@@ -8,6 +8,8 @@ its own, so each can be tapped by its path.
 
 from torch import Tensor, nn
 
+from .convolution import convolution, draw_weights
+
 __all__ = [
     "ResNet18",
     "ResNet50",
@@ -21,23 +23,6 @@ __all__ = [
     "resnet56",
     "resnet110",
 ]
-
-
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps height and width at stride 1."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-
-
-def initialise(network: nn.Module) -> None:
-    """Draw convolutions from N(0, 2 / fan_out), as the distillation recipes do; batch norms start as the identity."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 class BasicBlock(nn.Module):
@@ -142,7 +127,7 @@ class ResNet(nn.Module):
         self.flatten = nn.Flatten()
         self.classifier_name = classifier_name
         self.add_module(classifier_name, nn.Linear(channels, num_classes))
-        initialise(self)
+        draw_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""

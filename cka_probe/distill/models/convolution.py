@@ -1,0 +1,33 @@
+"""What every convolutional network here is made of: the plain convolution and the recipes' initialisation."""
+
+from torch import nn
+
+__all__ = ["convolution", "draw_weights"]
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps height and width at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def draw_weights(network: nn.Module, classifier_deviation: float | None = None) -> None:
+    """Draw the weights as the recipes do: convolutions from N(0, 2 / fan_out), biases 0, batch norms 1 and 0.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place.
+    classifier_deviation : float, optional
+        Linear layers are drawn from N(0, this squared) with bias 0; they keep torch's own draw when None.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and classifier_deviation is not None:
+            nn.init.normal_(module.weight, std=classifier_deviation)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,159 @@
+"""Weights from a file into a network: safetensors, or what torch.save wrote, in the layouts that are about."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["load_weights"]
+
+# Where a training script puts the state dict beside its epoch and optimiser.
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "net")
+# What DataParallel, DistributedDataParallel and torch.compile put before every name.
+PREFIXES = ("module.", "_orig_mod.")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_weights(model: Network, path: str | Path) -> Network:
+    """The same network with the weights of a file; the network is changed only when everything in the file fits.
+
+    The file is a safetensors file (by its suffix) or one of `torch.save`, read with ``weights_only=True``, so that no
+    code in it runs. Its state dict may be at the top, or under "model", "state_dict", "model_state_dict" or "net"; the
+    prefixes "module." and "_orig_mod." are dropped. Batch norms' counters that old files do not have stay as they are.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place; its dtype and device stay.
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    torch.nn.Module
+        `model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read, holds no state dict, or does not fit: the message says which names are missing or
+        unexpected and which shapes differ.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cka_probe.distill.models import build
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "teacher.pth"
+    ...     torch.save({"epoch": 240, "model": build("resnet8").state_dict()}, path)
+    ...     teacher = load_weights(build("resnet8"), path)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no weight file {str(path)!r}. Weights are never downloaded; give a local file."
+        )
+    state = _state_dict(_read(path), path)
+    _check_fit(model, state, path)
+    model.load_state_dict(state, strict=False)  # all that may still be missing are batch norms' counters
+    return model
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ValueError(
+                f"{str(path)!r} holds Python objects beside its weights, not loaded because they could run code. "
+                f"Save only the state dict, from the program that made the file: torch.save(model.state_dict(), path)."
+            ) from error
+        raise ValueError(_damaged(path, error)) from error
+    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"{str(path)!r} is not a readable weight file: damaged, cut short, or neither safetensors nor torch.save "
+        f"({type(error).__name__}: {reason[0] if reason else 'no more is known'})."
+    )
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    found = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+        if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+            return _without_prefixes(content)
+        found = f"the keys {', '.join(map(repr, list(content)[:8]))}" if content else "nothing in it"
+    raise ValueError(
+        f"{str(path)!r} holds no state dict: names with tensors were expected at its top or under "
+        f"{', '.join(map(repr, STATE_KEYS))}; it has {found}."
+    )
+
+
+def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            # Wrappers nest, a compiled network in DistributedDataParallel say, so there may be more.
+            return _without_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return dict(state)
+
+
+def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in expected]
+    differing = [
+        f"{name} is {tuple(state[name].shape)} in the file and {tuple(tensor.shape)} in the network"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"missing from the file: {_some(missing)}")
+    if unexpected:
+        problems.append(f"not in the network: {_some(unexpected)}")
+    if differing:
+        problems.append(f"another shape: {_some(differing)}")
+    if problems:
+        raise ValueError(
+            f"{str(path)!r} does not fit this {type(model).__name__}; {'; '.join(problems)}. "
+            f"Check the network's name and its number of classes; nothing was loaded."
+        )
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _numpy_scalars() -> list[Any]:
+    # Training scripts store the best accuracy as a numpy number beside the weights. These globals rebuild a number and
+    # run nothing else; numpy 1 and 2 write the first under different modules.
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")}
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *kinds,
+    ]
+
+
+_NUMPY_SCALARS = _numpy_scalars()
