@@ -7,6 +7,8 @@ from .estimators.minibatch import MinibatchCKA, cka_matrix
 from .plotting.heatmap import plot_heatmap
 from .similarity import SimilarityMatrix
 
+__version__: str
+
 __all__ = [
     "RBF",
     "CaptureError",

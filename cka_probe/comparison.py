@@ -2,90 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import ExitStack
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from .capture.batches import Forward, batch_size, joined_batches, map_tensors
+from .capture.batches import Forward
 from .capture.layers import Layers, unwrap
 from .capture.pooling import Pooling
-from .capture.recorder import Keep, LayerRecorder, NotFiniteError
-from .capture.state import borrowed, device_of
-from .estimators.hsic import flat_centred
+from .capture.recorder import LayerRecorder
 from .estimators.kernels import Kernel, Linear
-from .estimators.minibatch import LayerGram, MinibatchCKA, layer_gram, unit_stack
 from .similarity import SimilarityMatrix
+from .statistics import MinibatchPass, keep_gram
+from .streaming import Pass, SampleOrder
 
-_END = object()
-
-
-def keep_gram(kernel: Kernel) -> Keep:
-    """What a minibatch comparison does with features inside the hook: their Gram matrix, and nothing kept."""
-    shifted: dict[str, bool] = {}
-
-    def keep(name: str, features: torch.Tensor) -> LayerGram:
-        result = layer_gram(features, kernel, shift=shifted.get(name, False))
-        shifted[name] = result.shifted
-        # A Gram matrix whose own sums passed as safe (factor 1.0 of the linear kernel) is finite.
-        passed = isinstance(kernel, Linear) and isinstance(result.factor, float)
-        if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
-            raise NotFiniteError
-        return result
-
-    return keep
-
-
-def one_batch(data: Any) -> Iterable[Any]:
-    """``data`` as an iterable of batches: a single tensor or mapping is one batch.
-
-    Raises
-    ------
-    TypeError
-        For a Dataset, whose items are single samples, and for what cannot be iterated.
-    """
-    if isinstance(data, torch.Tensor | Mapping):
-        return [data]
-    if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
-        raise TypeError(
-            "`data` is a Dataset, whose items are single samples. Wrap it: "
-            "torch.utils.data.DataLoader(data, batch_size=64)."
-        )
-    if not isinstance(data, Iterable):
-        raise TypeError(f"`data` must be an iterable of batches, such as a DataLoader, got {type(data).__name__}.")
-    return data
-
-
-def paired(data: Iterable[Any], data_y: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Batches of both loaders side by side.
-
-    Raises
-    ------
-    ValueError
-        If one ends before the other, or two batches differ in their number of samples.
-    """
-    for index, (x, y) in enumerate(zip_longest(data, data_y, fillvalue=_END)):
-        if x is _END or y is _END:
-            short, long = ("`data`", "`data_y`") if x is _END else ("`data_y`", "`data`")
-            raise ValueError(f"{short} ended after {index} batches, {long} goes on. Both must hold the same samples.")
-        if batch_size(x) != batch_size(y):
-            raise ValueError(
-                f"Batch {index} holds {batch_size(x)} samples in `data` and {batch_size(y)} in `data_y`. "
-                "Both must hold the same samples in the same order."
-            )
-        yield x, y
-
-
-def progress_bar(data: Iterable[Any], label: str, progress: bool) -> Iterable[Any]:
-    """``data`` under a progress bar with rate and time left, or as it is."""
-    if not progress:
-        return data
-    total = len(data) if isinstance(data, Sized) else None
-    return tqdm(data, desc=label, total=total, unit="batch", dynamic_ncols=True)
+CHECKPOINT_EVERY = 20
+"""Batches between two saves of a comparison with ``checkpoint=``."""
 
 
 def compare(
@@ -101,6 +35,9 @@ def compare(
     forward: Forward | None = None,
     data_y: Iterable[Any] | None = None,
     device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
+    checkpoint: str | Path | None = None,
+    distributed: bool = False,
     progress: bool = True,
 ) -> SimilarityMatrix:
     """CKA of every layer of one network with every layer of another, in one pass over the data.
@@ -129,6 +66,14 @@ def compare(
         Batches for the second model where its input differs (another tokenizer or image size); the same samples.
     device : device, optional
         Where both models run; each stays where it is when left out.
+    autocast : torch.dtype, optional
+        Run the forwards under autocast in this precision; the statistics stay in float32 and float64.
+    checkpoint : path, optional
+        Save the state here every 20 batches; a later call with the same arguments goes on from it with the identical
+        answer. The file is removed at the end.
+    distributed : bool
+        Under torch.distributed: ``data`` is this process's shard (see ``shard``), and every process returns the result
+        of all.
     progress : bool
         Show a progress bar.
 
@@ -141,7 +86,8 @@ def compare(
     Raises
     ------
     ValueError
-        If a layer is unknown (the nearest names are given), ``data`` is empty or its batches are too small.
+        If a layer is unknown (the nearest names are given), ``data`` is empty or its batches are too small, or a
+        checkpoint is of another comparison.
     TypeError
         If ``data`` is no iterable of batches.
     CaptureError
@@ -159,109 +105,141 @@ def compare(
     ('0', '1', '2')
     """
     kernel = kernel or Linear()
-    statistics = MinibatchCKA(kernel=kernel, estimator=estimator)
-    same = unwrap(model_x) is unwrap(model_y) and data_y is None and (layers_y is None or layers_y == layers)
-    left = LayerRecorder(model_x, "model_x", layers, pooling, keep_gram(kernel), forward)
-    right = (
-        left
-        if same
-        else LayerRecorder(
-            model_y, "model_y", layers if layers_y is None else layers_y, pooling, keep_gram(kernel), forward
-        )
+    layers_y = layers if layers_y is None else layers_y
+    same = unwrap(model_x) is unwrap(model_y) and data_y is None and layers_y == layers
+    recorders = [LayerRecorder(model_x, "model_x", layers, pooling, keep_gram(kernel), forward)]
+    if not same:
+        recorders.append(LayerRecorder(model_y, "model_y", layers_y, pooling, keep_gram(kernel), forward))
+    gathered, run = _minibatch(
+        recorders, kernel, estimator, data, data_y, device, autocast, checkpoint, distributed, progress, square=False
     )
-    recorders = [left] if same else [left, right]
-    notes: list[str] = []
-    batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y))
-
-    def rows(recorder: LayerRecorder, batch: Any, index: int) -> tuple[Any, Any, int]:
-        batch = map_tensors(batch, lambda t: t.to(device_of(recorder.model), non_blocking=True))
-        kept, samples = recorder.run(batch, index, batch_size(batch))
-        grams, factors, _ = zip(*kept, strict=True)
-        stack, divisors = unit_stack(grams, factors)
-        home = device_of(left.model)
-        return flat_centred(stack, estimator).to(home), divisors.to(home), samples
-
-    interrupted = False
-    with borrowed([r.model for r in recorders], device):
-        try:
-            with ExitStack() as hooks:
-                for recorder in recorders:
-                    hooks.enter_context(recorder.probe)
-                for index, (batch, _) in enumerate(
-                    joined_batches(progress_bar(batches, "compare", progress), statistics.minimum, notes)
-                ):
-                    batch_x, batch_y = (batch, batch) if data_y is None else batch
-                    rows_x, scale_x, samples = rows(left, batch_x, index)
-                    rows_y, scale_y, samples_y = (rows_x, scale_x, samples) if same else rows(right, batch_y, index)
-                    if samples != samples_y:
-                        raise ValueError(
-                            f"Batch {index} gives {samples} rows of features in model_x and {samples_y} in model_y. "
-                            "Both must see the same samples; with positions as samples, the same positions."
-                        )
-                    if samples < statistics.minimum:
-                        notes.append(
-                            f"batch {index} of {samples} samples was left out: {statistics.minimum} are needed"
-                        )
-                        continue
-                    statistics.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
-        except KeyboardInterrupt:
-            if not statistics.batches:
-                raise
-            interrupted = True
-            notes.append(f"stopped by the user after {statistics.batches} batches: a partial result")
-    if not statistics.batches:
-        raise ValueError(_no_batches(notes, statistics.minimum))
-    return _result(statistics, left, right, notes, pooling, interrupted)
+    meta = {"pooling": _name(pooling), "model_x": _kind(model_x), "model_y": _kind(model_y), "partial": run.interrupted}
+    return gathered.result(run.notes, meta)
 
 
-def _no_batches(notes: Sequence[str], minimum: int) -> str:
-    if notes:
-        return f"No batch could be used: {notes[0]}. Use a batch size of at least {minimum}."
-    return "`data` yielded no batch. A generator can be used only once: pass a list or a DataLoader."
-
-
-def _result(
-    statistics: MinibatchCKA,
-    left: LayerRecorder,
-    right: LayerRecorder,
-    notes: list[str],
-    pooling: Pooling,
-    partial: bool,
+def compare_many(
+    models: Mapping[str, nn.Module],
+    data: Iterable[Any],
+    *,
+    layers: Layers | Mapping[str, Layers] = "leaves",
+    kernel: Kernel | None = None,
+    estimator: str = "unbiased",
+    pooling: Pooling = "auto",
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
+    checkpoint: str | Path | None = None,
+    distributed: bool = False,
+    progress: bool = True,
 ) -> SimilarityMatrix:
-    from scipy import stats
+    """CKA of every pair of layers of every pair of models, one forward of each model for each batch.
 
-    def to_numpy(values: Any) -> Any:
-        return values.cpu().numpy()
+    For several checkpoints of one run, or a zoo of networks.
 
-    for recorder in [left] if right is left else [left, right]:
-        notes += [f"{recorder.name}: {name!r} was left out: {why}" for name, why in recorder.left_out.items()]
-    for recorder, key in [(left, "self_x")] if right is left else [(left, "self_x"), (right, "self_y")]:
-        dead = to_numpy(statistics.sums[key]).ravel() <= 0
-        notes += [
-            f"{recorder.name}: {name!r} is constant over the samples of every batch, so its similarity is undefined"
-            for name, is_dead in zip(recorder.names, dead, strict=True)
-            if is_dead
-        ]
-    unbiased = statistics.estimator == "unbiased"
-    return SimilarityMatrix(
-        to_numpy(statistics.compute()),
-        left.names,
-        right.names,
-        standard_error=to_numpy(statistics.standard_error()) if statistics.batches > 1 else None,
-        p_value=stats.norm.sf(to_numpy(statistics.z_score())) if unbiased else None,
-        chance=to_numpy(statistics.chance_level()),
-        notes=notes,
-        measure="cka",
-        meta={
-            "kernel": repr(statistics.kernel),
-            "estimator": statistics.estimator,
-            "scope": "minibatch",
-            "samples": statistics.samples,
-            "batches": statistics.batches,
-            "degrees_of_freedom": statistics.batches - 1,
-            "pooling": pooling if isinstance(pooling, str) else getattr(pooling, "__name__", repr(pooling)),
-            "model_x": type(left.model).__name__,
-            "model_y": type(right.model).__name__,
-            "partial": partial,
-        },
+    Parameters
+    ----------
+    models : mapping of str to torch.nn.Module
+        At least one model by name.
+    data, kernel, estimator, pooling, forward, device, autocast, checkpoint, distributed, progress
+        As ``compare``.
+    layers : as ``compare``, or a mapping of model name to that
+        Layers of every model, or of each.
+
+    Returns
+    -------
+    SimilarityMatrix
+        Square, with the model of each row and column in ``row_models`` and ``column_models``; ``to_frame()`` has a
+        (model, layer) MultiIndex.
+
+    Raises
+    ------
+    ValueError, TypeError, CaptureError
+        As ``compare``; and for a mapping of layers that lacks a model.
+
+    Examples
+    --------
+    >>> nets = {name: nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for name in ("a", "b")}
+    >>> compare_many(nets, torch.randn(32, 8), progress=False).to_frame().shape
+    (4, 4)
+    """
+    if not isinstance(models, Mapping):
+        raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
+    if not models:
+        raise ValueError("`models` is empty: give at least one model by name.")
+    kernel = kernel or Linear()
+    chosen = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(models, layers)
+    if missing := [name for name in models if name not in chosen]:
+        raise ValueError(f"`layers` names no layers for {', '.join(map(repr, missing))}.")
+    recorders = [
+        LayerRecorder(model, name, chosen[name], pooling, keep_gram(kernel), forward) for name, model in models.items()
+    ]
+    for recorder, name in zip(recorders, models, strict=True):
+        recorder.name = name
+    gathered, run = _minibatch(
+        recorders, kernel, estimator, data, None, device, autocast, checkpoint, distributed, progress, square=True
     )
+    meta = {
+        "pooling": _name(pooling),
+        "models": {name: _kind(model) for name, model in models.items()},
+        "partial": run.interrupted,
+    }
+    return gathered.result(run.notes, meta, models=True)
+
+
+def _minibatch(
+    recorders: list[LayerRecorder],
+    kernel: Kernel,
+    estimator: str,
+    data: Iterable[Any],
+    data_y: Iterable[Any] | None,
+    device: torch.device | str | None,
+    autocast: torch.dtype | None,
+    checkpoint: str | Path | None,
+    distributed: bool,
+    progress: bool,
+    *,
+    square: bool,
+) -> tuple[MinibatchPass, Pass]:
+    """Run one pass with minibatch statistics, from a checkpoint where there is one."""
+    gathered = MinibatchPass(recorders, kernel, estimator, square=square)
+    order = SampleOrder() if checkpoint is not None else None
+    run = Pass(
+        recorders,
+        gathered.statistics.minimum,
+        device=device,
+        autocast=autocast,
+        progress=progress,
+        order=order,
+    )
+    path = None if checkpoint is None else Path(checkpoint)
+    skip, seen_before = gathered.load(path) if path is not None and path.exists() else (0, "")
+
+    def consume(index: int, kept: list[list[Any]], samples: int) -> None:
+        gathered.consume(index, kept, samples)
+        if path is not None and order is not None and (index + 1) % CHECKPOINT_EVERY == 0:
+            gathered.save(path, order.hexdigest(), index + 1)
+
+    def same_samples(digest: str) -> None:
+        if digest != seen_before:
+            raise ValueError(
+                f"{path} was made from other samples, or in another order. Turn shuffling off, or delete the file."
+            )
+
+    run.run(data, consume, data_y=data_y, skip=skip, skipped=same_samples)
+    if path is not None and run.interrupted:
+        gathered.save(path, run.digest, run.done)
+    if distributed:
+        gathered.all_reduce()
+    else:
+        run.require_batches()
+    if path is not None and not run.interrupted:
+        path.unlink(missing_ok=True)
+    return gathered, run
+
+
+def _name(pooling: Pooling) -> str:
+    return pooling if isinstance(pooling, str) else getattr(pooling, "__name__", repr(pooling))
+
+
+def _kind(model: nn.Module) -> str:
+    return type(unwrap(model)).__name__

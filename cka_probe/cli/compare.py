@@ -1,0 +1,194 @@
+"""`cka-probe compare`: two networks, or two files of features, and the heatmap of their layers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cka_probe.similarity import SimilarityMatrix
+
+
+def compare(
+    model_x: Annotated[str, typer.Argument(help="Rows: a network or a file of features (.npz, .safetensors).")],
+    model_y: Annotated[str | None, typer.Argument(help="Columns; the first network with itself when left out.")] = None,
+    data: Annotated[
+        str, typer.Option(help="digits, noise, a folder of images, or a .npy/.npz/.safetensors file.")
+    ] = "digits",
+    layers: Annotated[str, typer.Option(help='"leaves", "blocks", or names and globs separated by commas.')] = "leaves",
+    layers_y: Annotated[str | None, typer.Option(help="Layers of the second network where they differ.")] = None,
+    weights_x: Annotated[Path | None, typer.Option(help="Weights of the first network (.safetensors, .pt).")] = None,
+    weights_y: Annotated[Path | None, typer.Option(help="Weights of the second network.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of both networks.")] = None,
+    kernel: Annotated[str, typer.Option(help='"linear", "rbf", "rbf(fraction=0.5)", "cosine", ...')] = "linear",
+    estimator: Annotated[str, typer.Option(help='"unbiased" or "biased".')] = "unbiased",
+    scope: Annotated[str, typer.Option(help='"minibatch" or "dataset" (exact).')] = "minibatch",
+    measure: Annotated[str, typer.Option(help='"cka" or another measure, such as "procrustes".')] = "cka",
+    pooling: Annotated[str, typer.Option(help='"auto", "flatten", "mean", "cls", "last", "spatial", "all".')] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Samples of a minibatch.")] = 64,
+    samples: Annotated[int | None, typer.Option(help="Use that many samples.")] = None,
+    image_size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and of the choice of samples.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the result (.npz) for later.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the heatmap (.png, .pdf, .svg).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Compare every layer of one network with every layer of another.
+
+    A network is a name of the zoo (resnet20), torchvision:NAME, timm:NAME, hf:FOLDER, module:function or
+    file.py:function. Nothing is downloaded: give weights with --weights-x and --weights-y.
+
+    For example:
+
+      cka-probe compare resnet8 resnet20 --data digits --layers "layer*" --plot heatmap.png
+
+      cka-probe compare torchvision:resnet18 timm:vit_tiny_patch16_224 --data photos/ --image-size 224 -o result.npz
+
+      cka-probe compare features_a.npz features_b.npz --json
+    """
+    if output is not None and output.suffix != ".npz":
+        raise ValueError(f"--output must end in .npz, got {output}. Use --plot for a picture.")
+    if _is_features(model_x):
+        result = _compare_features(model_x, model_y or model_x, kernel, estimator)
+    else:
+        result = _compare_models(
+            **{k: v for k, v in locals().items() if k not in ("output", "plot", "as_json", "result")}
+        )
+    if output is not None:
+        result.save(output)
+    if plot is not None:
+        _draw(result, plot)
+    if as_json:
+        typer.echo(json.dumps(_as_json(result)))
+    elif not quiet:
+        typer.echo(repr(result))
+        for note in result.notes:
+            typer.echo(f"note: {note}")
+        for kind, path in (("result", output), ("picture", plot)):
+            if path is not None:
+                typer.echo(f"{kind}: {path}")
+
+
+def _is_features(source: str) -> bool:
+    from cka_probe.sources import FEATURE_FILES
+
+    return Path(source).suffix in FEATURE_FILES
+
+
+def _compare_models(
+    model_x: str,
+    model_y: str | None,
+    data: str,
+    layers: str,
+    layers_y: str | None,
+    weights_x: Path | None,
+    weights_y: Path | None,
+    num_classes: int | None,
+    kernel: str,
+    estimator: str,
+    scope: str,
+    measure: str,
+    pooling: str,
+    batch_size: int,
+    samples: int | None,
+    image_size: int,
+    seed: int,
+    device: str | None,
+    quiet: bool,
+) -> SimilarityMatrix:
+    import torch
+
+    from cka_probe.comparison import compare as compare_models
+    from cka_probe.estimators.kernels import kernel_from_name
+    from cka_probe.sources import load_data, load_model
+
+    chosen = kernel_from_name(kernel)
+    batches = load_data(data, batch_size=batch_size, samples=samples, image_size=image_size, seed=seed)
+    torch.manual_seed(seed)
+    x = load_model(model_x, weights_x, num_classes=num_classes)
+    y = x
+    if (model_y or model_x) != model_x or weights_y != weights_x:
+        y = load_model(model_y or model_x, weights_y, num_classes=num_classes)
+    return compare_models(
+        x,
+        y,
+        batches,
+        layers=_layer_list(layers),
+        layers_y=None if layers_y is None else _layer_list(layers_y),
+        kernel=chosen,
+        estimator=estimator,
+        scope=scope,
+        measure=measure,
+        pooling=pooling,
+        device=device,
+        progress=not quiet and sys.stderr.isatty(),
+    )
+
+
+def _layer_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _compare_features(file_x: str, file_y: str, kernel: str, estimator: str) -> SimilarityMatrix:
+    from cka_probe.estimators.kernels import kernel_from_name
+    from cka_probe.estimators.minibatch import cka_matrix
+    from cka_probe.similarity import SimilarityMatrix
+    from cka_probe.sources import load_arrays
+
+    chosen = kernel_from_name(kernel)
+    x, y = load_arrays(file_x), load_arrays(file_y)
+    flat = [[a.reshape(a.shape[0], -1) for a in arrays.values()] for arrays in (x, y)]
+    return SimilarityMatrix(
+        cka_matrix(*flat, kernel=chosen, estimator=estimator),
+        list(x),
+        list(y),
+        meta={
+            "kernel": repr(chosen),
+            "estimator": estimator,
+            "scope": "dataset",
+            "samples": len(flat[0][0]),
+            "model_x": file_x,
+            "model_y": file_y,
+        },
+    )
+
+
+def _draw(result: SimilarityMatrix, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    size = min(16.0, max(5.0, 0.16 * max(result.shape) + 3))
+    figure = Figure(figsize=(size * 1.15, size), layout="constrained")
+    result.plot(ax=figure.subplots())
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_json(result: SimilarityMatrix) -> dict[str, Any]:
+    """The result as JSON types; NaN becomes null."""
+    import numpy as np
+
+    def listed(array: Any) -> Any:
+        if array is None:
+            return None
+        return [[None if np.isnan(v) else float(v) for v in row] for row in array]
+
+    return {
+        "measure": result.measure,
+        "rows": list(result.rows),
+        "columns": list(result.columns),
+        "values": listed(result.values),
+        "standard_error": listed(result.standard_error),
+        "p_value": listed(result.p_value),
+        "notes": list(result.notes),
+        "meta": result.meta,
+    }

@@ -1,0 +1,110 @@
+"""`cka-probe info`: what this machine has, and the layers of a network."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+OPTIONAL = {
+    "transformers": "hf",
+    "timm": "timm",
+    "plotly": "report",
+    "tensorboard": "tensorboard",
+}
+
+
+def info(
+    model: Annotated[str | None, typer.Argument(help="A network whose layers to list.")] = None,
+    image_size: Annotated[int, typer.Option(help="Height and width of the example image.")] = 32,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the network.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Only the layers that this picks, as in compare.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show versions and devices, or the layers of a network with their output shapes.
+
+    For example:
+
+      cka-probe info
+
+      cka-probe info torchvision:resnet18 --layers blocks
+    """
+    if model is None:
+        facts = machine()
+        typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name:14} {value}" for name, value in facts.items()))
+        return
+    table = _layers(model, image_size, num_classes, layers)
+    if as_json:
+        keys = ("layer", "type", "output", "parameters")
+        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in table]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=f"Layers of {model}", title_justify="left")
+    for heading, justify in (("layer", "left"), ("type", "left"), ("output", "left"), ("parameters", "right")):
+        shown.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=heading == "layer")
+    for path, kind, shape, parameters in table:
+        shown.add_row(path, kind, shape or "did not run", f"{parameters:,}")
+    Console().print(shown)
+
+
+def machine() -> dict[str, Any]:
+    """Versions and devices of this machine; says of what is missing how to install it."""
+    import os
+
+    import torch
+
+    from cka_probe import __version__
+
+    facts: dict[str, Any] = {
+        "cka_probe": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "torch": torch.__version__,
+        "gpu": "none",
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    try:
+        import cupy
+
+        facts["cupy"] = cupy.__version__
+    except ImportError:
+        cuda = (torch.version.cuda or "12").partition(".")[0]
+        facts["cupy"] = f"not installed: pip install 'cka-probe[cuda{cuda}]' (needs an NVIDIA GPU)"
+    for name, extra in OPTIONAL.items():
+        try:
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            facts[name] = f"not installed: pip install 'cka-probe[{extra}]'"
+    return facts
+
+
+def _layers(
+    source: str, image_size: int, num_classes: int | None, layers: str | None
+) -> list[tuple[str, str, str, int]]:
+    import torch
+
+    from cka_probe.capture.layers import layer_table, select_layers
+    from cka_probe.capture.state import borrowed
+    from cka_probe.sources import load_model
+
+    model = load_model(source, num_classes=num_classes)
+
+    def run(network: torch.nn.Module) -> Any:
+        example: Any = getattr(network, "dummy_inputs", None)
+        if isinstance(example, dict):
+            return network(**example)
+        channels = next((m.in_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)), 3)
+        return network(torch.randn(2, channels, image_size, image_size))
+
+    with borrowed([model]):
+        table = layer_table(model, run)
+    if layers is None:
+        return table
+    picked = set(select_layers(model, [part.strip() for part in layers.split(",")]).paths)
+    return [row for row in table if row[0] in picked]

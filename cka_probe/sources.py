@@ -1,0 +1,257 @@
+"""Models and data by name, for the command line and for recipes: nothing here is downloaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURE_FILES = (".npy", ".npz", ".safetensors")
+
+
+def load_model(source: str, weights: str | Path | None = None, *, num_classes: int | None = None) -> nn.Module:
+    """A network by its source.
+
+    Parameters
+    ----------
+    source : str
+        A name of the zoo ("resnet20"), "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:FOLDER" (a local
+        transformers checkpoint, or a folder with a config.json alone for random weights), or "module:function" or
+        "file.py:function", a function without arguments that returns a torch.nn.Module.
+    weights : path, optional
+        A .safetensors file, or a .pt file of a state dict (read with weights_only=True).
+    num_classes : int, optional
+        Length of the logits, for names of the zoo (100 when left out), torchvision and timm (1000).
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU, with random weights where none are given.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network (the nearest names are given) or the weights do not fit.
+    FileNotFoundError
+        If a folder or file is not there.
+    TypeError
+        If a function returns something else.
+    ModuleNotFoundError
+        If the library of the source is not installed.
+
+    Examples
+    --------
+    >>> type(load_model("torchvision:resnet18")).__name__
+    'ResNet'
+    """
+    from .distill.models import build, load_weights
+
+    library, colon, name = source.partition(":")
+    if colon and library == "hf":
+        model = _hugging_face(name)
+    elif colon and library not in ("torchvision", "timm"):
+        model = _from_function(library, name)
+    else:
+        model = build(source, num_classes=num_classes or (1000 if colon else 100))
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _hugging_face(folder: str) -> nn.Module:
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"'hf:{folder}' needs transformers, which is not installed: pip install 'cka-probe[hf]'.",
+            name="transformers",
+        ) from error
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"'hf:{folder}': there is no {path / 'config.json'}. Give the folder of a checkpoint saved with "
+            "save_pretrained; nothing is downloaded."
+        )
+    if any(path.glob("*.safetensors")):
+        return AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
+    return AutoModel.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+
+
+def _from_function(module_name: str, function: str) -> nn.Module:
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            # A module beside the caller, as `python -m` would find it.
+            sys.path.insert(0, str(Path.cwd()))
+            try:
+                module = importlib.import_module(module_name)
+            finally:
+                sys.path.pop(0)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            raise ValueError(
+                f"There is no Python module {module_name!r}. A model is a name of the zoo, torchvision:NAME, "
+                "timm:NAME, hf:FOLDER, module:function or file.py:function."
+            ) from error
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"{module_name} has no function {function!r} that makes a model.")
+    model = getattr(module, function)()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{module_name}:{function} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npy, .npz or .safetensors file by name; nothing is unpickled.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is not there.
+    ValueError
+        If it is of another kind, broken, or holds Python objects.
+
+    Examples
+    --------
+    >>> load_arrays("missing.npz")
+    Traceback (most recent call last):
+    FileNotFoundError: There is no file missing.npz.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        if path.suffix == ".npy":
+            return {path.stem: np.load(path, allow_pickle=False)}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    raise ValueError(f"{path} is not one of {', '.join(FEATURE_FILES)}.")
+
+
+def load_data(
+    source: str,
+    *,
+    batch_size: int = 64,
+    samples: int | None = None,
+    image_size: int = 224,
+    channels: int = 3,
+    seed: int = 0,
+) -> Iterable[Any]:
+    """Batches of inputs by their source, always in the same order.
+
+    Parameters
+    ----------
+    source : str
+        "digits" (scikit-learn's images), "noise" (Gaussian images, for a first try), a folder of images (with or
+        without class folders), or a .npy, .npz or .safetensors file whose first array holds the inputs.
+    batch_size : int
+        Samples of a batch.
+    samples : int, optional
+        Use that many samples, drawn once with ``seed``; all when left out (1024 for noise).
+    image_size : int
+        Height and width that images are resized to.
+    channels : int
+        Channels of digits and noise.
+    seed : int
+        Chooses the samples.
+
+    Returns
+    -------
+    DataLoader
+        Of input tensors.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the source is not there, empty or of another kind.
+
+    Examples
+    --------
+    >>> next(iter(load_data("digits", image_size=16)))[0].shape
+    torch.Size([64, 3, 16, 16])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    path = Path(source)
+    dataset: torch.utils.data.Dataset[Any]
+    if source == "noise":
+        inputs = torch.randn(samples or 1024, channels, image_size, image_size, generator=generator)
+        dataset, samples = TensorDataset(inputs), None
+    elif source == "digits":
+        from .distill.data import digits
+
+        dataset = digits(size=image_size, channels=channels)[1]
+    elif path.is_dir():
+        dataset = _image_folder(path, image_size)
+    elif path.suffix in FEATURE_FILES:
+        arrays = load_arrays(path)
+        dataset = TensorDataset(torch.from_numpy(next(iter(arrays.values()))))
+    else:
+        raise FileNotFoundError(
+            f"There is no data {source!r}. Give 'digits', 'noise', a folder of images, "
+            f"or a {', '.join(FEATURE_FILES)} file."
+        )
+    if samples is not None and samples < len(dataset):
+        chosen = torch.randperm(len(dataset), generator=generator)[:samples]
+        dataset = torch.utils.data.Subset(dataset, chosen.tolist())
+    return DataLoader(dataset, batch_size=batch_size)
+
+
+class _Images(torch.utils.data.Dataset[torch.Tensor]):
+    """Images of a folder tree in the order of their paths, resized and normalised as for ImageNet."""
+
+    def __init__(self, paths: list[Path], size: int) -> None:
+        from torchvision import transforms
+
+        from .distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
+
+        self.paths = paths
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(size),
+                transforms.CenterCrop(size),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def _image_folder(folder: Path, size: int) -> _Images:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}).")
+    return _Images(paths, size)

@@ -1,0 +1,230 @@
+"""One pass of one or several models over the data: what every comparison, extraction and signature runs on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from .capture.batches import batch_size, joined_batches, map_tensors, tensors
+from .capture.recorder import LayerRecorder
+from .capture.state import borrowed, device_of
+
+Consume = Callable[[int, list[list[Any]], int], None]
+"""Called after each batch with its number, what each recorder kept, and the number of rows of features."""
+
+_END = object()
+
+
+def one_batch(data: Any) -> Iterable[Any]:
+    """``data`` as an iterable of batches: a single tensor or mapping is one batch.
+
+    Raises
+    ------
+    TypeError
+        For a Dataset, whose items are single samples, and for what cannot be iterated.
+    """
+    if isinstance(data, torch.Tensor | Mapping):
+        return [data]
+    if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
+        raise TypeError(
+            "`data` is a Dataset, whose items are single samples. Wrap it: "
+            "torch.utils.data.DataLoader(data, batch_size=64)."
+        )
+    if not isinstance(data, Iterable):
+        raise TypeError(f"`data` must be an iterable of batches, such as a DataLoader, got {type(data).__name__}.")
+    return data
+
+
+def paired(data: Iterable[Any], data_y: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Batches of both loaders side by side.
+
+    Raises
+    ------
+    ValueError
+        If one ends before the other, or two batches differ in their number of samples.
+    """
+    for index, (x, y) in enumerate(zip_longest(data, data_y, fillvalue=_END)):
+        if x is _END or y is _END:
+            short, long = ("`data`", "`data_y`") if x is _END else ("`data_y`", "`data`")
+            raise ValueError(f"{short} ended after {index} batches, {long} goes on. Both must hold the same samples.")
+        if batch_size(x) != batch_size(y):
+            raise ValueError(
+                f"Batch {index} holds {batch_size(x)} samples in `data` and {batch_size(y)} in `data_y`. "
+                "Both must hold the same samples in the same order."
+            )
+        yield x, y
+
+
+class SampleOrder:
+    """A running digest of what the batches hold and in which order, from a few numbers of each sample.
+
+    Two runs with equal digests saw the same samples in the same order.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def update(self, batch: Any) -> None:
+        """Take up to 64 evenly spaced numbers of each sample of each tensor of ``batch``."""
+        for tensor in tensors(batch):
+            if tensor.ndim:
+                flat = tensor.detach().reshape(tensor.shape[0], -1)
+                few = flat[:, :: max(1, flat.shape[1] // 64)].contiguous().cpu()
+                # Bytes as they are: bfloat16 has no numpy dtype.
+                self._hash.update(few.view(torch.uint8).numpy().tobytes())
+
+    def hexdigest(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
+
+
+class Pass:
+    """Runs all models on every batch in turn, then hands over what their hooks kept.
+
+    Parameters
+    ----------
+    recorders : sequence of LayerRecorder
+        One for each different model.
+    minimum : int
+        Batches with fewer samples are joined to a neighbour, or left out with a note.
+    device : device, optional
+        Where the models run; they go home afterwards.
+    autocast : torch.dtype, optional
+        Run the forwards in this precision.
+    progress : bool
+        Show a progress bar.
+    label : str
+        What the bar says.
+    order : SampleOrder, optional
+        Fed with every batch.
+
+    Attributes
+    ----------
+    notes : list of str
+        Batches that were left out.
+    interrupted : bool
+        Whether Ctrl-C ended the pass early.
+    used, done : int
+        Batches that entered the result, and batches gone over.
+    digest : str
+        Digest of the batches gone over, where ``order`` is given.
+    """
+
+    def __init__(
+        self,
+        recorders: Sequence[LayerRecorder],
+        minimum: int,
+        *,
+        device: torch.device | str | None = None,
+        autocast: torch.dtype | None = None,
+        progress: bool = True,
+        label: str = "compare",
+        order: SampleOrder | None = None,
+    ) -> None:
+        self.recorders = recorders
+        self.minimum = minimum
+        self.device = device
+        self.autocast = autocast
+        self.progress = progress
+        self.label = label
+        self.order = order
+        self.notes: list[str] = []
+        self.interrupted = False
+        self.used = 0
+        self.done = 0
+        self.digest = ""
+
+    def run(
+        self,
+        data: Any,
+        consume: Consume,
+        *,
+        data_y: Any = None,
+        skip: int = 0,
+        skipped: Callable[[str], None] | None = None,
+    ) -> None:
+        """Go over ``data`` once.
+
+        Parameters
+        ----------
+        data, data_y : iterable of batches
+            ``data_y``, where given, feeds the second model.
+        consume : callable
+            Called after each batch that was used.
+        skip : int
+            Batches to pass over without running the models (a resumed run); they are still fed to ``order``.
+        skipped : callable, optional
+            Called with the digest of the skipped batches before the first model runs.
+
+        Raises
+        ------
+        ValueError
+            If no batch could be used, or the models disagree on the number of samples.
+        KeyboardInterrupt
+            If the user stops before the first batch is done; later, the pass ends there and ``interrupted`` is set.
+        """
+        batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y))
+        joined = joined_batches(self._bar(batches, data), self.minimum, self.notes)
+        with borrowed([r.model for r in self.recorders], self.device), ExitStack() as hooks:
+            for recorder in self.recorders:
+                hooks.enter_context(recorder.probe)
+            try:
+                for index, (batch, _) in enumerate(joined):
+                    if self.order is not None:
+                        self.order.update(batch)
+                    if index >= skip:
+                        self._one(index, batch, data_y is not None, consume)
+                    else:
+                        self.used += 1
+                    self.done = index + 1
+                    self.digest = "" if self.order is None else self.order.hexdigest()
+                    if self.done == skip and skipped is not None:
+                        skipped(self.digest)
+            except KeyboardInterrupt:
+                if not self.used:
+                    raise
+                self.interrupted = True
+                self.notes.append(f"stopped by the user after {self.used} batches: a partial result")
+
+    def require_batches(self) -> None:
+        """Raise a ValueError that says why no batch could be used, if none was."""
+        if self.used:
+            return
+        if self.notes:
+            raise ValueError(f"No batch could be used: {self.notes[0]}. Use a batch size of at least {self.minimum}.")
+        raise ValueError("`data` yielded no batch. A generator can be used only once: pass a list or a DataLoader.")
+
+    def _one(self, index: int, batch: Any, is_pair: bool, consume: Consume) -> None:
+        kept, rows = [], []
+        for place, recorder in enumerate(self.recorders):
+            device = device_of(recorder.model)
+            own = batch[place] if is_pair else batch
+            own = map_tensors(own, partial(torch.Tensor.to, device=device, non_blocking=True))
+            with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
+                results, count = recorder.run(own, index, batch_size(own))
+            kept.append(results)
+            rows.append(count)
+        if len(set(rows)) > 1:
+            raise ValueError(
+                f"Batch {index} gives {rows[0]} rows of features in {self.recorders[0].name} and {rows[1]} in "
+                f"{self.recorders[1].name}. Both must see the same samples, and the same positions where positions "
+                "are samples."
+            )
+        if rows[0] < self.minimum:
+            self.notes.append(f"batch {index} of {rows[0]} samples was left out: at least {self.minimum} are needed")
+            return
+        consume(index, kept, rows[0])
+        self.used += 1
+
+    def _bar(self, batches: Iterable[Any], data: Any) -> Iterable[Any]:
+        if not self.progress:
+            return batches
+        total = len(data) if isinstance(data, Sized) and not isinstance(data, torch.Tensor | Mapping) else None
+        return tqdm(batches, desc=self.label, total=total, unit="batch", dynamic_ncols=True)
