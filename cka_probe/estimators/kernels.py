@@ -175,8 +175,21 @@ class _Bandwidth:
         return self.fraction * float(self.bandwidth)
 
     def fixed(self, x: Array):
-        """The same kernel with its bandwidth measured once on ``x`` (n, p), for use on further samples."""
-        return dataclasses.replace(self, bandwidth=float(self.width(x)), fraction=1.0)
+        """The same kernel with its bandwidth measured once on ``x`` (n, p), for use on further samples.
+
+        Raises
+        ------
+        ValueError
+            If more than half of all pairs of samples coincide: their median distance is 0.
+        """
+        width = self.width(x)
+        width = width if isinstance(width, float) else float(width[0, 0])
+        if math.isnan(width):
+            raise ValueError(
+                "More than half of all pairs of samples coincide, so the median distance gives no bandwidth. "
+                "Pass a number as `bandwidth`."
+            )
+        return dataclasses.replace(self, bandwidth=width, fraction=1.0)
 
 
 @dataclass(frozen=True)
@@ -334,7 +347,7 @@ def kernel_from_name(text: str) -> Kernel:
         raise ValueError(f"No kernel is called {name!r}. There are: {', '.join(KERNELS)}.")
     try:
         call = ast.parse(f"f({rest}" if rest else "f()", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords):
             raise ValueError("arguments must be given by name")
         return kernel(**{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
     except (SyntaxError, TypeError, ValueError) as error:
