@@ -1,10 +1,8 @@
-"""Pictures of similarities, training and theory: data first, ``ax=None`` in, Axes out; no models, no ``show``."""
+"""Pictures of similarities, training and theory: data first, ``ax=None`` in, Axes out; no models, no ``show``.
 
-import lazy_loader as _lazy
+Names are imported when they are first used: no matplotlib until something is drawn.
+"""
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "heatmap": ["plot_heatmap"],
-    },
-)
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

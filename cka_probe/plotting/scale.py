@@ -101,21 +101,17 @@ def _number(value: float, _: int | None = None) -> str:
     return text.replace("-", "−")
 
 
-def draw_colorbar(
-    ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float, label: str | None = None
-) -> Colorbar:
-    """The scale beside the axes with its ends, the measure's name, and the mark of the chance level.
+def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float) -> Colorbar:
+    """The scale beside a heatmap with its ends, the measure's name, and the mark of the chance level.
 
     Parameters
     ----------
     ax, image
         The heatmap and its colours.
     matrix : SimilarityMatrix
-        Names the measure, holds the values and the chance level.
+        Names the measure, holds the chance level.
     gap : float
         Distance from the heatmap in points.
-    label : str, optional
-        Instead of the measure's name.
 
     Returns
     -------
@@ -123,29 +119,46 @@ def draw_colorbar(
         In an inset of `ax`, so that it moves with it. Arrows at its ends say that values lie beyond.
     """
     chance = matrix.chance[np.isfinite(matrix.chance)] if matrix.chance is not None else np.empty(0)
+    bar = add_bar(ax, image, gap=gap + (14.0 if chance.size else 0.0), label=measure_label(matrix))
+    if chance.size:
+        _mark_chance(bar, float(chance.min()), float(chance.max()))
+    return bar
+
+
+def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
+    """The scale of an image beside it, as tall as the image is drawn, with both ends named.
+
+    Parameters
+    ----------
+    ax, image
+        The axes and its colours.
+    gap : float
+        Distance in points.
+    label : str
+        What is measured.
+
+    Returns
+    -------
+    matplotlib.colorbar.Colorbar
+        In an inset of `ax`. Arrows at its ends say that values lie beyond.
+    """
     figure = ax.get_figure()
     assert figure is not None
-    gap += 14.0 if chance.size else 0.0
     width = 10.0
     if figure.get_figure(root=True).get_layout_engine() is None:
         _give_room(ax, gap + width + 44.0)
     cax = ax.inset_axes((1.0, 0.0, 0.1, 1.0))
     cax.set_axes_locator(Beside(ax, gap, width))
     low, high = image.get_clim()
-    values = matrix.values[np.isfinite(matrix.values)]
+    values: Any = np.ma.masked_invalid(np.ma.asarray(image.get_array())).compressed()
     below, above = bool((values < low).any()), bool((values > high).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
-    bar = figure.colorbar(image, cax=cax, extend=extend)
-    bar.set_label(measure_label(matrix) if label is None else label)
+    bar = figure.colorbar(image, cax=cax, extend=extend, label=label)
     bar.outline.set_visible(False)
     if type(image.norm) is Normalize:  # other norms (logarithmic, say) come with ticks of their own
         bar.ax.yaxis.set_major_locator(EndsLocator(low, high))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(_number))
         bar.ax.yaxis.set_minor_locator(NullLocator())
-    if chance.size:
-        first, last = float(chance.min()), float(chance.max())
-        middle = float(np.clip(image.norm(np.array((first + last) / 2)), 0, 1))
-        _mark_chance(bar, {first, last}, middle)
     return bar
 
 
@@ -159,13 +172,17 @@ def _give_room(ax: Axes, points: float) -> None:
     ax.set_in_layout(True)  # a later tight_layout may still move it
 
 
-def _mark_chance(bar: Colorbar, levels: set[float], place: float) -> None:
-    """A line at each level, and the word at the side of the bar that has no ticks, `place` of the way up."""
-    for level in levels:
-        bar.ax.axhline(level, color="white", linewidth=2.6)
-        bar.ax.axhline(level, color="black", linewidth=1.2)
+def _mark_chance(bar: Colorbar, first: float, last: float) -> None:
+    """A line at the chance level or two around its range, and the word at the side of the bar that has no ticks."""
+    low, high = bar.mappable.get_clim()
+    for level in {first, last}:
+        if low <= level <= high:
+            bar.ax.axhline(level, color="white", linewidth=2.6)
+            bar.ax.axhline(level, color="black", linewidth=1.2)
+    middle = (first + last) / 2
+    place = float(np.clip(bar.norm(np.array(middle)), 0, 1))
     bar.ax.annotate(
-        "chance",
+        "chance" if low <= middle <= high else f"chance {_number(middle)}",  # off the scale it is said in figures
         (0, place),
         xycoords="axes fraction",
         xytext=(-2, 0),

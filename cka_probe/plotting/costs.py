@@ -1,0 +1,179 @@
+"""Time and memory beside the peers and beside the forward passes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from cka_probe.plotting.canvas import HATCHES, PALETTE, check_columns, despine, new_axes, number, plain_log
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["plot_costs", "plot_time_and_memory"]
+
+_LABELS = {
+    "ratio_to_floor": "time / time of the forward passes alone",
+    "seconds": "time (s)",
+    "peak_mb": "peak memory (MB)",
+    "max_error": "largest error",
+}
+
+
+def plot_costs(
+    table: pd.DataFrame,
+    *,
+    value: str = "ratio_to_floor",
+    tolerance: float | None = 1e-3,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with bars of what each peer took in each case, and which of them were wrong.
+
+    A peer that was fast and wrong says so beside its bar; one that failed (no number) says that. The axis is
+    logarithmic where the bars differ by more than a factor of 20. Peers differ in colour and in hatch.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A benchmark table: columns ``peer``, ``case``, `value` and, to mark wrong results, ``max_error``.
+    value : str
+        Column to draw: ``"ratio_to_floor"`` (with a line at 1), ``"seconds"``, ``"peak_mb"``.
+    tolerance : float or None
+        Largest ``max_error`` that counts as right; None marks nothing.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :meth:`matplotlib.axes.Axes.barh`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Cases from top to bottom in their order in the table.
+
+    Raises
+    ------
+    TypeError
+        If `table` is not a DataFrame.
+    ValueError
+        If a column is missing, the table is empty, or a peer appears twice in one case.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"peer": ["ours", "theirs"], "case": "ResNet-18", "ratio_to_floor": [1.1, 3.0]})
+    >>> ax = plot_costs(table)
+    >>> [text.get_text() for text in ax.texts]
+    ['1.1', '3']
+    >>> plt.close()
+    """
+    check_columns(table, ("peer", "case", value), "table")
+    twice = table.duplicated(["peer", "case"])
+    if twice.any():
+        line = table[twice].iloc[0]
+        raise ValueError(f"`table` has {line['peer']!r} twice in the case {line['case']!r}. Choose one of the runs.")
+    peers, cases = list(dict.fromkeys(table["peer"])), list(dict.fromkeys(table["case"]))
+    ax = new_axes((6.0, 1.0 + 0.25 * len(table) + 0.2 * len(cases))) if ax is None else ax
+    numbers = table[value].to_numpy(dtype=float)
+    known = numbers[np.isfinite(numbers) & (numbers > 0)]
+    log = bool(known.size and known.max() > 20 * known.min())
+    # On a logarithmic axis bars grow from the forward passes, which is what they are compared with, or from a decade.
+    left = 0.0
+    if log:
+        left = 1.0 if value == "ratio_to_floor" else 10.0 ** np.floor(np.log10(known.min()) - 0.1)
+    height = 0.8 / len(peers)
+    for p, peer in enumerate(peers):
+        lines = table[table["peer"] == peer]
+        colour, hatch = PALETTE[p % len(PALETTE)], HATCHES[p % len(HATCHES)]
+        places = [cases.index(case) + (p - (len(peers) - 1) / 2) * height for case in lines["case"]]
+        widths = lines[value].to_numpy(dtype=float)
+        bars: dict[str, Any] = {
+            "color": colour,
+            "hatch": hatch,
+            "edgecolor": "white",
+            "linewidth": 0.0,
+            "label": str(peer),
+        } | kwargs
+        ax.barh(places, widths - left, height=0.92 * height, left=left, **bars)
+        for place, width, (_, line) in zip(places, widths, lines.iterrows(), strict=True):
+            text = number(width) if np.isfinite(width) else "failed"
+            error = line.get("max_error", np.nan)
+            if tolerance is not None and np.isfinite(width) and error > tolerance:
+                text += f", wrong by {error:.1g}"
+            end = (width if np.isfinite(width) else left, place)
+            style: dict[str, Any] = {
+                "xytext": (3, 0),
+                "textcoords": "offset points",
+                "va": "center",
+                "fontsize": "small",
+            }
+            ax.annotate(text, end, annotation_clip=False, **style)
+    if log:
+        ax.set_xlim(min(left, float(known.min())) / 1.1, float(known.max()) * 1.1)
+        plain_log(ax, "x")
+    else:
+        ax.set_xlim(left=0)
+    if value == "ratio_to_floor":
+        ax.axvline(1.0, color="black", linewidth=1, linestyle="--", zorder=0)
+    ax.set_yticks(range(len(cases)), [str(case) for case in cases])
+    ax.set_ylim(len(cases) - 0.5, -0.5)
+    ax.set_xlabel(_LABELS.get(value, value.replace("_", " ")))
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=min(len(peers), 4))
+    despine(ax)
+    return ax
+
+
+def plot_time_and_memory(
+    table: pd.DataFrame, *, axes: Sequence[Axes] | None = None, **kwargs: Any
+) -> NDArray[np.object_]:
+    """The axes with the time over the floor and, beside it, the peak memory.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``peer``, ``case``, ``ratio_to_floor``, ``peak_mb`` and, to mark wrong results, ``max_error``.
+    axes : sequence of two matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :func:`plot_costs`.
+
+    Returns
+    -------
+    array of two matplotlib.axes.Axes
+        Time and memory. One legend, the cases named once.
+
+    Raises
+    ------
+    ValueError
+        If `axes` does not hold two, or as :func:`plot_costs`.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"peer": ["ours"], "case": ["ViT"], "ratio_to_floor": [1.1], "peak_mb": [300]})
+    >>> [ax.get_xlabel() for ax in plot_time_and_memory(table)]
+    ['time / time of the forward passes alone', 'peak memory (MB)']
+    >>> plt.close()
+    """
+    check_columns(table, ("peer", "case", "ratio_to_floor", "peak_mb"), "table")
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        size = (9.0, 1.0 + 0.25 * len(table) + 0.2 * table["case"].nunique())
+        flat = plt.subplots(1, 2, figsize=size, layout="constrained")[1]
+    else:
+        flat = np.array(axes, dtype=object).ravel()
+        if len(flat) != 2:
+            raise ValueError(f"`axes` must hold two: time and memory; got {len(flat)}.")
+    plot_costs(table, value="ratio_to_floor", ax=flat[0], **kwargs)
+    # Whether a result is wrong is said once, beside the time.
+    plot_costs(table, value="peak_mb", ax=flat[1], **kwargs | {"tolerance": None})
+    flat[1].get_legend().remove()
+    flat[1].tick_params(labelleft=False)
+    return flat

@@ -1,0 +1,242 @@
+"""Pictures of the CKA-MMD theory (MATH.md, section 7): the corridor, the slack, and the bounds along training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from cka_probe.plotting.canvas import DASHES, MARKERS, PALETTE, check_columns, despine, new_axes, plain_log
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["plot_bound_slack", "plot_bounds_along_training", "plot_corridor"]
+
+
+def plot_corridor(
+    table: pd.DataFrame,
+    *,
+    x: str = "cka",
+    y: str = "mmd_squared",
+    by: str = "source",
+    rank: float | None = None,
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with MMD² against CKA, each pair of features a point, between the two curves that T3 allows.
+
+    With the quadratic kernel on the rows of the centred, normalised Gram matrices, 4(1 − c)²/r ≤ MMD² ≤ 2(1 − c²),
+    where c is CKA and r the rank of the difference of the Grams. The lower curve needs that rank; it holds for all
+    points if drawn for the largest.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns `x` (CKA), `y` (MMD² with the quadratic kernel), and where known `by` (what kind of point: random,
+        adversarial, training) and ``rank``.
+    x, y, by : str
+        Columns.
+    rank : float, optional
+        Rank for the lower curve; by default the largest of the column ``rank``. Without either no lower curve is drawn.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :meth:`matplotlib.axes.Axes.scatter`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The title counts the points outside the corridor, if there are any.
+
+    Raises
+    ------
+    TypeError
+        If `table` is not a DataFrame.
+    ValueError
+        If a column is missing or the table is empty.
+
+    References
+    ----------
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, arXiv 2401.11824; here theorem T3.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> ax = plot_corridor(pd.DataFrame({"cka": [0.5], "mmd_squared": [0.6], "rank": [4]}))
+    >>> [line.get_label() for line in ax.lines]
+    ['2(1 − c²)', '4(1 − c)² / 4']
+    >>> plt.close()
+    """
+    check_columns(table, (x, y), "table")
+    if rank is None and "rank" in table:
+        rank = float(table["rank"].max())
+    ax = new_axes((4.6, 3.6)) if ax is None else ax
+    alignment, squared = table[x].to_numpy(dtype=float), table[y].to_numpy(dtype=float)
+    curve = np.linspace(min(0.0, float(np.nanmin(alignment))), 1, 400)
+    upper = 2 * (1 - curve**2)
+    ax.plot(curve, upper, color="black", linewidth=1.4, label="2(1 − c²)")
+    lower = np.zeros_like(curve)
+    if rank is not None:
+        lower = 4 * (1 - curve) ** 2 / rank
+        ax.plot(curve, lower, color="black", linewidth=1.4, linestyle="--", label=f"4(1 − c)² / {rank:g}")
+    ax.fill_between(curve, lower, upper, color="0.93", zorder=0)
+    sources = list(dict.fromkeys(table[by])) if by in table else [None]
+    for i, source in enumerate(sources):
+        chosen = np.ones(len(table), dtype=bool) if source is None else (table[by] == source).to_numpy()
+        style: dict[str, Any] = {"s": 14, "linewidths": 0.4, "edgecolors": "white"}
+        style |= {"marker": MARKERS[i % len(MARKERS)], "facecolors": PALETTE[i % len(PALETTE)]}
+        style["label"] = None if source is None else str(source)
+        ax.scatter(alignment[chosen], squared[chosen], **style | kwargs)
+    ranks = table["rank"].to_numpy(dtype=float) if "rank" in table else np.full(len(table), rank or np.inf)
+    # Rounding of float64, far below what a picture shows.
+    above = squared > 2 * (1 - alignment**2) + 1e-9
+    below = squared < 4 * (1 - alignment) ** 2 / ranks - 1e-9
+    outside = int((above | below).sum())
+    if outside:
+        ax.set_title(f"{outside} of {len(table)} points outside")
+    ax.set(xlabel="CKA, c", ylabel="MMD² (quadratic kernel)")
+    ax.legend(frameon=False, fontsize="small")
+    despine(ax)
+    return ax
+
+
+def plot_bound_slack(
+    table: pd.DataFrame,
+    *,
+    x: str = "tau_squared",
+    slack: str = "slack",
+    by: str = "bound",
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with how far each bound lies above the MMD² that it bounds, against the bandwidth, both logarithmic.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy: columns `x` (τ²), `slack` (bound divided by MMD², at least 1 where the bound holds) and `by` (the bound:
+        T1, T4, conjecture ...). Several lines for one bandwidth (pairs of layers, seeds) are drawn as their median with
+        a band from the smallest to the largest.
+    x, slack, by : str
+        Columns.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :meth:`matplotlib.axes.Axes.plot`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The line at 1 is where a bound is attained; below it a bound would be broken.
+
+    Raises
+    ------
+    TypeError
+        If `table` is not a DataFrame.
+    ValueError
+        If a column is missing, the table is empty, or a number is not positive.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> ax = plot_bound_slack(pd.DataFrame({"tau_squared": [1, 2], "slack": [1.5, 3.0], "bound": "T1"}))
+    >>> ax.get_xscale(), ax.get_yscale()
+    ('log', 'log')
+    >>> plt.close()
+    """
+    check_columns(table, (x, slack, by), "table")
+    for column in (x, slack):
+        if not (table[column] > 0).all():
+            raise ValueError(
+                f"`{column}` must be positive for a logarithmic axis; its smallest is {table[column].min()}."
+            )
+    ax = new_axes((4.6, 3.4)) if ax is None else ax
+    for i, name in enumerate(dict.fromkeys(table[by])):
+        groups = table[table[by] == name].groupby(x)[slack]
+        middle, low, high = groups.median(), groups.min(), groups.max()
+        style = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)], "label": str(name)} | kwargs
+        ax.plot(middle.index, middle.to_numpy(), **style)
+        if (groups.size() > 1).any():
+            ax.fill_between(middle.index, low, high, color=PALETTE[i % len(PALETTE)], alpha=0.18, linewidth=0)
+    ax.axhline(1.0, color="0.4", linewidth=0.8)
+    ax.set(xlabel="bandwidth τ²", ylabel="bound / MMD²")
+    plain_log(ax, "x")
+    plain_log(ax, "y")
+    ax.legend(frameon=False, fontsize="small")
+    despine(ax)
+    return ax
+
+
+def plot_bounds_along_training(
+    table: pd.DataFrame,
+    *,
+    bounds: Sequence[str],
+    x: str = "epoch",
+    measured: str = "mmd_squared",
+    ax: Axes | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """The axes with MMD² along a training run (solid) under its bounds (broken), on a logarithmic scale.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One line for each epoch with columns `x`, `measured` and those of `bounds`; several lines for one epoch (seeds)
+        are averaged.
+    bounds : sequence of str
+        Columns of upper bounds; underscores are written as spaces.
+    x, measured : str
+        Columns.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    **kwargs
+        To :meth:`matplotlib.axes.Axes.plot`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Numbers that are 0 or negative have no place on a logarithmic scale: their epochs are gaps, and the title counts
+        them.
+
+    Raises
+    ------
+    TypeError
+        If `table` is not a DataFrame.
+    ValueError
+        If a column is missing or the table is empty.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import pandas as pd
+    >>> run = pd.DataFrame({"epoch": [1, 2], "mmd_squared": [0.2, 0.1], "T1": [0.5, 0.3]})
+    >>> ax = plot_bounds_along_training(run, bounds=["T1"])
+    >>> [line.get_label() for line in ax.lines]
+    ['MMD²', 'T1']
+    >>> plt.close()
+    """
+    check_columns(table, (x, measured, *bounds), "table")
+    columns = [measured, *bounds]
+    means = table.groupby(x)[columns].mean()
+    positive = means.where(means > 0)
+    ax = new_axes((4.8, 3.4)) if ax is None else ax
+    for i, column in enumerate(columns):
+        name = "MMD²" if column == "mmd_squared" else column.replace("_", " ")
+        style: dict[str, Any] = {"color": "black", "linewidth": 2.0, "linestyle": "-", "label": name}
+        if i:
+            dashes = DASHES[1 + (i - 1) % (len(DASHES) - 1)]
+            style |= {"color": PALETTE[(i - 1) % len(PALETTE)], "linewidth": 1.4, "linestyle": dashes}
+        ax.plot(positive.index, positive[column].to_numpy(), **style | kwargs)
+    gaps = int((means <= 0).to_numpy().sum())
+    if gaps:
+        ax.set_title(f"{gaps} values ≤ 0 not shown")
+    plain_log(ax, "y")
+    ax.set(xlabel=x.replace("_", " "), ylabel="MMD² and its upper bounds")
+    ax.legend(frameon=False, fontsize="small")
+    despine(ax)
+    return ax
