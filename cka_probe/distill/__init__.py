@@ -2,14 +2,4 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=["baselines", "data", "losses", "models", "schedules", "stages", "training"],
-    submod_attrs={
-        "losses": ["FeatureCKALoss", "LogitCKALoss", "PatchCKALoss", "RCKALoss", "SegmentationCKALoss"],
-        "recipe": ["Recipe"],
-        "result": ["DistillationResult"],
-        "schedules": ["CosineDecay", "StepDecay"],
-        "training": ["distill"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

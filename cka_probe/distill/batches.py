@@ -176,6 +176,8 @@ class DatasetBatches:
         self.notes: tuple[str, ...] = ()
         self.dataset = dataset
         self.seed = seed
+        self.count = count
+        self.batch_size = batch_size
         self._device = accelerator.device
         self._order = _Order(count, batch_size, seed, accelerator.process_index, world)
         self._loader: DataLoader[Any] = DataLoader(
@@ -196,9 +198,12 @@ class DatasetBatches:
 
     def sample(self) -> Batch:
         """A few training samples, to learn shapes from."""
-        data = _Reseeded(self.dataset, self.seed)
-        batch, indices = _collate(data.__getitems__([(0, i) for i in range(min(len(data), SAMPLE))]))
-        return _placed(batch, indices, self._device)
+        return self.read(range(min(self.count, SAMPLE)))
+
+    def read(self, indices: Sequence[int], epoch: int = 0) -> Batch:
+        """The samples with these indices, augmented as in `epoch`."""
+        batch, found = _collate(_Reseeded(self.dataset, self.seed).__getitems__([(epoch, i) for i in indices]))
+        return _placed(batch, found, self._device)
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from batch number `first` on, the same whenever they are asked for."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from ..capture.batches import call_model
+from ..capture.hooks import Probe, first_tensor
+from ..capture.layers import unknown_layer, unwrap
 
 __all__ = ["TappedModel", "check_layers"]
 
@@ -16,9 +19,9 @@ __all__ = ["TappedModel", "check_layers"]
 class TappedModel(nn.Module):
     """A model whose forward pass returns its logits and the activations of the tapped layers.
 
-    The taps are forward hooks, set on entering the ``with`` block and removed on leaving it, whatever happens in it.
-    Each tap hands on a clone of the activation, because a later in-place operation (torchvision's ResNets apply ReLU in
-    place) would otherwise change the tapped values; the clone stays in the autograd graph.
+    The taps are the hooks of a `Probe`, set on entering the ``with`` block and removed on leaving it, whatever happens
+    in it. Each hands on a clone of the activation, because a later in-place operation (torchvision's ResNets apply ReLU
+    in place) would otherwise change the tapped values; the clone stays in the autograd graph.
 
     Parameters
     ----------
@@ -51,34 +54,19 @@ class TappedModel(nn.Module):
         self.model = model
         self.layers = tuple(layers)
         self.role = role
-        self._handles: list[Any] = []
-        self._record: dict[str, Tensor] | None = None
+        self._probe: Probe | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> TappedModel:
-        modules = dict(self.model.named_modules())
-        for name in dict.fromkeys(self.layers):
-            self._handles.append(modules[name].register_forward_hook(self._hook(name)))
+        if self.layers:
+            self._probe = self._stack.enter_context(Probe(self.model, list(self.layers), pooling=None))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-        self._record = None
-
-    def _hook(self, name: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._record is None:  # the model is called outside the tapped forward, or recomputed by checkpointing
-                return
-            if name in self._record:
-                raise ValueError(
-                    f"{self.role} layer {name!r} is called more than once in one forward pass, so its activation is "
-                    "ambiguous. Tap a layer that is called once."
-                )
-            self._record[name] = _tensor_of(output, f"{self.role} layer {name!r}").clone()
-
-        return keep
+        self._stack.close()
+        self._probe = None
 
     def forward(self, inputs: Any) -> tuple[Tensor, list[Tensor]]:
         """The logits and the tapped activations for one batch of inputs.
@@ -98,21 +86,27 @@ class TappedModel(nn.Module):
         ValueError
             If a tapped layer was called twice, or not at all.
         TypeError
-            If the model or a tapped layer returns something without a tensor in it.
+            If the model returns something without a tensor in it.
         """
-        self._record = {}
-        try:
-            output = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-            silent = [name for name in self.layers if name not in self._record]
-            if silent:
+        output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        logits = first_tensor(getattr(output, "logits", output))
+        if logits is None:
+            raise TypeError(f"The {self.role} returns a {type(output).__name__} without a tensor.")
+        if self._probe is None:
+            return logits, []
+        features, self._probe.features = self._probe.features, {}
+        for layer in self.layers:
+            if f"{layer}#2" in features:
                 raise ValueError(
-                    f"{self.role} layer {silent[0]!r} was not called in the forward pass (or no taps are set), so it "
-                    "has no activation. Tap a layer that the forward pass uses."
+                    f"The {self.role}'s layer {layer!r} is called more than once in one forward pass, so its "
+                    "activation is ambiguous. Tap a layer that is called once."
                 )
-            features = [self._record[name] for name in self.layers]
-        finally:
-            self._record = None
-        return _tensor_of(output, f"the {self.role}"), features
+            if layer not in features:
+                raise ValueError(
+                    f"The {self.role}'s layer {layer!r} was not called in the forward pass, so it has no activation. "
+                    "Tap a layer that the forward pass uses."
+                )
+        return logits, [features[layer] for layer in self.layers]
 
 
 def check_layers(model: nn.Module, layers: Sequence[str], role: str = "model") -> None:
@@ -136,27 +130,7 @@ def check_layers(model: nn.Module, layers: Sequence[str], role: str = "model") -
     """
     if isinstance(layers, str):
         raise TypeError(f"{role}_layers must be a sequence of layer paths, got the single string {layers!r}.")
-    names = [name for name, _ in model.named_modules() if name]
+    names = dict(unwrap(model).named_modules(remove_duplicate=False))
     for layer in layers:
-        if layer in names:
-            continue
-        near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.4) or names[:5]
-        raise ValueError(
-            f"The {role} ({type(model).__name__}) has no layer {layer!r}. Nearest names: "
-            f"{', '.join(map(repr, near)) or 'it has no named layers'}."
-        )
-
-
-def _tensor_of(output: Any, whose: str) -> Tensor:
-    """The tensor in a module's output: itself, the ``logits`` of a model output, or the first one of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    values = output.values() if isinstance(output, Mapping) else output
-    if isinstance(output, (Mapping, tuple, list)):
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                return value
-    raise TypeError(f"{whose} returns a {type(output).__name__} without a tensor; a tensor, tuple or dict is expected.")
+        if layer not in names:
+            raise ValueError(f"`{role}_layers`: {unknown_layer(str(layer), names, type(unwrap(model)).__name__)}")

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm.auto import tqdm
 
 from .batches import Batch, seed_everything, split_batch, test_loader, training_batches
-from .checkpoints import save_weights, write_whole
-from .restoring import frozen, modes_restored, random_states_restored
+from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
+from .preparation import accelerator_for, check_arguments, choose_layers, describe, digest, fit_together
+from .restoring import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from .result import DistillationResult
+from .run_files import RunFiles
+from .run_state import RunState
 from .schedules import StepDecay
 from .steps import accumulated_gradient, exact_gradient, weighted_terms
 from .taps import TappedModel
+from .teacher_cache import cached_teacher
 
 __all__ = ["distill"]
 
@@ -36,8 +40,8 @@ def distill(
     test: Dataset[Any] | DataLoader[Any],
     loss: nn.Module | Callable[..., Any] | None = None,
     *,
-    student_layers: Sequence[str] = (),
-    teacher_layers: Sequence[str] | None = None,
+    student_layers: Sequence[str] | str = (),
+    teacher_layers: Sequence[str] | str | None = None,
     epochs: int = 240,
     batch_size: int | None = None,
     learning_rate: float = 0.05,
@@ -51,6 +55,11 @@ def distill(
     workers: int = 0,
     seed: int = 0,
     output_dir: Path | str | None = None,
+    resume: bool = True,
+    checkpoint_steps: int | None = None,
+    tensorboard: bool = False,
+    teacher_cache: Path | str | None = None,
+    diagnostics: Diagnostics | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DistillationResult:
@@ -60,6 +69,12 @@ def distill(
     so that its batch-norm statistics do not move. Hooks, modes, gradient flags and random states are afterwards as
     before, also after an exception or Ctrl-C.
 
+    A run with an `output_dir` saves a checkpoint after every epoch. Killed at any time and called again with the same
+    arguments it goes on from there, and on a CPU ends with the same weights bit for bit.
+
+    Under `accelerate launch` or torchrun every process trains on its share of each batch; the losses of this package
+    gather the whole batch, so that the result is that of one process.
+
     Parameters
     ----------
     teacher : torch.nn.Module or None
@@ -67,12 +82,14 @@ def distill(
     student : torch.nn.Module
         Any classifier with logits of shape (B, classes).
     train, test : Dataset or DataLoader
-        Of (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and augmentation.
+        Of (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and augmentation; a
+        generator that your own loader has is reseeded.
     loss : torch.nn.Module, callable or None
         ``loss(student_logits, teacher_logits, student_features, teacher_features, target)``; its weighted ``terms``,
         where it has them, are recorded one by one. None trains with the labels alone.
-    student_layers, teacher_layers : sequence of str
-        Layer paths whose activations the loss compares, pair by pair. `teacher_layers` defaults to `student_layers`.
+    student_layers, teacher_layers : sequence of str, or "auto"
+        Layer paths whose activations the loss compares, pair by pair. `teacher_layers` defaults to `student_layers`;
+        "auto" matches the stages of the two networks.
     epochs : int
         Passes over `train`.
     batch_size : int, optional
@@ -99,11 +116,21 @@ def distill(
     seed : int
         The same seed gives the same weights bit for bit on a CPU, whatever the number of workers.
     output_dir : path, optional
-        Receives ``best.safetensors``, ``last.safetensors`` and ``history.csv``.
+        Receives best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
+    resume : bool
+        Whether to go on from a checkpoint in `output_dir`; False starts again.
+    checkpoint_steps : int, optional
+        Save a checkpoint within the epoch too, after every so many steps.
+    tensorboard : bool
+        Whether the history also goes to ``output_dir/tensorboard``.
+    teacher_cache : path, optional
+        Where the teacher's outputs are kept on disk and read from then on. For data sets without augmentation.
+    diagnostics : Diagnostics, optional
+        When to measure teacher-student CKA and the agreement of the loss terms.
     progress : bool
         Whether a progress bar is shown.
     accelerator : accelerate.Accelerator, optional
-        Your own, with DDP or a device of your choice; it brings its own mixed precision.
+        Your own, with a device or DDP options of your choice; it brings its own mixed precision.
 
     Returns
     -------
@@ -115,9 +142,14 @@ def distill(
     TypeError
         If a data argument, a batch or a layer list is of the wrong kind.
     ValueError
-        If an argument is out of range, a layer does not exist, batches are too small, or the class counts do not fit.
+        If an argument is out of range, a layer does not exist, batches are too small, the class counts do not fit, or
+        `output_dir` holds a run with other settings.
     FloatingPointError
         If the training loss is no longer finite.
+    CheckpointError
+        If no checkpoint in `output_dir` can be read.
+    OSError
+        If there is no room for a file; the last good checkpoint is intact.
 
     References
     ----------
@@ -132,98 +164,142 @@ def distill(
     >>> result.history.columns.tolist()
     ['epoch', 'train_loss', 'cross_entropy', 'train_accuracy', 'test_accuracy', 'lr', 'seconds']
     """
-    teacher_layers = student_layers if teacher_layers is None else teacher_layers
-    _check(teacher, student, loss, student_layers, teacher_layers, epochs, learning_rate, ce_weight)
-    _check_accumulation(accumulation_steps, accumulation)
-    directory = None if output_dir is None else Path(output_dir)
-
+    check_arguments(
+        teacher,
+        student,
+        loss,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        ce_weight=ce_weight,
+        accumulation_steps=accumulation_steps,
+        accumulation=accumulation,
+        diagnostics=diagnostics,
+        output_dir=output_dir,
+        teacher_cache=teacher_cache,
+    )
     with ExitStack() as stack:
         stack.enter_context(random_states_restored())
         stack.enter_context(modes_restored(student))
         stack.enter_context(frozen(teacher))
-        accelerator = stack.enter_context(_accelerator(accelerator, mixed_precision, ce_weight))
-        main = accelerator.is_main_process
-        device = accelerator.device
+        accelerator = stack.enter_context(accelerator_for(accelerator, mixed_precision, ce_weight))
+        main, device = accelerator.is_main_process, accelerator.device
 
+        # The data, the two networks with their taps, and the loss.
         seed_everything(seed)
         batches = training_batches(train, batch_size=batch_size, seed=seed, workers=workers, accelerator=accelerator)
         tests = test_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
-        pupil = stack.enter_context(TappedModel(student, student_layers, "student")).to(device)
-        master = None
-        if teacher is not None and loss is not None:
-            master = stack.enter_context(TappedModel(teacher, teacher_layers, "teacher")).to(device)
+        sample = batches.sample()
+        for network in filter(None, (teacher, student)):
+            network.to(device)
+        layers, layers_y = choose_layers(teacher, student, student_layers, teacher_layers, sample.inputs)
+        pupil = stack.enter_context(TappedModel(student, layers, "student"))
+        master = None if teacher is None else stack.enter_context(TappedModel(teacher, layers_y, "teacher"))
 
-        def teach(batch: Batch) -> Any:
-            if master is None:
+        def ask_teacher(batch: Batch) -> Any:
+            if master is None or loss is None:
                 return None
             with torch.no_grad(), accelerator.autocast():
                 logits, features = master(batch.inputs)
             return logits.float(), [feature.float() for feature in features]
 
         terms_of = partial(weighted_terms, loss, ce_weight)
-        classes = _prepare(pupil, teach, loss, terms_of, batches.sample(), accelerator)
+        teach: Callable[[Batch], Any] = ask_teacher
+        classes = fit_together(pupil, teach, loss, terms_of, sample, accelerator)
+        if teacher_cache is not None and master is not None:
+            teach = cached_teacher(teacher_cache, master, teach, batches, accelerator, progress and main)
+
+        # The optimiser, and what an earlier process left.
         extra = loss if isinstance(loss, nn.Module) else nn.Module()
         parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
         descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
         model, descent = accelerator.prepare(pupil, descent)
         gradient = accumulated_gradient if accumulation == "mean" or loss is None else exact_gradient
-
-        rows: list[dict[str, float]] = []
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "steps_per_epoch": len(batches),
+            "learning_rate": learning_rate,
+            "schedule": describe(schedule),
+            "optimizer": describe(optimizer),
+            "weight_decay": weight_decay,
+            "loss": describe(loss),
+            "ce_weight": ce_weight,
+            "student_layers": layers,
+            "teacher_layers": layers_y,
+            "teacher_weights": digest(teacher),
+            "accumulation": [accumulation_steps, accumulation],
+            "mixed_precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "seed": seed,
+        }
+        files = RunFiles(output_dir, settings, resume=resume, main=main, tensorboard=tensorboard)
+        stack.callback(files.close)
+        run = RunState(files.state)
         best: dict[str, Tensor] = {}
-        bar = stack.enter_context(tqdm(total=epochs * len(batches), disable=not (progress and main), unit="step"))
-        for epoch in range(epochs):
-            started = time.perf_counter()
+        if files.state is not None:
+            run.load(student, extra, descent, accelerator)
+            best = files.best_state() if run.rows else {}
+
+        total = epochs * len(batches)
+        done = run.epoch * len(batches) + run.step
+        bar = stack.enter_context(tqdm(total=total, initial=done, disable=not (progress and main), unit="step"))
+        for epoch in range(run.epoch, epochs):
+            started = time.perf_counter() - run.seconds
             seed_everything(seed, epoch, accelerator.process_index)
+            if run.random is not None:
+                set_random_states(run.random[accelerator.process_index])
             rate = learning_rate * schedule(epoch, epochs)
             for group in descent.param_groups:
                 group["lr"] = rate
             bar.set_description(f"epoch {epoch + 1}/{epochs}")
             pupil.train()
             extra.train()
-            sums = torch.zeros(2, dtype=torch.float64, device=device)  # samples, right answers
-            term_sums: dict[str, Tensor] = {}
-            for batch in batches.of_epoch(epoch):
+
+            for batch in batches.of_epoch(epoch, first=run.step):
                 logits, terms = gradient(accelerator, model, teach, terms_of, batch, accumulation_steps)
                 _average_gradients(accelerator, extra)
                 descent.step()
                 descent.zero_grad()
-
-                sums += torch.stack([sums.new_tensor(len(batch)), (logits.argmax(1) == batch.target).sum()])
-                for name, term in terms.items():
-                    term_sums[name] = term_sums.get(name, 0) + term.double() * len(batch)
+                run.add(batch, logits, terms)
                 bar.update()
+                if checkpoint_steps and run.step % checkpoint_steps == 0 and run.step < len(batches):
+                    run.random = gather_object([random_states()])
+                    run.seconds = time.perf_counter() - started
+                    files.save_checkpoint(run.state(student, extra, descent, accelerator))
 
-            totals = accelerator.reduce(torch.cat([sums, torch.stack(list(term_sums.values()))])).tolist()
-            means = dict(zip(term_sums, (total / totals[0] for total in totals[2:]), strict=True))
-            row = {
-                "epoch": epoch + 1,
-                "train_loss": sum(means.values()),
-                **means,
-                "train_accuracy": totals[1] / totals[0],
-            }
-            if not torch.tensor(row["train_loss"]).isfinite():
-                raise FloatingPointError(
-                    f"The training loss is {row['train_loss']} in epoch {epoch + 1} ({means}). "
-                    "Lower the learning rate or the weight of the term that is not finite."
-                )
+            row = {"epoch": epoch + 1, **run.means(accelerator)}
             row["test_accuracy"] = accuracy(pupil, tests, classes, accelerator)
             row |= {"lr": rate, "seconds": time.perf_counter() - started}
-            improved = not rows or row["test_accuracy"] > max(r["test_accuracy"] for r in rows)
-            rows.append(row)
+            improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
+            run.finish_epoch(row)
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", test=f"{row['test_accuracy']:.2%}")
 
+            if diagnostics is not None and master is not None:
+                if run.epoch % diagnostics.every == 0 or run.epoch == epochs:
+                    matrix = similarities(master, pupil, tests, diagnostics.samples, (layers_y, layers))
+                    run.diagnostics += pair_similarities(run.epoch, matrix, list(zip(layers_y, layers, strict=True)))
+                    run.diagnostics += gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator)
+                if diagnostics.heatmap_every and run.epoch % diagnostics.heatmap_every == 0:
+                    chosen = diagnostics.heatmap_layers
+                    both = (layers_y, layers) if chosen is None else (chosen, chosen)
+                    matrix = similarities(master, pupil, tests, diagnostics.samples, both)
+                    files.save_heatmap(matrix, run.epoch)
+
+            facts = {"epoch": run.epoch, "test_accuracy": row["test_accuracy"], "seed": seed}
             if improved:
                 best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
-            if directory is not None and main:
-                directory.mkdir(parents=True, exist_ok=True)
-                facts = {"epoch": epoch + 1, "test_accuracy": row["test_accuracy"], "seed": seed}
-                if improved:
-                    save_weights(best, directory / "best.safetensors", facts)
-                save_weights(student, directory / "last.safetensors", facts)
-                write_whole(directory / "history.csv", pd.DataFrame(rows).to_csv(index=False))
+                files.save_weights("best", best, facts)
+            files.save_weights("last", student.state_dict(), facts)
+            files.log(run.rows, run.diagnostics)
+            files.save_checkpoint(run.state(student, extra, descent, accelerator))
 
         return DistillationResult(
-            history=pd.DataFrame(rows), student=student, best_state=best, notes=batches.notes, output_dir=directory
+            history=pd.DataFrame(run.rows),
+            student=student,
+            best_state=best,
+            diagnostics=pd.DataFrame(run.diagnostics),
+            notes=(*batches.notes, *run.notes),
+            output_dir=files.directory,
         )
 
 
@@ -241,112 +317,6 @@ def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelera
             predicted = model(inputs)[0].argmax(1)
             metric.update(*accelerator.gather_for_metrics((predicted, target)))
     return float(metric.compute())
-
-
-@contextmanager
-def _accelerator(given: Accelerator | None, mixed_precision: str, ce_weight: float) -> Iterator[Accelerator]:
-    """The caller's accelerator, or one of our own that leaves no settings behind in accelerate's global state."""
-    if given is not None:
-        if mixed_precision not in ("no", given.mixed_precision):
-            raise ValueError(
-                f"mixed_precision={mixed_precision!r}, but the accelerator that you pass has "
-                f"{given.mixed_precision!r}. Set it there."
-            )
-        yield given
-        return
-    if mixed_precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f'mixed_precision must be "no", "bf16" or "fp16", got {mixed_precision!r}.')
-    alone = not AcceleratorState._shared_state
-    # Without cross-entropy a feature loss may leave the classifier without a gradient, which DDP must be told.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=ce_weight == 0)
-    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
-    try:
-        yield accelerator
-    finally:
-        accelerator.free_memory()
-        if alone:
-            AcceleratorState._reset_state()
-
-
-def _check(
-    teacher: nn.Module | None,
-    student: nn.Module,
-    loss: Any,
-    student_layers: Sequence[str],
-    teacher_layers: Sequence[str],
-    epochs: int,
-    learning_rate: float,
-    ce_weight: float,
-) -> None:
-    for name, model in (("teacher", teacher), ("student", student)):
-        if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(model).__name__}.")
-    if teacher is not None and {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
-        raise ValueError(
-            "teacher and student share parameters; the teacher is frozen, so give the student its own copy."
-        )
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss must be a module, a function or None, got {type(loss).__name__}.")
-    if loss is not None and teacher is None:
-        raise ValueError(
-            "loss compares the student with a teacher, but teacher is None. Pass loss=None to train alone."
-        )
-    if loss is None and ce_weight == 0:
-        raise ValueError("There is nothing to minimise: loss is None and ce_weight is 0.")
-    if len(student_layers) != len(teacher_layers):
-        raise ValueError(
-            f"student_layers and teacher_layers are compared pair by pair, got {len(student_layers)} and "
-            f"{len(teacher_layers)} layers."
-        )
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-
-
-def _check_accumulation(steps: int, accumulation: str) -> None:
-    if steps < 1:
-        raise ValueError(f"accumulation_steps must be at least 1, got {steps}.")
-    if accumulation not in ("exact", "mean"):
-        raise ValueError(f'accumulation must be "exact" or "mean", got {accumulation!r}.')
-
-
-def _prepare(
-    pupil: TappedModel,
-    teach: Callable[[Batch], Any],
-    loss: Any,
-    terms_of: Callable[..., dict[str, Tensor]],
-    sample: Batch,
-    accelerator: Accelerator,
-) -> int:
-    """The number of classes, after a sample batch has shown that both networks, labels and loss fit together."""
-    pupil.eval()
-    with torch.no_grad(), accelerator.autocast():
-        logits, features = pupil(sample.inputs)
-    logits, features = logits.float(), [feature.float() for feature in features]
-    taught = teach(sample)
-    classes = logits.shape[-1]
-    largest = int(sample.target.max())
-    if largest >= classes:
-        raise ValueError(f"train has the label {largest}, but the student has {classes} classes (0 to {classes - 1}).")
-    if taught is None:
-        return classes
-    if hasattr(loss, "prepare"):
-        loss.prepare(features, taught[1])
-    if isinstance(loss, nn.Module):
-        loss.to(accelerator.device)
-    try:
-        with torch.no_grad():
-            terms_of((logits, features), taught, sample.target)
-    except Exception as error:
-        # A loss on features alone may well join networks of different classes; so the loss itself is asked.
-        if taught[0].shape[-1] != classes:
-            raise ValueError(
-                f"The teacher has {taught[0].shape[-1]} classes and the student {classes}; this loss compares their "
-                "logits. Give both the same classes."
-            ) from error
-        raise
-    return classes
 
 
 def _average_gradients(accelerator: Accelerator, loss: nn.Module) -> None:

@@ -1,0 +1,91 @@
+"""Networks, data and a loss that are small enough to train in a blink; also run as a script that tests kill."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset, TensorDataset
+
+from cka_probe.distill.training import distill
+
+
+class ConvNet(nn.Module):
+    """Conv, batch norm, in-place ReLU: the tapped batch norm is overwritten in place unless the tap is careful."""
+
+    def __init__(self, width=4, classes=3, dropout=0.0, norm=True):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.act = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.act(self.norm(self.stem(x))).mean((2, 3))))
+
+
+class Mimic(nn.Module):
+    """A loss with the contract: logit and feature distances, each a weighted term."""
+
+    def terms(self, student_logits, teacher_logits, student_features, teacher_features, target=None):
+        terms = {"logits": 0.5 * functional.mse_loss(student_logits, teacher_logits)}
+        if student_features:
+            x, y = student_features[0].mean((2, 3)), teacher_features[0].mean((2, 3))
+            terms["features"] = 2.0 * functional.mse_loss(x, y)
+        return terms
+
+    def forward(self, *arguments):
+        return sum(self.terms(*arguments).values())
+
+
+class Noisy(Dataset):
+    """An augmentation that draws from all three generators."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        import random
+
+        import numpy as np
+
+        x, y = self.data[index]
+        return x + 0.1 * torch.randn(x.shape) + 0.1 * random.random() + 0.1 * np.random.rand(), y  # noqa: NPY002
+
+
+def images(n=40, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.arange(n) % classes
+    return TensorDataset(torch.randn(n, 1, 6, 6, generator=generator) + target.view(-1, 1, 1, 1), target)
+
+
+def network(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return ConvNet(**kwargs)
+
+
+def run(student=None, teacher=None, loss=None, **kwargs):
+    student = student or network(1)
+    options = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "progress": False, **kwargs}
+    train = options.pop("train", images())
+    test = options.pop("test", images(24, seed=1))
+    return distill(teacher, student, train, test, loss, **options)
+
+
+def weights(model):
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+def killable(directory=None, **kwargs):
+    """A run with all that a checkpoint must hold: augmentation, dropout, momentum, batch norm, two terms, a decay."""
+    options = {"epochs": 4, "output_dir": directory, "checkpoint_steps": 2, "student_layers": ["norm"], **kwargs}
+    return run(network(1, dropout=0.3), network(2), Mimic(), train=Noisy(images()), **options)
+
+
+if __name__ == "__main__":
+    killable(Path(sys.argv[1]))
