@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from .alignment import ratio
 from .hsic import flat_centred, normalizer, pairwise_inner, scaled_features
@@ -106,6 +106,24 @@ def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tupl
     return stack / largest, divisors
 
 
+def _check_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> None:
+    """Raise unless both are sequences of arrays of one library on one device."""
+    named: dict[str, Array] = {}
+    for side, name in ((xs, "xs"), (ys, "ys")):
+        if side is None:
+            continue
+        if getattr(side, "ndim", 3) < 3:
+            raise TypeError(f"`{name}` must be a sequence of arrays, one for each layer, got one array. Write [x].")
+        if not len(side):
+            raise ValueError(f"`{name}` holds no layers.")
+        named.update({f"{name}[{i}]": x for i, x in enumerate(side)})
+    namespace(*named.values(), names=tuple(named))
+    first, home = next(iter(named)), device(next(iter(named.values())))
+    for name, x in named.items():
+        if device(x) != home:
+            raise ValueError(f"`{first}` is on {home} and `{name}` on {device(x)}. Move both to one device first.")
+
+
 class MinibatchCKA:
     """CKA of all pairs of layers from a stream of minibatches: the ratio of mean minibatch HSIC.
 
@@ -163,19 +181,17 @@ class MinibatchCKA:
         TypeError, ValueError
             For bad features, named by their place; for different numbers of samples or of layers than before.
         """
+        _check_layers(xs, ys)
         rows_x, scale_x, samples = self._rows(xs, "xs")
         if ys is None:
             self.update_rows(rows_x, scale_x, rows_x, scale_x, samples)
             return
-        namespace(xs[0], ys[0], names=("xs[0]", "ys[0]"))
         rows_y, scale_y, samples_y = self._rows(ys, "ys")
         if samples != samples_y:
             raise ValueError(f"`xs` hold {samples} samples and `ys` {samples_y}. Both must be of the same samples.")
         self.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
 
     def _rows(self, features: Sequence[Array], name: str) -> tuple[Array, Array, int]:
-        if not len(features):
-            raise ValueError(f"`{name}` holds no layers.")
         checked = [check_features(x, f"{name}[{i}]", minimum=self.minimum)[1] for i, x in enumerate(features)]
         for i, x in enumerate(checked):
             if x.ndim != 2 or x.shape[0] != checked[0].shape[0]:
