@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Shard:
-    """This process's part of the batches: every ``world``-th, starting with its rank.
+    """The part of the batches that belongs to this process: every ``world``-th, starting with its rank.
 
     Unlike a DistributedSampler it repeats no sample to even out the parts; parts may differ in length, or be empty.
 

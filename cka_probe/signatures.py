@@ -78,7 +78,7 @@ class Signature:
             raise ValueError(f"A signature is saved as .npz, got {path}.")
         texts = ("name", "layers", "order", "kernel", "estimator", "pooling", "notes", "samples")
         header = {"format": FORMAT, **{key: getattr(self, key) for key in texts}}
-        arrays = {f"gram_{i}": gram for i, gram in enumerate(self.grams)}
+        arrays: dict[str, Any] = {f"gram_{i}": gram for i, gram in enumerate(self.grams)}
         arrays |= {f"scale_{i}": scale for i, scale in enumerate(self.scales)}
         temporary = path.with_name(f".{path.name}.part")
         try:
@@ -110,7 +110,9 @@ class Signature:
                 count = len(header["samples"])
                 grams = tuple(archive[f"gram_{i}"] for i in range(count))
                 scales = tuple(archive[f"scale_{i}"] for i in range(count))
-            texts = {key: tuple(value) if isinstance(value, list) else value for key, value in header.items()}
+            texts: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in header.items()
+            }
             return cls(**texts, grams=grams, scales=scales)
         except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a signature written by cka_probe, or is damaged: {error}") from error

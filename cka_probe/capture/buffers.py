@@ -1,0 +1,208 @@
+"""Buffers: features of a whole data set on the device where they were made, as torch or, without a copy, as CuPy."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Budget:
+    """Bytes that the buffers of one extraction may hold on their device together.
+
+    Parameters
+    ----------
+    limit : int or None
+        None sets no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 0:
+            raise ValueError(f"`budget` must be a number of bytes or None, got {limit}.")
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Reserve ``size`` bytes (give back when negative); False, and nothing reserved, if that passes the limit."""
+        if self.limit is not None and size > 0 and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+
+class FeatureBuffer:
+    """A growing (rows, width) array that stays on the device of what is appended.
+
+    With ``rows`` known it is allocated once; otherwise it doubles. What does not fit the budget moves to page-locked
+    host memory, or with ``folder`` to a file there, mapped into memory.
+
+    Parameters
+    ----------
+    rows : int, optional
+        How many rows will come, as far as that is known.
+    dtype : torch.dtype, optional
+        Kept as they come when left out.
+    budget : Budget, optional
+        Shared by several buffers.
+    folder : path, optional
+        Spill to a file here instead of host memory.
+
+    Attributes
+    ----------
+    place : "device", "host" or "file"
+        Where the rows are now.
+
+    Examples
+    --------
+    >>> buffer = FeatureBuffer()
+    >>> buffer.append(torch.ones(2, 3)); buffer.append(torch.zeros(1, 3))
+    >>> buffer.rows().shape
+    torch.Size([3, 3])
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int | None = None,
+        dtype: torch.dtype | None = None,
+        budget: Budget | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.budget = budget or Budget()
+        self.folder = None if folder is None else Path(folder)
+        self.place = "device"
+        self.count = 0
+        self._hint = rows
+        self._data: torch.Tensor | None = None
+        self._reserved = 0
+        self._file: Any = None
+
+    def append(self, features: torch.Tensor) -> None:
+        """Copy ``features`` (n, width) to the end.
+
+        Raises
+        ------
+        ValueError
+            If the width is not that of the rows before.
+        """
+        features = features.detach()
+        if self.dtype is None:
+            self.dtype = features.dtype
+        if self._file is None:
+            self._make_room(features)
+        width = self._width
+        if features.shape[1] != width:
+            raise ValueError(f"The features have width {features.shape[1]}, those before had {width}.")
+        if self._file is not None:
+            self._file.write(_bytes(features.to(self.dtype).cpu()))
+        else:
+            assert self._data is not None
+            self._data[self.count : self.count + len(features)].copy_(features, non_blocking=self.place == "device")
+        self.count += len(features)
+
+    def _make_room(self, features: torch.Tensor) -> None:
+        needed = self.count + len(features)
+        if self._data is not None and needed <= len(self._data):
+            return
+        assert self.dtype is not None
+        self._width = features.shape[1] if self._data is None else self._data.shape[1]
+        rows = max(needed, self._hint or 0, 0 if self._data is None else 2 * len(self._data))
+        row_size = self._width * self.dtype.itemsize
+        size = rows * row_size
+        if self.place == "device" and not self.budget.take(size - self._reserved):
+            rows = max(needed, self._hint or 0)
+            self._spill()
+            if self._file is not None:
+                return
+        elif self.place == "device":
+            self._reserved = size
+        pinned = self.place == "host" and torch.cuda.is_available()
+        device = features.device if self.place == "device" else torch.device("cpu")
+        fresh = torch.empty((rows, self._width), dtype=self.dtype, device=device, pin_memory=pinned)
+        if self._data is not None:
+            fresh[: self.count].copy_(self._data[: self.count])
+        self._data = fresh
+
+    def _spill(self) -> None:
+        self.budget.take(-self._reserved)
+        self._reserved = 0
+        if self.folder is None:
+            self.place = "host"
+            return
+        self.place = "file"
+        self._file = tempfile.NamedTemporaryFile(dir=self.folder, suffix=".features", delete=False)  # noqa: SIM115
+        if self._data is not None:
+            self._file.write(_bytes(self._data[: self.count].cpu()))
+            self._data = None
+
+    def rows(self) -> torch.Tensor:
+        """All rows so far (count, width): a view of the buffer, or of the mapped file.
+
+        Raises
+        ------
+        ValueError
+            If nothing was appended.
+        """
+        if self._file is not None:
+            assert self.dtype is not None
+            self._file.flush()
+            mapped = np.memmap(self._file.name, dtype=np.uint8, mode="r+")
+            return torch.from_numpy(mapped).view(self.dtype).view(self.count, self._width)
+        if self._data is None:
+            raise ValueError("Nothing was appended to this buffer.")
+        return self._data[: self.count]
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds the rows, if they were spilled to one. It is the caller's to delete."""
+        return None if self._file is None else Path(self._file.name)
+
+
+def _bytes(features: torch.Tensor) -> bytes:
+    return features.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def require_cupy() -> Any:
+    """CuPy, or an error with the line that installs it.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If CuPy is not installed.
+    RuntimeError
+        If there is no NVIDIA GPU.
+    """
+    cuda = (torch.version.cuda or "13").partition(".")[0]
+    try:
+        import cupy
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f'backend="cupy" needs CuPy, which is not installed: pip install "cka-probe[cuda{cuda}]".', name="cupy"
+        ) from error
+    if not torch.cuda.is_available():
+        raise RuntimeError('backend="cupy" needs an NVIDIA GPU, and torch finds none. Use backend="torch".')
+    return cupy
+
+
+def as_cupy(tensor: torch.Tensor) -> Any:
+    """The same GPU memory as a CuPy array, by DLPack: nothing is copied.
+
+    Raises
+    ------
+    ModuleNotFoundError, RuntimeError
+        Without CuPy or a GPU.
+    ValueError
+        If the tensor is not on a GPU, or of a dtype that CuPy does not have (bfloat16).
+    """
+    cupy = require_cupy()
+    if not tensor.is_cuda:
+        raise ValueError(
+            f"Only a tensor on a GPU can become a CuPy array without a copy; this one is on {tensor.device}."
+        )
+    if tensor.dtype == torch.bfloat16:
+        raise ValueError("CuPy has no bfloat16. Extract with dtype=torch.float32 or torch.float16.")
+    return cupy.from_dlpack(tensor.detach())
