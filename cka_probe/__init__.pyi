@@ -1,10 +1,16 @@
+from .callbacks import SimilarityHistory, lightning_callback, trainer_callback
 from .capture.hooks import CaptureError, Probe
-from .comparison import compare
+from .comparison import compare, compare_many
 from .estimators.alignment import chance_level, cka, cka_from_grams
-from .estimators.hsic import hsic
+from .estimators.corridor import alignment_corridor
+from .estimators.hsic import hsic, hsic_from_grams
 from .estimators.kernels import RBF, Cosine, Laplacian, Linear, Polynomial
 from .estimators.minibatch import MinibatchCKA, cka_matrix
+from .estimators.theory import cka_mmd_bounds
+from .extraction import extract
+from .parallel import Shard
 from .plotting.heatmap import plot_heatmap
+from .signatures import Signature, compare_signatures, signature
 from .similarity import SimilarityMatrix
 
 __version__: str
@@ -18,12 +24,24 @@ __all__ = [
     "MinibatchCKA",
     "Polynomial",
     "Probe",
+    "Shard",
+    "Signature",
+    "SimilarityHistory",
     "SimilarityMatrix",
+    "alignment_corridor",
     "chance_level",
     "cka",
     "cka_from_grams",
     "cka_matrix",
+    "cka_mmd_bounds",
     "compare",
+    "compare_many",
+    "compare_signatures",
+    "extract",
     "hsic",
+    "hsic_from_grams",
+    "lightning_callback",
     "plot_heatmap",
+    "signature",
+    "trainer_callback",
 ]
