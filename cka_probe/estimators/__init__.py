@@ -1,6 +1,13 @@
 """Arrays in, numbers out: numpy, torch and CuPy alike."""
 
 from .alignment import chance_level, cka, cka_from_grams, participation_ratio
+from .corridor import (
+    Corridor,
+    CorridorCurves,
+    alignment_corridor,
+    alignment_corridor_from_covariances,
+    corridor_curves,
+)
 from .hsic import center_gram, hsic, hsic_from_grams, u_center_gram
 from .kernels import (
     RBF,
@@ -15,6 +22,7 @@ from .kernels import (
     squared_distances,
 )
 from .minibatch import MinibatchCKA, cka_matrix
+from .theory import CKAMMDBounds, Statement, cka_mmd_bounds
 
 __all__ = [
     "Kernel",
@@ -37,4 +45,12 @@ __all__ = [
     "chance_level",
     "participation_ratio",
     "MinibatchCKA",
+    "cka_mmd_bounds",
+    "CKAMMDBounds",
+    "Statement",
+    "alignment_corridor",
+    "alignment_corridor_from_covariances",
+    "corridor_curves",
+    "Corridor",
+    "CorridorCurves",
 ]

@@ -84,14 +84,14 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     norms_b = xp.sum(b * b, axis=-1)[..., None, :]
     squared = norms_a + norms_b - 2 * (a @ _transpose(b))
     # A negative value here can only be rounding: the true one is a sum of squares.
-    squared = xp.where(squared > 0, squared, xp.zeros_like(squared))
+    squared = xp.where(squared < 0, xp.zeros_like(squared), squared)
     return squared * _off_diagonal(xp, x.shape[-2], x) if y is None else squared
 
 
 def _sqrt(xp, squared: Array) -> Array:
-    """Square root whose gradient at 0 is 0 instead of infinite (the diagonal of a distance matrix)."""
-    positive = squared > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, squared, xp.ones_like(squared))), xp.zeros_like(squared))
+    """Square root whose gradient at 0 is 0 instead of infinite (the diagonal of a distance matrix); NaN stays NaN."""
+    zero = squared == 0
+    return xp.where(zero, xp.zeros_like(squared), xp.sqrt(xp.where(zero, xp.ones_like(squared), squared)))
 
 
 def median_distance(x: Array, y: Array | None = None) -> Array:

@@ -1,0 +1,337 @@
+"""The corridor of theorem T3 (MATH 7): how far the quadratic-kernel MMD between two layers may lie from their CKA.
+
+Normalised Gram matrices Khat and Lhat have Frobenius norm 1. Their scaled rows sqrt(n) Khat_i are two clouds of n
+points in R^n, whatever the widths of the layers, and the squared MMD of the clouds under the kernel (u . v)^2 is
+Q = ||Khat^2 - Lhat^2||_F^2, which CKA bounds from both sides.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from .hsic import CentredGram, centred_gram, centred_linear, gram_is_cheaper, scaled_features
+from .kernels import Kernel, Linear
+from .validation import Array, check_estimator, check_features, check_finite, check_pair, constant, namespace
+
+
+class Corridor(NamedTuple):
+    """One pair of layers between the two curves of T3, every field an array (...) of float64.
+
+    Attributes
+    ----------
+    cka : array
+        c, the alignment of the two sides.
+    mmd_squared : array
+        Q, the squared MMD under the kernel (u . v)^2 between the rows of the normalised Gram matrices; from 0 to 2.
+    lower : array
+        4 (1 - c)^2 / rank. NaN for U-centred matrices: the lower side needs positive semi-definite ones.
+    upper : array
+        2 (1 - c^2).
+    rank : array
+        Rank of Khat - Lhat; 0 when the two agree.
+    spectral_lower : array
+        ||(Khat - Lhat)^2||_F^2, the sharper lower bound from which ``lower`` follows by Cauchy and Schwarz. NaN where
+        ``lower`` is.
+    """
+
+    cka: Array
+    mmd_squared: Array
+    lower: Array
+    upper: Array
+    rank: Array
+    spectral_lower: Array
+
+
+def unit_norm(xp: ModuleType, matrix: Array) -> Array:
+    """A matrix (..., n, n) over its Frobenius norm; NaN throughout where the matrix is zero."""
+    largest = xp.max(xp.abs(constant(matrix)), axis=(-2, -1), keepdims=True)
+    alive = largest > 0
+    matrix = matrix / xp.where(alive, largest, xp.ones_like(largest))
+    squares = xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True)
+    return matrix / xp.sqrt(xp.where(alive, squares, xp.full_like(squares, xp.nan)))
+
+
+def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Array:
+    """The Gram matrix of features over its Frobenius norm, in float64.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Checked features.
+    kernel : Kernel
+        Kernel of the Gram matrix.
+    centring : "biased", "unbiased" or "none"
+        Centred, U-centred, or as it is.
+
+    Returns
+    -------
+    array (..., n, n) of float64
+        NaN where it is constant (zero when ``centring="none"``).
+    """
+    xp = array_namespace(x)
+    x = xp.astype(x, xp.float64)
+    if centring == "none":
+        if isinstance(kernel, Linear):
+            largest = xp.max(xp.abs(constant(x)), axis=(-2, -1), keepdims=True)
+            x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+        return unit_norm(xp, kernel(x))
+    if isinstance(kernel, Linear):
+        side = centred_linear(x, centring, as_gram=True)
+        assert isinstance(side, CentredGram)
+        return unit_norm(xp, side.matrix)
+    return unit_norm(xp, centred_gram(kernel(x), centring).matrix)
+
+
+def _spectrum(xp: ModuleType, symmetric: Array) -> Array:
+    """Eigenvalues (..., m); NaN where the matrix holds NaN, which LAPACK and cuSOLVER would refuse."""
+    defined = xp.all(xp.isfinite(symmetric), axis=(-2, -1), keepdims=True)
+    # Cut from the gradient: the rank has none, and that of repeated eigenvalues is not defined.
+    values = xp.linalg.eigvalsh(constant(xp.where(defined, symmetric, xp.zeros_like(symmetric))))
+    return xp.where(defined[..., 0], values, xp.full_like(values, xp.nan))
+
+
+def _corridor(
+    xp: ModuleType, c: Array, gap: Array, mmd_squared: Array, eigenvalues: Array, samples: int, *, psd: bool
+) -> Corridor:
+    """All fields from c, 1 - c, Q and the eigenvalues of Khat - Lhat."""
+    # Rounding of the difference of two matrices of norm 1. Counting too much only lowers the lower bound.
+    resolution = 4 * samples * float(xp.finfo(xp.float64).eps)
+    counted = xp.sum(xp.astype(xp.abs(eigenvalues) > resolution, xp.float64), axis=-1)
+    rank = xp.where(xp.isnan(c), c, counted)
+    lower = 4 * gap * gap / xp.where(rank > 0, rank, xp.ones_like(rank))
+    spectral = xp.sum(eigenvalues**4, axis=-1)
+    undefined = xp.full_like(lower, xp.nan)
+    return Corridor(
+        cka=c,
+        mmd_squared=mmd_squared,
+        lower=lower if psd else undefined,
+        upper=2 * gap * (1 + c),
+        rank=rank,
+        spectral_lower=spectral if psd else undefined,
+    )
+
+
+def corridor_of(unit_x: Array, unit_y: Array, *, psd: bool = True) -> Corridor:
+    """The corridor of two symmetric matrices (..., n, n) of Frobenius norm 1.
+
+    Parameters
+    ----------
+    unit_x, unit_y : array (..., n, n) of float64
+        As ``normalized_gram`` gives them.
+    psd : bool
+        Whether both are positive semi-definite, as the lower side of T3 needs.
+
+    Returns
+    -------
+    Corridor
+        NaN where a side is.
+    """
+    xp = array_namespace(unit_x, unit_y)
+    difference, total = unit_x - unit_y, unit_x + unit_y
+    gap = xp.sum(difference * difference, axis=(-2, -1)) / 2
+    c = xp.sum(unit_x * unit_y, axis=(-2, -1))
+    # Khat^2 - Lhat^2 = (DS + SD) / 2: no cancellation when the two sides are close.
+    product = difference @ total
+    product = (product + xp.matrix_transpose(product)) / 2
+    mmd_squared = xp.sum(product * product, axis=(-2, -1))
+    return _corridor(xp, c, gap, mmd_squared, _spectrum(xp, difference), unit_x.shape[-1], psd=psd)
+
+
+def alignment_corridor(
+    x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "biased"
+) -> Corridor:
+    """CKA, the quadratic-kernel MMD^2 between the rows of the normalised Gram matrices, and its two bounds by CKA.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Features, n >= 2.
+    y : array (..., n, q)
+        Features of the same samples.
+    kernel : Kernel, optional
+        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear when left out.
+    kernel_y : Kernel, optional
+        Kernel of ``y``.
+    estimator : "biased" or "unbiased"
+        Centred or U-centred Gram matrices. The lower bound exists for the centred ones only.
+
+    Returns
+    -------
+    Corridor
+        Named tuple of arrays (...) of float64; NaN for a constant side.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``cka``.
+
+    Notes
+    -----
+    With the linear kernel and fewer features than samples everything comes from the covariances, at a cost of
+    (p + q)^2 (n + p + q).
+
+    References
+    ----------
+    MATH 7, T3; its lower side by Ando, Comparison of Norms |||f(A) - f(B)||| and |||f(|A - B|)|||, Math. Z. 1988.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 40, 3))
+    >>> point = alignment_corridor(x, y)
+    >>> bool(point.lower <= point.mmd_squared <= point.upper)
+    True
+    """
+    xp, x, y = check_pair(x, y, minimum=check_estimator(estimator))
+    kernel = kernel or Linear()
+    kernel_y = kernel_y or kernel
+    n, p, q = x.shape[-2], x.shape[-1], y.shape[-1]
+    linear = isinstance(kernel, Linear) and isinstance(kernel_y, Linear)
+    if linear and estimator == "biased" and not gram_is_cheaper(n, p, q):
+        u, _ = scaled_features(xp.astype(x, xp.float64))
+        v, _ = scaled_features(xp.astype(y, xp.float64))
+        ut, vt = xp.matrix_transpose(u), xp.matrix_transpose(v)
+        return _from_covariances(xp, ut @ u, vt @ v, ut @ v)
+    left, right = normalized_gram(x, kernel, centring=estimator), normalized_gram(y, kernel_y, centring=estimator)
+    return corridor_of(left, right, psd=estimator == "biased")
+
+
+def alignment_corridor_from_covariances(covariance_x: Array, covariance_y: Array, covariance_xy: Array) -> Corridor:
+    """The corridor of ``alignment_corridor`` for the linear kernel from the covariances of the features.
+
+    Parameters
+    ----------
+    covariance_x : array (..., p, p)
+        Covariances of ``x``, or any multiple of them.
+    covariance_y : array (..., q, q)
+        Covariances of ``y``.
+    covariance_xy : array (..., p, q)
+        Covariances between ``x`` and ``y``, with the square root of the product of the two multiples.
+
+    Returns
+    -------
+    Corridor
+        As ``alignment_corridor``; NaN where a covariance matrix is zero.
+
+    Raises
+    ------
+    TypeError
+        For anything but real floating arrays of one library.
+    ValueError
+        If the shapes do not fit, or a matrix holds NaN or infinity.
+
+    References
+    ----------
+    MATH 7, T3: Q = tr Cxx^4/||Cxx||^4 + tr Cyy^4/||Cyy||^4 - 2 tr(Cxx Cxy Cyy Cyx)/(||Cxx||^2 ||Cyy||^2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> point = alignment_corridor_from_covariances(np.eye(2), np.eye(2), np.diag([1.0, 0.0]))
+    >>> round(float(point.cka), 6)
+    0.5
+    """
+    names = ("covariance_x", "covariance_y", "covariance_xy")
+    xp = namespace(covariance_x, covariance_y, covariance_xy, names=names)
+    p, q = covariance_x.shape[-1:], covariance_y.shape[-1:]
+    expected = ((*p, *p), (*q, *q), (*p, *q))
+    checked = []
+    for matrix, name, shape in zip((covariance_x, covariance_y, covariance_xy), names, expected, strict=True):
+        if matrix.ndim < 2 or tuple(matrix.shape[-2:]) != shape:
+            raise ValueError(
+                f"`{name}` must have shape (..., {', '.join(map(str, shape))}) beside the others, got "
+                f"{tuple(matrix.shape)}. Pass the covariances (p, p), (q, q) and (p, q) of one pair of layers."
+            )
+        _, matrix = check_features(matrix, name, minimum=1)
+        checked.append(xp.astype(matrix, xp.float64))
+    return _from_covariances(xp, *checked)
+
+
+def _from_covariances(xp: ModuleType, cxx: Array, cyy: Array, cxy: Array) -> Corridor:
+    # Unit Frobenius norm of the self terms, and the cross term in the units of both.
+    norms = []
+    for matrix in (cxx, cyy):
+        squares = xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True)
+        norms.append(xp.sqrt(xp.where(squares > 0, squares, xp.full_like(squares, xp.nan))))
+    cxx, cyy, cxy = cxx / norms[0], cyy / norms[1], cxy / xp.sqrt(norms[0]) / xp.sqrt(norms[1])
+    cyx = xp.matrix_transpose(cxy)
+    c = xp.sum(cxy * cxy, axis=(-2, -1))
+    xx, yy = cxx @ cxx, cyy @ cyy
+    mmd_squared = (
+        xp.sum(xx * xx, axis=(-2, -1))
+        + xp.sum(yy * yy, axis=(-2, -1))
+        - 2 * xp.sum((cxx @ cxy) * xp.matrix_transpose(cyy @ cyx), axis=(-2, -1))
+    )
+    # Khat - Lhat = [X Y] S [X Y]' with S = diag(1, -1): its eigenvalues, but for zeros, are those of G^1/2 S G^1/2.
+    joint = xp.concat([xp.concat([cxx, cxy], axis=-1), xp.concat([cyx, cyy], axis=-1)], axis=-2)
+    defined = xp.all(xp.isfinite(joint), axis=(-2, -1), keepdims=True)
+    values, vectors = xp.linalg.eigh(constant(xp.where(defined, joint, xp.zeros_like(joint))))
+    # The joint covariance is positive semi-definite; a negative eigenvalue is rounding of 0.
+    roots = xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))[..., None, :]
+    p = cxx.shape[-1]
+    half = vectors * roots
+    top, bottom = half[..., :p, :], half[..., p:, :]
+    inner = xp.matrix_transpose(top) @ top - xp.matrix_transpose(bottom) @ bottom
+    eigenvalues = _spectrum(xp, xp.where(defined, inner, xp.full_like(inner, xp.nan)))
+    return _corridor(xp, c, 1 - c, mmd_squared, eigenvalues, eigenvalues.shape[-1], psd=True)
+
+
+class CorridorCurves(NamedTuple):
+    """The two curves of T3 over a grid of alignments."""
+
+    lower: Array
+    upper: Array
+
+
+def corridor_curves(c: Array, rank: int) -> CorridorCurves:
+    """The curves 4 (1 - c)^2 / rank and 2 (1 - c^2) between which the quadratic-kernel MMD^2 lies.
+
+    Parameters
+    ----------
+    c : array (...)
+        Alignments, floating.
+    rank : int
+        Rank of the difference of the normalised Gram matrices: at most n - 1, and at most p + q for linear kernels.
+
+    Returns
+    -------
+    CorridorCurves
+        ``lower`` and ``upper``, arrays of the shape of ``c``; both 0 at c = 1.
+
+    Raises
+    ------
+    TypeError
+        If ``c`` is no real floating array.
+    ValueError
+        If ``rank`` is below 1, or ``c`` holds NaN or infinity.
+
+    References
+    ----------
+    MATH 7, T3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lower, upper = corridor_curves(np.array([0.0, 0.5, 1.0]), rank=4)
+    >>> lower.tolist(), upper.tolist()
+    ([1.0, 0.25, 0.0], [2.0, 1.5, 0.0])
+    """
+    xp = namespace(c, names=("c",))
+    if not xp.isdtype(c.dtype, "real floating"):
+        raise TypeError(f"`c` must have a real floating dtype, got {c.dtype}. Cast it first, for example to float64.")
+    check_finite(xp, c, "c")
+    if not rank >= 1:
+        raise ValueError(f"`rank` must be at least 1, got {rank!r}. It is at most n - 1 for n samples.")
+    return CorridorCurves(4 * (1 - c) ** 2 / rank, 2 * (1 - c * c))
+
+
+__all__ = [
+    "Corridor",
+    "CorridorCurves",
+    "alignment_corridor",
+    "alignment_corridor_from_covariances",
+    "corridor_curves",
+]
