@@ -34,8 +34,8 @@ __all__ = [
 
 # The unbiased HSIC needs four samples, and batch norm more than one.
 MINIMUM_BATCH = 4
-# Samples that a network sees before the run, when shapes and class counts are checked.
-SAMPLE = 8
+# Samples that the networks see before the run, when shapes and classes are checked, and that diagnostics use.
+SAMPLE = 64
 
 
 class Batch(NamedTuple):
@@ -197,8 +197,8 @@ class DatasetBatches:
         return len(self._order)
 
     def sample(self) -> Batch:
-        """A few training samples, to learn shapes from."""
-        return self.read(range(min(self.count, SAMPLE)))
+        """A few training samples from all over the data set, whose classes often lie in order."""
+        return self.read(range(0, self.count, -(-self.count // SAMPLE)))
 
     def read(self, indices: Sequence[int], epoch: int = 0) -> Batch:
         """The samples with these indices, augmented as in `epoch`."""

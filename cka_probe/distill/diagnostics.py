@@ -71,6 +71,7 @@ def similarities(
     loader: Iterable[Any],
     samples: int,
     layers: tuple[Layers, Layers],
+    distributed: bool = False,
 ) -> SimilarityMatrix:
     """CKA of layers of the teacher (rows) with layers of the student (columns) on the first samples of a loader.
 
@@ -84,6 +85,8 @@ def similarities(
         Roughly how many samples are used: whole batches.
     layers : tuple
         Layers of the teacher and of the student, as in `cka_probe.compare`.
+    distributed : bool
+        Whether `loader` is this process's share of the data.
 
     Returns
     -------
@@ -102,7 +105,15 @@ def similarities(
                 return
 
     with modes_restored(master.model, pupil.model):
-        return compare(master.model, pupil.model, first_batches(), layers=layers[0], layers_y=layers[1], progress=False)
+        return compare(
+            master.model,
+            pupil.model,
+            first_batches(),
+            layers=layers[0],
+            layers_y=layers[1],
+            distributed=distributed,
+            progress=False,
+        )
 
 
 def pair_similarities(epoch: int, matrix: SimilarityMatrix, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

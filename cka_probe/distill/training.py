@@ -275,15 +275,18 @@ def distill(
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", test=f"{row['test_accuracy']:.2%}")
 
             if diagnostics is not None and master is not None:
+                share = -(-diagnostics.samples // accelerator.num_processes)
+                agreement = partial(
+                    similarities, master, pupil, tests, share, distributed=accelerator.num_processes > 1
+                )
                 if run.epoch % diagnostics.every == 0 or run.epoch == epochs:
-                    matrix = similarities(master, pupil, tests, diagnostics.samples, (layers_y, layers))
+                    matrix = agreement((layers_y, layers))
                     run.diagnostics += pair_similarities(run.epoch, matrix, list(zip(layers_y, layers, strict=True)))
                     run.diagnostics += gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator)
                 if diagnostics.heatmap_every and run.epoch % diagnostics.heatmap_every == 0:
                     chosen = diagnostics.heatmap_layers
                     both = (layers_y, layers) if chosen is None else (chosen, chosen)
-                    matrix = similarities(master, pupil, tests, diagnostics.samples, both)
-                    files.save_heatmap(matrix, run.epoch)
+                    files.save_heatmap(agreement(both), run.epoch)
 
             facts = {"epoch": run.epoch, "test_accuracy": row["test_accuracy"], "seed": seed}
             if improved:

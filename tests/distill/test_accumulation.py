@@ -44,9 +44,7 @@ def gradients(method, parts, *, norm=False, dropout=0.0, count=10):
             with torch.no_grad():
                 return master(piece.inputs)
 
-        logits, terms = method(
-            accelerator, pupil, teach, lambda *args: weighted_terms(loss, 0.7, *args), batch, parts
-        )
+        logits, terms = method(accelerator, pupil, teach, lambda *args: weighted_terms(loss, 0.7, *args), batch, parts)
     found = torch.cat([p.grad.flatten() for p in [*student.parameters(), *loss.parameters()]])
     return found, {name: term.item() for name, term in terms.items()}, logits, student, torch.rand(3)
 

@@ -119,7 +119,7 @@ def test_all_checkpoints_damaged(tmp_path):
     run(output_dir=tmp_path)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"PK\3\4 nothing")
-    with pytest.raises(CheckpointError, match="No checkpoint can be read: .*resume=False to start again"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint can be read: .*resume=False to start again"):
         run(output_dir=tmp_path)
     run(output_dir=tmp_path, resume=False)
 
@@ -170,7 +170,7 @@ def test_other_settings_are_refused(tmp_path):
     run(output_dir=tmp_path, teacher=network(2), loss=Mimic())
     with pytest.raises(ValueError, match=r"learning_rate was 0.1 and is now 0.2; .*teacher_weights was"):
         run(output_dir=tmp_path, teacher=network(3), loss=Mimic(), learning_rate=0.2)
-    with pytest.raises(ValueError, match="another student than this ConvNet: .*size mismatch"):
+    with pytest.raises(ValueError, match=r"another student than this ConvNet: .*size mismatch"):
         run(network(1, width=8), network(2), Mimic(), output_dir=tmp_path)
     settings = json.loads((tmp_path / "settings.json").read_text())
     assert settings["seed"] == 0
@@ -210,7 +210,13 @@ def test_optimizer_of_ones_own_and_loader_resume(tmp_path):
             def __repr__(self):
                 return "Mimic()"
 
-        options = {"optimizer": torch.optim.AdamW, "train": train, "batch_size": None, "checkpoint_steps": 3, "epochs": 3}
+        options = {
+            "optimizer": torch.optim.AdamW,
+            "train": train,
+            "batch_size": None,
+            "checkpoint_steps": 3,
+            "epochs": 3,
+        }
         return run(network(1, dropout=0.5), network(2), Stopped(), output_dir=directory, **options)
 
     expected = go()

@@ -1,19 +1,21 @@
 """distill(): the loop, what it restores, what it says about bad input, and that a seed decides the weights."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import ConvNet, Mimic, Noisy, images, network, run, weights
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader
 
+from cka_probe.distill.batches import DatasetBatches
 from cka_probe.distill.models import load_weights
 from cka_probe.distill.schedules import CosineDecay, StepDecay
 from cka_probe.distill.taps import TappedModel
-from small_runs import ConvNet, Mimic, Noisy, images, network, run, weights
 
 
 def test_plain_training_equals_a_loop_written_out_by_hand():
@@ -72,8 +74,8 @@ def test_augmentation_differs_between_epochs_and_samples():
             return x, y
 
     run(train=Recorded(images(16)), epochs=2)
-    assert len({noise for _, noise in seen[8:]}) == 32  # the first 8 are the sample that shapes are learnt from
-    assert sorted(index for index, _ in seen[8:24]) == list(range(16))
+    assert len({noise for _, noise in seen[16:]}) == 32  # the first 16 are the sample that shapes are learnt from
+    assert sorted(index for index, _ in seen[16:32]) == list(range(16))
 
 
 def test_teacher_is_frozen_and_restored():
@@ -260,6 +262,19 @@ def test_bad_input(changes, kind, message):
     options = {"teacher": network(2), "loss": Mimic(), **changes}
     with pytest.raises(kind, match=message):
         run(**options)
+
+
+def test_shares_of_several_processes_are_disjoint_and_equal():
+    shares = []
+    for rank in range(2):
+        process = SimpleNamespace(num_processes=2, process_index=rank, device=torch.device("cpu"))
+        batches = DatasetBatches(images(41), batch_size=8, seed=0, workers=0, accelerator=process)
+        shares.append([batch.indices.tolist() for batch in batches.of_epoch(0)])
+        assert batches.notes == ("1 samples of each epoch are left out: 41 over 2 processes.",)
+    assert [len(share) for share in shares[0]] == [len(share) for share in shares[1]] == [4] * 5
+    assert len({index for share in shares for batch in share for index in batch}) == 40
+    with pytest.raises(ValueError, match="multiple of their number: got 7 for 2 processes"):
+        DatasetBatches(images(), batch_size=7, seed=0, workers=0, accelerator=process)
 
 
 def test_shared_parameters_and_divergence():

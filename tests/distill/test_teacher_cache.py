@@ -1,0 +1,77 @@
+"""The teacher's outputs from disk: the same run as without, and errors where they would be wrong."""
+
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_runs import Mimic, Noisy, images, network, run, weights
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def go(**kwargs):
+    return run(network(1), **{"teacher": network(2), "loss": Mimic(), "student_layers": ["norm"], **kwargs})
+
+
+def test_same_run_with_and_without(tmp_path):
+    without = go()
+    teacher = network(2)
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        cached = go(teacher=teacher, teacher_cache=tmp_path, accumulation_steps=2, accumulation="mean")
+        calls_of_the_second = len(calls)
+        calls.clear()
+        expected = go(accumulation_steps=2, accumulation="mean")
+        np.testing.assert_allclose(weights(cached.student), weights(expected.student), atol=1e-6)
+    assert calls_of_the_second == 1  # the sample that shapes are learnt from
+    cached = go(teacher_cache=tmp_path)
+    np.testing.assert_allclose(weights(cached.student), weights(without.student), atol=1e-6)
+    columns = ["train_loss", "logits", "features", "test_accuracy"]
+    pd.testing.assert_frame_equal(cached.history[columns], without.history[columns], rtol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_teachers_layers_and_data_have_other_files(tmp_path):
+    go(teacher_cache=tmp_path)
+    go(teacher_cache=tmp_path, teacher=network(3))
+    go(teacher_cache=tmp_path, student_layers=["stem"])
+    go(teacher_cache=tmp_path, train=images(40, seed=7))
+    go(teacher_cache=tmp_path, mixed_precision="bf16")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_data_that_the_cache_would_falsify(tmp_path):
+    with pytest.raises(ValueError, match="without augmentation, but `train` gives a different sample"):
+        go(teacher_cache=tmp_path, train=Noisy(images()))
+    with pytest.raises(ValueError, match="needs `train` as a data set"):
+        go(teacher_cache=tmp_path, train=DataLoader(images(), 8), batch_size=None)
+    with pytest.raises(ValueError, match="loss is None"):
+        go(teacher_cache=tmp_path, loss=None)
+
+
+def test_no_room(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1000, 0, 1000))
+    with pytest.raises(OSError, match=r"the teacher's outputs take 0.0 GB and .* has 0.0 GB free"):
+        go(teacher_cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path):
+    class Stopping(TensorDataset):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            if self.reads > 60:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    x, y = images().tensors
+    with pytest.raises(KeyboardInterrupt):
+        go(teacher_cache=tmp_path, train=Stopping(x, y))
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(x, images().tensors[0])
