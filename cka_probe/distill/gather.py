@@ -1,0 +1,99 @@
+"""The global batch of a data-parallel run, with its true gradient.
+
+Losses that relate samples to one another (CKA, SP, RKD, DIST, CC) are not means over samples: the mean of the losses of
+each process's share is another loss, with another gradient (cosine 0.73: MATH 8). So the shares are gathered first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["batch_sizes", "gather_batch", "world_size"]
+
+
+def world_size() -> int:
+    """The number of processes that train together; 1 outside torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def batch_sizes(samples: int, device: torch.device | str = "cpu") -> list[int]:
+    """The number of samples of every process, in rank order.
+
+    Parameters
+    ----------
+    samples : int
+        This process's own.
+    device : torch.device
+        Where this process's tensors live; NCCL wants its own GPU.
+
+    Returns
+    -------
+    list of int
+        One entry a process; ``[samples]`` outside torch.distributed.
+    """
+    if world_size() == 1:
+        return [samples]
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = samples
+    dist.all_reduce(counts)
+    return [int(count) for count in counts.tolist()]
+
+
+def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """The samples of all processes in rank order; gradients flow back to the process that each sample came from.
+
+    Every process must call it the same number of times in the same order. Each computes the same loss of the gathered
+    batch; the backward pass adds up what all of them ask for, so that the mean over processes that
+    DistributedDataParallel takes of the parameter gradients is the gradient of that one loss. (A detached gather that
+    keeps only the own share yields 1 / world size of it.)
+
+    Parameters
+    ----------
+    x : Tensor (B, ...)
+        This process's samples; the other axes must agree between processes, B may differ.
+    sizes : sequence of int, optional
+        What ``batch_sizes`` gave, where it has been asked already.
+
+    Returns
+    -------
+    Tensor (sum of all B, ...)
+        ``x`` itself outside torch.distributed, and with one process.
+
+    References
+    ----------
+    MATH 8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> gather_batch(torch.zeros(4, 2)).shape
+    torch.Size([4, 2])
+    """
+    if world_size() == 1:
+        return x
+    return _Gather.apply(x, list(batch_sizes(len(x), x.device) if sizes is None else sizes))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        # all_gather wants equal shapes; shares differ by a sample when the batch does not divide evenly.
+        padded = x.new_zeros(max(sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        rank = dist.get_rank()
+        start = sum(ctx.sizes[:rank])
+        return total[start : start + ctx.sizes[rank]], None
