@@ -13,9 +13,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from ..capture.state import borrowed
 from .batches import Batch
 from .diagnostics import Diagnostics
 from .stages import match_stages
+from .steps import weighted_terms
 from .taps import TappedModel
 
 __all__ = ["accelerator_for", "check_arguments", "choose_layers", "describe", "digest", "fit_together"]
@@ -95,9 +97,16 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
 
 
 def choose_layers(
-    teacher: nn.Module | None, student: nn.Module, student_layers: Layers, teacher_layers: Layers | None, inputs: Any
+    teacher: nn.Module | None,
+    student: nn.Module,
+    loss: Any,
+    sample: Batch,
+    student_layers: Layers = "auto",
+    teacher_layers: Layers | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The layers to tap in the student and in the teacher, pair by pair; "auto" matches the networks' stages.
+    """The layers to tap in the student and in the teacher, pair by pair.
+
+    "auto" matches the networks' stages, and taps nothing for a loss that does without features.
 
     Raises
     ------
@@ -107,7 +116,9 @@ def choose_layers(
         If a list is a string other than "auto".
     """
     if student_layers == "auto" and teacher_layers in (None, "auto"):
-        return match_stages(student, teacher, inputs) if teacher is not None else ([], [])
+        if teacher is None or not _needs_features(loss, student, teacher, sample):
+            return [], []
+        return match_stages(student, teacher, sample.inputs)
     teacher_layers = student_layers if teacher_layers is None else teacher_layers
     for name, layers in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
         if isinstance(layers, str):
@@ -118,6 +129,19 @@ def choose_layers(
             f"{len(teacher_layers)} layers."
         )
     return list(student_layers), list(teacher_layers)
+
+
+def _needs_features(loss: Any, student: nn.Module, teacher: nn.Module, sample: Batch) -> bool:
+    """Whether the loss refuses to work on the logits alone."""
+    if loss is None:
+        return False
+    with borrowed([student, teacher]):
+        x, y = (TappedModel(model)(sample.inputs)[0] for model in (student, teacher))
+        try:
+            weighted_terms(loss, 0.0, (x, []), (y, []), sample.target)
+        except Exception:  # whatever it is that the loss misses
+            return True
+    return False
 
 
 def fit_together(

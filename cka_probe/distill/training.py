@@ -40,7 +40,7 @@ def distill(
     test: Dataset[Any] | DataLoader[Any],
     loss: nn.Module | Callable[..., Any] | None = None,
     *,
-    student_layers: Sequence[str] | str = (),
+    student_layers: Sequence[str] | str = "auto",
     teacher_layers: Sequence[str] | str | None = None,
     epochs: int = 240,
     batch_size: int | None = None,
@@ -88,8 +88,8 @@ def distill(
         ``loss(student_logits, teacher_logits, student_features, teacher_features, target)``; its weighted ``terms``,
         where it has them, are recorded one by one. None trains with the labels alone.
     student_layers, teacher_layers : sequence of str, or "auto"
-        Layer paths whose activations the loss compares, pair by pair. `teacher_layers` defaults to `student_layers`;
-        "auto" matches the stages of the two networks.
+        Layer paths whose activations the loss compares, pair by pair; `teacher_layers` defaults to `student_layers`.
+        "auto" matches the stages of the two networks where the loss needs features.
     epochs : int
         Passes over `train`.
     batch_size : int, optional
@@ -191,7 +191,7 @@ def distill(
         sample = batches.sample()
         for network in filter(None, (teacher, student)):
             network.to(device)
-        layers, layers_y = choose_layers(teacher, student, student_layers, teacher_layers, sample.inputs)
+        layers, layers_y = choose_layers(teacher, student, loss, sample, student_layers, teacher_layers)
         pupil = stack.enter_context(TappedModel(student, layers, "student"))
         master = None if teacher is None else stack.enter_context(TappedModel(teacher, layers_y, "teacher"))
 

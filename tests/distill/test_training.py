@@ -283,3 +283,18 @@ def test_shared_parameters_and_divergence():
         run(student, student, Mimic())
     with pytest.raises(FloatingPointError, match="training loss is nan in epoch 1"):
         run(learning_rate=1e30, train=images(80))
+
+
+def test_layers_are_matched_only_for_a_loss_that_needs_features(tmp_path):
+    import json
+
+    class Needy(Mimic):
+        def terms(self, *arguments):
+            if not arguments[2]:
+                raise ValueError("no features")
+            return super().terms(*arguments)
+
+    run(network(1), network(2), Needy(), output_dir=tmp_path / "needy", epochs=1)
+    run(network(1), network(2), Mimic(), output_dir=tmp_path / "logits", epochs=1)
+    layers = [json.loads((tmp_path / name / "settings.json").read_text())["student_layers"] for name in ("needy", "logits")]
+    assert layers == [["stem"], []]
