@@ -269,9 +269,11 @@ def _from_covariances(xp: ModuleType, cxx: Array, cyy: Array, cxy: Array) -> Cor
     joint = xp.concat([xp.concat([cxx, cxy], axis=-1), xp.concat([cyx, cyy], axis=-1)], axis=-2)
     defined = xp.all(xp.isfinite(joint), axis=(-2, -1), keepdims=True)
     values, vectors = xp.linalg.eigh(constant(xp.where(defined, joint, xp.zeros_like(joint))))
-    # The joint covariance is positive semi-definite; a negative eigenvalue is rounding of 0.
-    roots = xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))[..., None, :]
-    p = cxx.shape[-1]
+    # The joint covariance is positive semi-definite: what lies below its rounding, or below 0, is 0. Kept, the root of
+    # such a value would be as large as 1e-8 and would count into the rank.
+    p, m = cxx.shape[-1], values.shape[-1]
+    resolution = 4 * m * float(xp.finfo(xp.float64).eps) * values[..., -1:]
+    roots = xp.sqrt(xp.where(values > resolution, values, xp.zeros_like(values)))[..., None, :]
     half = vectors * roots
     top, bottom = half[..., :p, :], half[..., p:, :]
     inner = xp.matrix_transpose(top) @ top - xp.matrix_transpose(bottom) @ bottom
