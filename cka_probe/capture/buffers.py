@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class FeatureBuffer:
     ----------
     place : "device", "host" or "file"
         Where the rows are now.
+    file : path or None
+        The file that holds the rows, if they were spilled to one. It is the caller's to delete.
 
     Examples
     --------
@@ -79,7 +82,7 @@ class FeatureBuffer:
         self._hint = rows
         self._data: torch.Tensor | None = None
         self._reserved = 0
-        self._file: Any = None
+        self.file: Path | None = None
 
     def append(self, features: torch.Tensor) -> None:
         """Copy ``features`` (n, width) to the end.
@@ -92,13 +95,13 @@ class FeatureBuffer:
         features = features.detach()
         if self.dtype is None:
             self.dtype = features.dtype
-        if self._file is None:
+        if self.file is None:
             self._make_room(features)
         width = self._width
         if features.shape[1] != width:
             raise ValueError(f"The features have width {features.shape[1]}, those before had {width}.")
-        if self._file is not None:
-            self._file.write(_bytes(features.to(self.dtype).cpu()))
+        if self.file is not None:
+            self._write(features)
         else:
             assert self._data is not None
             self._data[self.count : self.count + len(features)].copy_(features, non_blocking=self.place == "device")
@@ -116,7 +119,7 @@ class FeatureBuffer:
         if self.place == "device" and not self.budget.take(size - self._reserved):
             rows = max(needed, self._hint or 0)
             self._spill()
-            if self._file is not None:
+            if self.file is not None:
                 return
         elif self.place == "device":
             self._reserved = size
@@ -134,10 +137,17 @@ class FeatureBuffer:
             self.place = "host"
             return
         self.place = "file"
-        self._file = tempfile.NamedTemporaryFile(dir=self.folder, suffix=".features", delete=False)  # noqa: SIM115
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".features")
+        os.close(handle)
+        self.file = Path(name)
         if self._data is not None:
-            self._file.write(_bytes(self._data[: self.count].cpu()))
+            self._write(self._data[: self.count])
             self._data = None
+
+    def _write(self, features: torch.Tensor) -> None:
+        assert self.file is not None
+        with self.file.open("ab") as file:
+            file.write(features.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
 
     def rows(self) -> torch.Tensor:
         """All rows so far (count, width): a view of the buffer, or of the mapped file.
@@ -147,23 +157,13 @@ class FeatureBuffer:
         ValueError
             If nothing was appended.
         """
-        if self._file is not None:
+        if self.file is not None:
             assert self.dtype is not None
-            self._file.flush()
-            mapped = np.memmap(self._file.name, dtype=np.uint8, mode="r+")
+            mapped = np.memmap(self.file, dtype=np.uint8, mode="r+")
             return torch.from_numpy(mapped).view(self.dtype).view(self.count, self._width)
         if self._data is None:
             raise ValueError("Nothing was appended to this buffer.")
         return self._data[: self.count]
-
-    @property
-    def file(self) -> Path | None:
-        """The file that holds the rows, if they were spilled to one. It is the caller's to delete."""
-        return None if self._file is None else Path(self._file.name)
-
-
-def _bytes(features: torch.Tensor) -> bytes:
-    return features.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def require_cupy() -> Any:

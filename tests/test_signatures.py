@@ -1,0 +1,82 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from small_networks import image_batches, small_network
+
+import cka_probe as cp
+
+
+@pytest.fixture(scope="module")
+def signatures():
+    data = [*image_batches(), torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(9))]
+    return data, *(cp.signature(small_network(s), data, name=f"net{s}", progress=False) for s in (0, 1))
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_two_signatures_give_what_compare_gives(estimator):
+    data, (x, y) = image_batches(), (small_network(0), small_network(1))
+    direct = cp.compare(x, y, data, estimator=estimator, progress=False)
+    left, right = (cp.signature(net, data, estimator=estimator, progress=False) for net in (x, y))
+    later = cp.compare_signatures(left, right)
+    np.testing.assert_allclose(later.values, direct.values, atol=1e-7)
+    np.testing.assert_allclose(later.standard_error, direct.standard_error, atol=1e-7)
+    np.testing.assert_allclose(later.chance, direct.chance, atol=1e-7)
+    assert later.rows == direct.rows
+    assert later.columns == direct.columns
+
+
+def test_saved_and_loaded_without_pickle(signatures, tmp_path):
+    _, x, y = signatures
+    x.save(tmp_path / "x.npz")
+    loaded = cp.Signature.load(tmp_path / "x.npz")
+    np.testing.assert_array_equal(cp.compare_signatures(loaded, y).values, cp.compare_signatures(x, y).values)
+    assert loaded.notes == x.notes
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.npz"]
+
+
+def test_a_signature_with_itself_is_one_on_the_diagonal(signatures):
+    _, x, _ = signatures
+    np.testing.assert_allclose(np.diag(cp.compare_signatures(x, x).values), 1, atol=1e-12)
+
+
+def test_other_samples_or_another_order_are_refused(signatures):
+    data, x, _ = signatures
+    shuffled = cp.signature(small_network(1), data[::-1], progress=False)
+    with pytest.raises(ValueError, match="different samples, or of another order or batch size"):
+        cp.compare_signatures(x, shuffled)
+
+
+def test_other_settings_are_refused(signatures):
+    data, x, _ = signatures
+    rbf = cp.signature(small_network(1), data, kernel=cp.RBF(), progress=False)
+    with pytest.raises(ValueError, match=re.escape("kernel Linear() of 'net0' and RBF(")):
+        cp.compare_signatures(x, rbf)
+
+
+def test_files_that_are_no_signature_are_named(tmp_path):
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.savez(tmp_path / "other.npz", values=np.eye(3))
+    for name in ("text.npz", "other.npz"):
+        with pytest.raises(ValueError, match=f"{name} is not a signature"):
+            cp.Signature.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*missing\.npz"):
+        cp.Signature.load(tmp_path / "missing.npz")
+
+
+def test_a_failed_save_leaves_the_old_file(signatures, tmp_path, monkeypatch):
+    _, x, _ = signatures
+    x.save(tmp_path / "x.npz")
+    before = (tmp_path / "x.npz").read_bytes()
+
+    def full_disk(*_args, **_arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        x.save(tmp_path / "x.npz")
+    assert (tmp_path / "x.npz").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.npz"]
+    with pytest.raises(ValueError, match=r"saved as \.npz"):
+        x.save(tmp_path / "x.pt")
