@@ -1,0 +1,91 @@
+"""The command line: `cka-probe compare | distill | distill-table | info | report`.
+
+The modules of the commands import no more than typer at their top, so that `cka-probe --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from cka_probe import __version__
+
+from .compare import compare
+from .distill import distill, distill_table
+from .info import info
+
+__all__ = ["app", "main"]
+
+# What a user can put right by typing something else; any other exception is a run that failed.
+MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ModuleNotFoundError)
+
+app = typer.Typer(
+    name="cka-probe",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(compare)
+app.command()(distill)
+app.command("distill-table")(distill_table)
+app.command()(info)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cka-probe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Compare neural networks layer by layer with CKA and MMD, and distil one into another with the same estimators."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command line and leaves the process: 0 for success, 2 for a user's mistake, 1 for a run that failed.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Those of the process when None. ``--debug`` may stand anywhere among them.
+
+    Raises
+    ------
+    SystemExit
+        Always.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app([argument for argument in given if argument != "--debug"], prog_name="cka-probe")
+        except Exception as error:
+            if debug:
+                raise
+            typer.echo(f"Error: {_message(error)}", err=True)
+            raise SystemExit(2 if isinstance(error, MISTAKES) else 1) from None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = str(error) or type(error).__name__
+    # The words of these are for developers: a bare key, an attribute's name.
+    if isinstance(error, (LookupError, AttributeError, NameError, AssertionError)):
+        text = f"{type(error).__name__}: {text}. This looks like a defect; --debug shows where."
+    return text
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"Warning: {message}", err=True)

@@ -1,0 +1,122 @@
+"""`cka-probe distill` and `cka-probe distill-table`: recipes in, trained students and tables out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; may be given several times."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Fresh = Annotated[bool, typer.Option(help="Start again, also where there are results or checkpoints.")]
+
+
+def distill(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe; there are some in examples/recipes.")],
+    changes: Changes = None,
+    method: Annotated[str | None, typer.Option(help="Another method than the recipe's: ce, kd, rcka, ...")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Another output directory.")] = None,
+    fresh: Fresh = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a student after a recipe.
+
+    A run that was stopped or killed goes on from its last checkpoint when the same command is given again.
+
+    For example:
+
+      cka-probe distill examples/recipes/digits.toml
+
+      cka-probe distill examples/recipes/digits.toml --method kd --set train.epochs=10 --seed 1
+    """
+    from cka_probe.distill.experiment import run_directory, run_recipe
+
+    chosen = _load(recipe, changes, output)
+    chosen = chosen.with_method(method or chosen.loss.name, seed)
+    directory = run_directory(chosen)
+    try:
+        result = run_recipe(chosen, resume=not fresh, progress=_progress(quiet))
+    except KeyboardInterrupt:
+        _stopped(f"what is done lies in {directory}")
+    if as_json:
+        typer.echo((directory / "result.json").read_text())
+        return
+    typer.echo(
+        f"{chosen.name}, {chosen.loss.name}, seed {chosen.train.seed}: "
+        f"test accuracy last {result.last_accuracy:.2%}, best {result.best_accuracy:.2%} (epoch {result.best_epoch})"
+    )
+    for note in result.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"weights, history and recipe: {directory}")
+
+
+def distill_table(
+    recipes: Annotated[list[Path], typer.Argument(help="TOML recipes, one row block each.")],
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "ce,kd,rcka",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 5,
+    against: Annotated[
+        str | None, typer.Option(help="Method that the others are tested against; kd, or else the first.")
+    ] = None,
+    changes: Changes = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory of runs and table; the recipes' own by default.")
+    ] = None,
+    fresh: Fresh = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run methods x seeds and print the table: mean and deviation, last and best, and a paired test.
+
+    Runs that are done are not repeated; a command that was stopped goes on where it was.
+
+    For example:
+
+      cka-probe distill-table examples/recipes/digits.toml --methods ce,kd,fcka,lcka,rcka --seeds 5
+    """
+    from cka_probe.distill.tables import format_markdown, run_grid, save_table, summarise
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise ValueError("--methods names no method.")
+    against = against or ("kd" if "kd" in names else names[0])
+    if against not in names:
+        raise ValueError(f"--against {against} is not among --methods {','.join(names)}.")
+    chosen = [_load(path, changes, output) for path in recipes]
+    folder = chosen[0].output.directory / "table"
+    try:
+        runs = run_grid(chosen, names, range(seeds), resume=not fresh, progress=_progress(quiet))
+    except KeyboardInterrupt:
+        _stopped(f"finished runs lie in {chosen[0].output.directory}")
+    table = summarise(runs, chosen, against if len(names) > 1 else None)
+    paths = save_table(table, runs, folder, against)
+    if as_json:
+        typer.echo(json.dumps(json.loads(table.to_json(orient="records"))))
+        return
+    typer.echo(format_markdown(table, against), nl=False)
+    if seeds > 1 and len(names) > 1:
+        typer.echo(f"p: paired t-test of the last accuracy against {against} over {seeds} seeds, adjusted by Holm.")
+    typer.echo(f"files: {', '.join(map(str, paths))}")
+
+
+def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:
+    from cka_probe.distill.recipe import Recipe
+
+    extra = [] if output is None else [f"output.directory={json.dumps(str(output))}"]
+    return Recipe.load(path, [*(changes or []), *extra])
+
+
+def _progress(quiet: bool) -> bool:
+    return not quiet and sys.stderr.isatty()
+
+
+def _stopped(where: str) -> None:
+    typer.echo(f"Stopped; {where}. The same command goes on from there.", err=True)
+    raise typer.Exit(130)
