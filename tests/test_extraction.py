@@ -75,9 +75,9 @@ def test_an_empty_buffer_and_a_negative_budget_are_errors():
 def test_asking_for_cupy_without_it_says_how_to_install_it():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU; tests/gpu covers CuPy")
-    with pytest.raises((ModuleNotFoundError, RuntimeError), match="[Cc]u[Pp]y"):
+    with pytest.raises((ModuleNotFoundError, RuntimeError), match=r"[Cc]u[Pp]y"):
         cp.extract(small_network(0), image_batches(1), backend="cupy", progress=False)
-    with pytest.raises((ModuleNotFoundError, RuntimeError), match="[Cc]u[Pp]y"):
+    with pytest.raises((ModuleNotFoundError, RuntimeError), match=r"[Cc]u[Pp]y"):
         as_cupy(torch.zeros(2, 2))
     with pytest.raises(ValueError, match='`backend` must be "torch" or "cupy", got \'jax\''):
         cp.extract(small_network(0), image_batches(1), backend="jax", progress=False)

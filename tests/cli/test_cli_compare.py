@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+
+import cka_probe as cp
+from cka_probe.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of a command line."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return left.value.code or 0, printed.out, printed.err
+
+
+SMALL = ("--samples", 48, "--batch-size", 16, "--image-size", 16, "--num-classes", 10)
+
+
+def test_two_networks_are_compared_saved_and_drawn(capsys, tmp_path):
+    result, picture = tmp_path / "r.npz", tmp_path / "r.png"
+    code, out, _ = run(
+        capsys, "compare", "resnet8", "resnet14", *SMALL, "--layers", "conv1,layer?.?", "-o", result, "--plot", picture
+    )
+    assert code == 0
+    assert str(result) in out
+    matrix = cp.SimilarityMatrix.load(result)
+    assert matrix.rows[0] == "conv1"
+    assert matrix.shape == (4, 7)
+    assert matrix.meta["samples"] == 48
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.npz", "r.png"]
+
+
+def test_json_is_json_and_the_seed_is_the_seed(capsys):
+    arguments = ("compare", "resnet8", *SMALL, "--layers", "layer?", "--json", "--seed", 3)
+    code, out, _ = run(capsys, *arguments)
+    first = json.loads(out)
+    assert code == 0
+    assert first["rows"] == ["layer1", "layer2", "layer3"]
+    np.testing.assert_allclose(np.diag(first["values"]), 1, atol=1e-6)
+    assert json.loads(run(capsys, *arguments)[1]) == first
+
+
+def test_files_of_features_are_compared_without_models(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(40, 3)), "b": rng.normal(size=(40, 2, 5))}
+    np.savez(tmp_path / "x.npz", **x)
+    np.savez(tmp_path / "y.npz", c=x["a"] @ np.linalg.qr(rng.normal(size=(3, 3)))[0])
+    code, out, _ = run(capsys, "compare", tmp_path / "x.npz", tmp_path / "y.npz", "--json")
+    assert code == 0
+    values = json.loads(out)["values"]
+    assert values[0][0] == pytest.approx(1, abs=1e-12)
+    assert abs(values[1][0]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet21",), "resnet20"),
+        (("resnet8", "--layers", "layer9"), "Did you mean"),
+        (("resnet8", "--kernel", "cubic"), "No kernel is called"),
+        (("resnet8", "--data", "nowhere"), "There is no data 'nowhere'"),
+        (("missing.npz",), "There is no file missing.npz"),
+        (("resnet8", "-o", "result.png"), "--output must end in .npz"),
+        (("resnet8", "--batch-size", "3", "--samples", "3"), "at least 4"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(capsys, arguments, message):
+    code, out, err = run(capsys, "compare", *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="nearest"):
+        main(["--debug", "compare", "resnet21"])
+
+
+def test_info_tells_of_the_machine_and_of_a_network(capsys):
+    code, out, _ = run(capsys, "info", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["cka_probe"] == cp.__version__
+    assert "cupy" in facts
+    code, out, _ = run(capsys, "info", "resnet8", "--json", "--num-classes", 10)
+    table = {row["layer"]: row for row in json.loads(out)}
+    assert table["fc"]["output"] == "(2, 10)"
+    assert table["conv1"]["parameters"] == 3 * 16 * 9
+    code, out, _ = run(capsys, "info", "resnet8", "--layers", "blocks")
+    assert code == 0
+    assert "layer1.0" in out
+    assert "conv1" not in out
