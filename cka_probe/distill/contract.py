@@ -7,7 +7,9 @@ carries no gradient. Everything is computed in float32 (float64 for float64 inpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,15 @@ __all__ = [
     "feature_pairs",
     "full_precision",
     "gathered",
+    "in_full_precision",
     "logit_pair",
     "matrix",
     "not_negative",
+    "positive",
+    "unit_rows",
 ]
+
+Terms = TypeVar("Terms", bound=Callable[..., dict[str, Tensor]])
 
 
 class DistillationLoss(nn.Module):
@@ -67,6 +74,37 @@ class DistillationLoss(nn.Module):
         return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
 
 
+def in_full_precision(terms: Terms) -> Terms:
+    """The same method with autocast switched off, so that no product inside it is taken in half precision."""
+
+    @functools.wraps(terms)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        tensors = (tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value))
+        first = next(tensors, None)
+        if first is None:
+            return terms(self, *args, **kwargs)
+        with torch.autocast(first.device.type, enabled=False):
+            return terms(self, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        yield from (entry for entry in value if isinstance(entry, Tensor))
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows (the last axis) of Euclidean norm 1, whatever their scale; a row of zeros stays one, without gradient."""
+    # A factor without gradient keeps squares in range; it cancels in the next line.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, torch.ones_like(largest))
+    squares = x.square().sum(-1, keepdim=True)
+    return x / torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt()
+
+
 def not_negative(name: str, value: float) -> float:
     """``value`` as a float.
 
@@ -77,6 +115,19 @@ def not_negative(name: str, value: float) -> float:
     """
     if not value >= 0:
         raise ValueError(f"`{name}` must not be negative, got {value!r}.")
+    return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    """``value`` as a float.
+
+    Raises
+    ------
+    ValueError
+        If it is not above 0; the message calls it ``name``.
+    """
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value!r}.")
     return float(value)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["batch_sizes", "gather_batch", "world_size"]
+__all__ = ["batch_sizes", "gather_batch", "sum_over_processes", "world_size"]
 
 
 def world_size() -> int:
@@ -92,8 +92,42 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
+        total = _total(gradients[0])
         rank = dist.get_rank()
         start = sum(ctx.sizes[:rank])
         return total[start : start + ctx.sizes[rank]], None
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of ``x`` over all processes; gradients flow back as from ``gather_batch``.
+
+    For statistics that are sums over samples (Gram matrices over patches, moments of channels) this is cheaper than to
+    gather the samples.
+
+    Parameters
+    ----------
+    x : Tensor
+        Of one shape in all processes.
+
+    Returns
+    -------
+    Tensor
+        ``x`` itself outside torch.distributed, and with one process.
+    """
+    return x if world_size() == 1 else _Sum.apply(x)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return _total(x)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        return _total(gradients[0])
+
+
+def _total(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total

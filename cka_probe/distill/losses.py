@@ -21,12 +21,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..estimators.alignment import cka_of_features
 from ..estimators.kernels import Kernel, Linear
 from ..estimators.validation import check_estimator
-from .contract import DistillationLoss, feature_pairs, gathered, logit_pair, matrix, not_negative
+from .contract import (
+    DistillationLoss,
+    feature_pairs,
+    gathered,
+    in_full_precision,
+    logit_pair,
+    matrix,
+    not_negative,
+    positive,
+    unit_rows,
+)
 from .defined import check_classes, check_defined, check_samples
 from .uncentred import uncentred_cka
 
@@ -86,6 +95,7 @@ class FeatureCKALoss(DistillationLoss):
         self.kernel, self.estimator, self.variant = _settings(kernel, estimator, variant)
         self.gather = gather
 
+    @in_full_precision
     def terms(
         self,
         student_logits: Tensor | None,
@@ -119,16 +129,15 @@ class FeatureCKALoss(DistillationLoss):
         if not self.weight:
             return {}
         pairs = feature_pairs(student_features, teacher_features, type(self).__name__)
-        with torch.autocast(pairs[0][0].device.type, enabled=False):
-            matrices = gathered([(matrix(x), matrix(y)) for x, y in pairs], self.gather)
-            values = [self._value(x, y, index) for index, (x, y) in enumerate(matrices)]
-            mean = torch.stack(values).mean()
-            return {"features": self.weight * _distance(mean, self.variant).to(matrices[0][0].dtype)}
+        matrices = gathered([(matrix(x), matrix(y)) for x, y in pairs], self.gather)
+        values = [self._value(x, y, index) for index, (x, y) in enumerate(matrices)]
+        mean = torch.stack(values).mean()
+        return {"features": self.weight * _distance(mean, self.variant).to(matrices[0][0].dtype)}
 
     def _value(self, x: Tensor, y: Tensor, index: int) -> Tensor:
         check_samples(len(x), self.estimator)
         if self.variant == "released":
-            value = uncentred_cka(functional.normalize(x @ x.mT), functional.normalize(y @ y.mT), rows_scaled=False)
+            value = uncentred_cka(unit_rows(x @ x.mT), unit_rows(y @ y.mT), rows_scaled=False)
         else:
             value = cka_of_features(torch, x, y, self.kernel, self.kernel, self.estimator)
         check_defined(value, x, y, f"feature {index}")
@@ -194,12 +203,11 @@ class LogitCKALoss(DistillationLoss):
         super().__init__()
         self.intra_weight = not_negative("intra_weight", intra_weight)
         self.inter_weight = not_negative("inter_weight", inter_weight)
-        if temperature is not None and not temperature > 0:
-            raise ValueError(f"`temperature` must be positive or None, got {temperature!r}.")
-        self.temperature = temperature
+        self.temperature = None if temperature is None else positive("temperature", temperature)
         self.kernel, self.estimator, self.variant = _settings(kernel, estimator, variant)
         self.gather = gather
 
+    @in_full_precision
     def terms(
         self,
         student_logits: Tensor | None,
@@ -232,23 +240,21 @@ class LogitCKALoss(DistillationLoss):
         """
         if not self.intra_weight and not self.inter_weight:
             return {}
-        pair = logit_pair(student_logits, teacher_logits)
-        with torch.autocast(pair[0].device.type, enabled=False):
-            x, y = gathered([pair], self.gather)[0]
-            soft_x, soft_y = x, y
-            if self.temperature is not None:
-                soft_x, soft_y = (torch.softmax(z / self.temperature, dim=1) for z in (x, y))
-            released = self.variant == "released"
-            terms = {}
-            if self.intra_weight:
-                check_samples(len(x), self.estimator)
-                terms["intra"] = self.intra_weight * self._distance(soft_x, soft_y, "logits")
-            if self.inter_weight:
-                check_classes(x.shape[1], self.estimator)
-                weight = self.intra_weight if released else self.inter_weight
-                over_x, over_y = (x, y) if released else (soft_x, soft_y)
-                terms["inter"] = weight * self._distance(over_x.mT, over_y.mT, "transposed logits")
-            return terms
+        x, y = gathered([logit_pair(student_logits, teacher_logits)], self.gather)[0]
+        soft_x, soft_y = x, y
+        if self.temperature is not None:
+            soft_x, soft_y = (torch.softmax(z / self.temperature, dim=1) for z in (x, y))
+        released = self.variant == "released"
+        terms = {}
+        if self.intra_weight:
+            check_samples(len(x), self.estimator)
+            terms["intra"] = self.intra_weight * self._distance(soft_x, soft_y, "logits")
+        if self.inter_weight:
+            check_classes(x.shape[1], self.estimator)
+            weight = self.intra_weight if released else self.inter_weight
+            over_x, over_y = (x, y) if released else (soft_x, soft_y)
+            terms["inter"] = weight * self._distance(over_x.mT, over_y.mT, "transposed logits")
+        return terms
 
     def _distance(self, x: Tensor, y: Tensor, what: str) -> Tensor:
         if self.variant == "released":

@@ -5,8 +5,11 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cka_probe.distill.baselines import CCLoss, DISTLoss, PKDLoss, RKDLoss, SPLoss
 from cka_probe.distill.gather import batch_sizes, gather_batch, world_size
 from cka_probe.distill.losses import FeatureCKALoss, LogitCKALoss, RCKALoss
+
+pytestmark = pytest.mark.slow
 
 SHARES = (5, 4)
 LOSSES = {
@@ -15,6 +18,11 @@ LOSSES = {
     "released": RCKALoss(variant="released"),
     "fcka": FeatureCKALoss(),
     "lcka": LogitCKALoss(),
+    "sp": SPLoss(10),
+    "rkd": RKDLoss(1, 2),
+    "cc": CCLoss(),
+    "dist": DISTLoss(),
+    "pkd": PKDLoss(),
 }
 
 
@@ -37,6 +45,8 @@ def whole():
 def gradient_of(network, loss, x, logits, feature):
     network.zero_grad()
     out, hidden = network(x)
+    if isinstance(loss, PKDLoss):
+        hidden, feature = (z[:, :8].unflatten(1, (2, 2, 2)) for z in (hidden, feature))
     value = loss(out, logits, [hidden], [feature])
     value.backward()
     return value.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
@@ -72,7 +82,7 @@ def test_two_processes_give_the_loss_and_gradient_of_one(two, name):
 
 
 def test_without_gathering_each_process_has_a_loss_of_its_own(two):
-    value, gradient = gradient_of(Student(), FeatureCKALoss(), *whole())
+    _, gradient = gradient_of(Student(), FeatureCKALoss(), *whole())
     assert abs(two[0]["alone"][0] - two[1]["alone"][0]) > 1e-3
     assert float((two[0]["alone"][1] - gradient).norm() / gradient.norm()) > 0.1
 

@@ -1,0 +1,328 @@
+# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
+"""Baselines on feature maps: FitNet, AT, PKD, CWD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..adapters import Adapters, channels, same_size
+from ..contract import DistillationLoss, feature_pairs, in_full_precision, not_negative, positive, unit_rows
+from ..gather import sum_over_processes
+from .logits import softened_divergence
+
+__all__ = ["ATLoss", "CWDLoss", "FitNetLoss", "PKDLoss"]
+
+
+class FitNetLoss(DistillationLoss):
+    """FitNet: the mean squared difference between the teacher's features and a learned 1x1 map of the student's.
+
+    Parameters
+    ----------
+    weight : float
+        Multiplies the sum over layer pairs.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative.
+
+    Notes
+    -----
+    The maps are parameters of this loss: `prepare` makes them on a sample batch before the optimiser is built.
+    Maps of different size are average-pooled to the smaller.
+
+    References
+    ----------
+    Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, equation 3, as a mean instead of half the sum; weight
+    100.
+
+    Examples
+    --------
+    >>> import torch
+    >>> student, teacher = [torch.randn(8, 4, 6, 6)], [torch.randn(8, 16, 3, 3)]
+    >>> loss = FitNetLoss()
+    >>> loss.prepare(student, teacher)
+    >>> loss(None, None, student, teacher).shape
+    torch.Size([])
+    """
+
+    def __init__(self, weight: float = 100.0) -> None:
+        super().__init__()
+        self.weight = not_negative("weight", weight)
+        self.adapters = Adapters(always=True)
+
+    def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
+        """Makes the 1x1 maps for these features; called once, before the optimiser is built."""
+        feature_pairs(student_features, teacher_features, "FitNetLoss")
+        self.adapters.prepare(student_features, teacher_features)
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted term "fitnet".
+
+        Raises
+        ------
+        RuntimeError
+            If `prepare` has not been called.
+        """
+        values = []
+        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "FitNetLoss")):
+            x, y = same_size(x, y)
+            x = self.adapters(index, x)
+            _check_shapes(x, y, index, "FitNetLoss")
+            values.append(functional.mse_loss(x, y))
+        return {"fitnet": self.weight * torch.stack(values).sum()}
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"weight={self.weight}"
+
+
+class ATLoss(DistillationLoss):
+    """AT: the mean squared difference of unit-norm spatial attention maps, the channel means of |activation|^power.
+
+    Parameters
+    ----------
+    weight : float
+        Multiplies the sum over layer pairs.
+    power : float
+        Of the activations.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative or the power not positive.
+
+    Notes
+    -----
+    Maps of different size are average-pooled to the smaller; channels may differ.
+
+    References
+    ----------
+    Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, equation 2, as a mean of squares, as in
+    their code; weight 1000, power 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> maps = torch.randn(8, 4, 3, 3)
+    >>> abs(float(ATLoss()(None, None, [2 * maps], [maps]))) < 1e-6
+    True
+    """
+
+    def __init__(self, weight: float = 1000.0, power: float = 2.0) -> None:
+        super().__init__()
+        self.weight, self.power = not_negative("weight", weight), positive("power", power)
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted term "at".
+
+        Raises
+        ------
+        ValueError
+            For features that are no maps (B, C, H, W).
+        """
+        values = []
+        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "ATLoss")):
+            _check_maps(x, y, index, "ATLoss")
+            x, y = (unit_rows(z.abs().pow(self.power).mean(1).flatten(1)) for z in same_size(x, y))
+            values.append(functional.mse_loss(x, y))
+        return {"at": self.weight * torch.stack(values).sum()}
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"weight={self.weight}, power={self.power}"
+
+
+class PKDLoss(DistillationLoss):
+    """PKD: 1 - Pearson correlation of each channel over batch and space, the mean over channels.
+
+    Parameters
+    ----------
+    weight : float
+        Multiplies the sum over layer pairs.
+    gather : bool
+        Whether the statistics are those of the batch of all processes under torch.distributed.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative.
+
+    Notes
+    -----
+    Half the mean squared difference of standardised features is 1 - r exactly, with the standard deviation of the n
+    values at hand; the authors' code divides by n - 1 and adds 1e-6. A channel that is constant on one side has no
+    correlation and counts as r = 0. Maps of different size are average-pooled to the smaller.
+
+    References
+    ----------
+    Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient, NeurIPS
+    2022, equations 2 to 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> maps = torch.randn(2, 4, 8, 8)
+    >>> abs(float(PKDLoss()(None, None, [2 * maps + 1], [maps]))) < 1e-5
+    True
+    """
+
+    def __init__(self, weight: float = 1.0, *, gather: bool = True) -> None:
+        super().__init__()
+        self.weight, self.gather = not_negative("weight", weight), gather
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted term "pkd".
+
+        Raises
+        ------
+        ValueError
+            For features that are no maps (B, C, H, W), or differ in channels.
+        """
+        values = []
+        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "PKDLoss")):
+            _check_maps(x, y, index, "PKDLoss")
+            x, y = same_size(x, y)
+            _check_shapes(x, y, index, "PKDLoss")
+            values.append(1 - self._correlations(x, y).mean())
+        return {"pkd": self.weight * torch.stack(values).sum()}
+
+    def _correlations(self, x: Tensor, y: Tensor) -> Tensor:
+        """The correlation of each channel, shape (C,), over all samples and pixels of all processes."""
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        # The means go in without gradient: the centred products have none with respect to them.
+        sums = torch.stack([x.detach().sum((0, 2, 3)), y.sum((0, 2, 3)), x.new_full(x.shape[1:2], pixels)])
+        sums = sum_over_processes(sums) if self.gather else sums
+        x, y = (z - (total / sums[2])[:, None, None] for z, total in ((x, sums[0]), (y, sums[1])))
+        products = torch.stack([(a * b).sum((0, 2, 3)) for a, b in ((x, y), (x, x), (y, y))])
+        cross, own_x, own_y = sum_over_processes(products) if self.gather else products
+        defined = (own_x > 0) & (own_y > 0)
+        norms = torch.where(defined, own_x, 1).sqrt() * torch.where(defined, own_y, 1).sqrt()
+        return torch.where(defined, cross / norms, 0.0)
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"weight={self.weight}, gather={self.gather}"
+
+
+class CWDLoss(DistillationLoss):
+    """CWD: the KL divergence of each channel's softmax over space, teacher to student, the mean over channels.
+
+    Parameters
+    ----------
+    weight : float
+        Multiplies the sum over layer pairs.
+    temperature : float
+        Divides the activations; its square multiplies the loss.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative or the temperature not positive.
+
+    Notes
+    -----
+    Where channels differ, a learned 1x1 map is a parameter of this loss: `prepare` makes it before the optimiser is
+    built. Maps of different size are average-pooled to the smaller.
+
+    References
+    ----------
+    Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021, equations 3 and 4; weight 10 and
+    temperature 1 for the feature pyramids of detectors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> maps = torch.randn(2, 4, 8, 8)
+    >>> loss = CWDLoss()
+    >>> loss.prepare([maps], [maps])
+    >>> abs(float(loss(None, None, [maps + 3], [maps]))) < 1e-5
+    True
+    """
+
+    def __init__(self, weight: float = 10.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.weight, self.temperature = not_negative("weight", weight), positive("temperature", temperature)
+        self.adapters = Adapters(always=False)
+
+    def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
+        """Makes a 1x1 map for each pair of different channels; called once, before the optimiser is built."""
+        feature_pairs(student_features, teacher_features, "CWDLoss")
+        self.adapters.prepare(student_features, teacher_features)
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted term "cwd".
+
+        Raises
+        ------
+        ValueError
+            For features that are no maps (B, C, H, W).
+        RuntimeError
+            If channels differ and `prepare` has not been called.
+        """
+        values = []
+        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "CWDLoss")):
+            _check_maps(x, y, index, "CWDLoss")
+            x, y = same_size(x, y)
+            if channels(x) != channels(y):
+                x = self.adapters(index, x)
+            rows = [z.flatten(2).flatten(0, 1) for z in (x, y)]
+            values.append(softened_divergence(rows[0], rows[1], self.temperature))
+        return {"cwd": self.weight * torch.stack(values).sum()}
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"weight={self.weight}, temperature={self.temperature}"
+
+
+def _check_maps(x: Tensor, y: Tensor, index: int, loss: str) -> None:
+    for feature, owner in ((x, "student"), (y, "teacher")):
+        if feature.ndim != 4:
+            raise ValueError(
+                f"{loss} compares maps, but the {owner}'s feature {index} has shape {tuple(feature.shape)} instead of "
+                "(B, C, H, W). Tap a convolutional layer."
+            )
+
+
+def _check_shapes(x: Tensor, y: Tensor, index: int, loss: str) -> None:
+    if x.shape != y.shape:
+        raise ValueError(
+            f"{loss} compares features entry by entry, but feature {index} has shape {tuple(x.shape)} in the student "
+            f"and {tuple(y.shape)} in the teacher. Tap layers that agree, or use a loss that does without (RCKALoss)."
+        )

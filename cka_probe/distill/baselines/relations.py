@@ -1,0 +1,233 @@
+# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
+"""Baselines on relations between samples: SP, RKD, CC. They see the gathered batch, as the CKA losses do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...estimators.kernels import squared_distances
+from ..contract import (
+    DistillationLoss,
+    feature_pairs,
+    gathered,
+    in_full_precision,
+    matrix,
+    not_negative,
+    positive,
+    unit_rows,
+)
+
+__all__ = ["CCLoss", "RKDLoss", "SPLoss"]
+
+
+class SPLoss(DistillationLoss):
+    """SP: the mean squared difference of row-normalised sample similarity matrices, summed over layer pairs.
+
+    Parameters
+    ----------
+    weight : float
+        Multiplies the sum.
+    gather : bool
+        Whether the batch of all processes is gathered under torch.distributed.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative.
+
+    References
+    ----------
+    Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, equations 1 to 4; weight 3000.
+
+    Examples
+    --------
+    >>> import torch
+    >>> maps = torch.randn(8, 4, 3, 3)
+    >>> abs(float(SPLoss()(None, None, [2 * maps], [maps]))) < 1e-6
+    True
+    """
+
+    def __init__(self, weight: float = 3000.0, *, gather: bool = True) -> None:
+        super().__init__()
+        self.weight, self.gather = not_negative("weight", weight), gather
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted term "sp"."""
+        values = []
+        for x, y in _matrices(student_features, teacher_features, self.gather, "SPLoss"):
+            x, y = (unit_rows(z @ z.mT) for z in (x, y))
+            values.append((x - y).square().mean())
+        return {"sp": self.weight * torch.stack(values).sum()}
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"weight={self.weight}, gather={self.gather}"
+
+
+class RKDLoss(DistillationLoss):
+    """RKD: Huber losses of the distances between samples (over their mean) and of the angles in triplets.
+
+    Parameters
+    ----------
+    distance_weight, angle_weight : float
+        Of the two terms, each a sum over layer pairs.
+    gather : bool
+        Whether the batch of all processes is gathered under torch.distributed.
+
+    Raises
+    ------
+    ValueError
+        If a weight is negative.
+
+    Notes
+    -----
+    The angle term holds B^3 numbers. The authors tap the embedding before the classifier only.
+
+    References
+    ----------
+    Park, Kim, Lu and Cho, Relational Knowledge Distillation, CVPR 2019, equations 5 to 10; weights 25 and 50. As in
+    their code the means run over all ordered pairs and triplets, also those with a sample twice, which match trivially;
+    the mean distance runs over the pairs that are apart.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.randn(8, 4)
+    >>> float(RKDLoss()(None, None, [5 * x + 1], [x])) < 1e-3
+    True
+    """
+
+    def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, *, gather: bool = True) -> None:
+        super().__init__()
+        self.distance_weight = not_negative("distance_weight", distance_weight)
+        self.angle_weight = not_negative("angle_weight", angle_weight)
+        self.gather = gather
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted terms "distance" and "angle"."""
+        pairs = _matrices(student_features, teacher_features, self.gather, "RKDLoss")
+        huber = functional.smooth_l1_loss
+        distance = torch.stack([huber(_scaled_distances(x), _scaled_distances(y)) for x, y in pairs]).sum()
+        angle = torch.stack([huber(_angles(x), _angles(y)) for x, y in pairs]).sum()
+        return {"distance": self.distance_weight * distance, "angle": self.angle_weight * angle}
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}, gather={self.gather}"
+
+
+class CCLoss(DistillationLoss):
+    """CC: the mean squared difference of Gaussian correlation matrices of unit features, by their Taylor expansion.
+
+    Parameters
+    ----------
+    weight : float
+        Multiplies the sum over layer pairs.
+    gamma : float
+        Of the kernel exp(-gamma |u - v|^2).
+    order : int
+        The highest power of the expansion.
+    gather : bool
+        Whether the batch of all processes is gathered under torch.distributed.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative, gamma not positive, or the order below 1.
+
+    References
+    ----------
+    Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, equations 6, 9 and 10; gamma 0.4 and
+    order 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> maps = torch.randn(8, 4, 3, 3)
+    >>> abs(float(CCLoss()(None, None, [2 * maps], [maps]))) < 1e-6
+    True
+    """
+
+    def __init__(self, weight: float = 100.0, gamma: float = 0.4, order: int = 2, *, gather: bool = True) -> None:
+        super().__init__()
+        self.weight, self.gamma = not_negative("weight", weight), positive("gamma", gamma)
+        if order < 1 or order != int(order):
+            raise ValueError(f"`order` must be a whole number of at least 1, got {order!r}.")
+        self.order, self.gather = int(order), gather
+
+    @in_full_precision
+    def terms(
+        self,
+        student_logits: Tensor | None,
+        teacher_logits: Tensor | None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted term "cc"."""
+        pairs = _matrices(student_features, teacher_features, self.gather, "CCLoss")
+        values = [(self._correlation(x) - self._correlation(y)).square().mean() for x, y in pairs]
+        return {"cc": self.weight * torch.stack(values).sum()}
+
+    def _correlation(self, x: Tensor) -> Tensor:
+        x = unit_rows(x)
+        cosines = x @ x.mT
+        powers = [(2 * self.gamma) ** p / math.factorial(p) * cosines**p for p in range(self.order + 1)]
+        return math.exp(-2 * self.gamma) * torch.stack(powers).sum(0)
+
+    def extra_repr(self) -> str:
+        """The settings, as they are given."""
+        return f"weight={self.weight}, gamma={self.gamma}, order={self.order}, gather={self.gather}"
+
+
+def _matrices(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], gather: bool, loss: str
+) -> list[tuple[Tensor, Tensor]]:
+    pairs = feature_pairs(student_features, teacher_features, loss)
+    return gathered([(matrix(x), matrix(y)) for x, y in pairs], gather)
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Euclidean distances (B, B); the root has no gradient at 0, on the diagonal."""
+    squared = squared_distances(x)
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, torch.ones_like(squared)).sqrt(), torch.zeros_like(squared))
+
+
+def _scaled_distances(x: Tensor) -> Tensor:
+    distances = _distances(x)
+    apart = (distances > 0).sum()
+    mean = distances.sum() / torch.where(apart > 0, apart, torch.ones_like(apart))
+    return distances / torch.where(mean > 0, mean, torch.ones_like(mean))
+
+
+def _angles(x: Tensor) -> Tensor:
+    """The cosine of the angle at j between the directions to i and k, as [j, i, k]; 0 where two of them coincide."""
+    x = x - x.mean(0, keepdim=True).detach()
+    gram = x @ x.mT
+    # (x_i - x_j) . (x_k - x_j) from the Gram matrix, without the B x B x d differences.
+    products = gram[None] - gram[:, :, None] - gram[:, None, :] + torch.diagonal(gram)[:, None, None]
+    distances = _distances(x)
+    lengths = distances[:, :, None] * distances[:, None, :]
+    return torch.where(lengths > 0, products / torch.where(lengths > 0, lengths, torch.ones_like(lengths)), 0.0)
