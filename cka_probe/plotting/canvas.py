@@ -1,13 +1,17 @@
-"""What every figure that is not a heatmap starts from: axes, clean edges, and a table that holds what is needed."""
+"""What figures start from: data as they are needed, axes of a fitting size, and their marks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike
+
+from cka_probe.plotting.labels import shorten
+from cka_probe.similarity import SimilarityMatrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,3 +105,75 @@ def number(value: float) -> str:
     ('1.23', '12,346')
     """
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def as_similarity(matrix: SimilarityMatrix | pd.DataFrame | ArrayLike) -> SimilarityMatrix:
+    """The matrix with its names, whatever it came as.
+
+    Parameters
+    ----------
+    matrix : SimilarityMatrix, DataFrame or array (R, C)
+        The index and columns of a DataFrame are its layer names, (model, layer) if it has two levels; the layers of an
+        array are numbered from 0.
+
+    Returns
+    -------
+    SimilarityMatrix
+        Itself, if it was one.
+    """
+    if isinstance(matrix, SimilarityMatrix):
+        return matrix
+    import pandas as pd
+
+    if not isinstance(matrix, pd.DataFrame):
+        values = np.asarray(matrix)
+        if values.ndim != 2:
+            raise ValueError(f"`matrix` must have shape (rows, columns), got {values.shape}.")
+        r, c = values.shape
+        return SimilarityMatrix(values, [str(i) for i in range(r)], [str(i) for i in range(c)], measure="similarity")
+    names: dict[str, Any] = {}
+    sides: tuple[tuple[str, pd.Index], ...] = (("row", matrix.index), ("column", matrix.columns))
+    for side, index in sides:
+        names[f"{side}s"] = [str(item) for item in index.get_level_values(-1)]
+        if index.nlevels == 2:
+            names[f"{side}_models"] = [str(item) for item in index.get_level_values(0)]
+    return SimilarityMatrix(matrix.to_numpy(), measure=matrix.attrs.get("measure", "similarity"), **names)
+
+
+def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequence[float]) -> tuple[float, float]:
+    """Width and height in inches that suit a matrix.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+        Of the matrix.
+    counts, sides : sequence of float
+        Inches for these numbers of layers, and in proportion between them.
+    """
+    height, width = (float(np.interp(count, counts, sides)) for count in shape)
+    if is_square(shape):
+        cell = max(height, width) / max(shape)
+        height, width = (cell * count for count in shape)
+    return max(width, 1.0), max(height, 1.0)
+
+
+def names_size(names: Sequence[str]) -> float:
+    """Inches that layer names and the label of their axis take beside a heatmap.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Layer names.
+    """
+    return 0.5 + 0.08 * max(map(len, shorten(names)[0]), default=0)
+
+
+def is_square(shape: tuple[int, int]) -> bool:
+    """Whether cells are square: unless one side of the picture would become a thread.
+
+    Parameters
+    ----------
+    shape : (rows, columns)
+        Of the matrix.
+    """
+    return max(shape) <= 3 * min(shape)

@@ -168,7 +168,7 @@ def annotate_cells(ax: Axes, image: AxesImage, texts: Sequence[Sequence[str]], *
             text.set_transform(ax.transData)
             ax.add_artist(text)
             # Far too small now: 10,000 invisible texts would only make the file and the drawing heavy.
-            if not written and text.fitting_size() < 0.6 * READABLE and not force:
+            if not written and text.fitting_size() < 0.8 * READABLE and not force:
                 text.remove()
                 return []
             written.append(text)

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from cka_probe.plotting.canvas import as_similarity, names_size, picture_size
 from cka_probe.plotting.cells import hatch_cells
-from cka_probe.plotting.heatmap import as_similarity, label_layers, names_size, picture_size, plot_heatmap
-from cka_probe.plotting.labels import font_size
+from cka_probe.plotting.heatmap import Drawn, HeatmapOptions, draw_heatmap, finish_heatmaps, plot_heatmap
 from cka_probe.plotting.scale import colour_limits, measure_label
 from cka_probe.similarity import SimilarityMatrix
 
@@ -77,17 +77,22 @@ def plot_heatmap_grid(
             f"Heatmaps of different measures cannot share one colour scale: {', '.join(sorted(measures))}. "
             "Draw a grid for each measure."
         )
+    options = _options(kwargs)
+    for panel in panels:
+        options.check(panel)
     own = axes is None
     if columns is None:
         columns = round(np.sqrt(len(panels)) + 0.4) if own else len(panels)
     flat = _new_grid(panels, columns) if own else _given(axes, len(panels))
-    sizes = _font_sizes(flat)
     low, high = colour_limits(panels)
     scale = {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
+    drawn = []
     for i, (ax, panel, title) in enumerate(zip(flat, panels, titles, strict=True)):
         last = i % columns == columns - 1 or i == len(panels) - 1
-        plot_heatmap(panel, ax=ax, title=title, **{"colorbar": last} | scale | kwargs)
-    _finish(flat, panels, sizes, kwargs.get("layer_labels", "auto"), columns if own else None)
+        drawn.append(draw_heatmap(panel, ax, options, **{"title": title, "colorbar": last} | scale | kwargs))
+    if own:
+        _name_once(drawn, columns)
+    finish_heatmaps(drawn)
     return flat
 
 
@@ -132,13 +137,25 @@ def plot_before_after(
     """
     before, after = as_similarity(before), as_similarity(after)
     _check_same_layers(after, before)
-    panels = [before, after, after]
-    flat = _new_grid(panels, 3, bars=2) if axes is None else _given(axes, 3)
-    sizes = _font_sizes(flat)
-    plot_heatmap_grid(dict(zip(titles, (before, after), strict=True)), axes=flat[:2], **kwargs)
-    passed = {key: kwargs[key] for key in ("annotate", "layer_labels", "aspect") if key in kwargs}
-    plot_difference(after, before, ax=flat[2], title=f"{titles[1]} − {titles[0]}", **passed)
-    _finish(flat, panels, sizes, kwargs.get("layer_labels", "auto"), 3 if axes is None else None)
+    change, limit = _change(after, before)
+    options = _options(kwargs)
+    options.check(before)
+    options.check(after)
+    flat = _new_grid([before, after, after], 3, bars=2) if axes is None else _given(axes, 3)
+    low, high = colour_limits([before, after])
+    style = {"vmin": low, "vmax": high} | kwargs
+    # A difference has neither errors nor p-values of its own: both networks saw the same samples.
+    plain = HeatmapOptions("auto" if options.annotate == "error" else options.annotate, options.layer_labels)
+    changed: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit, "title": f"{titles[1]} − {titles[0]}"}
+    drawn = [
+        draw_heatmap(before, flat[0], options, title=titles[0], colorbar=False, **style),
+        draw_heatmap(after, flat[1], options, title=titles[1], **style),
+        draw_heatmap(change, flat[2], plain, **changed),
+    ]
+    if axes is None:
+        _name_once(drawn, 3)
+    finish_heatmaps(drawn)
+    _hatch_falls(flat[2], change, limit)
     return flat
 
 
@@ -188,30 +205,43 @@ def plot_difference(
     """
     matrix, reference = as_similarity(matrix), as_similarity(reference)
     _check_same_layers(matrix, reference)
-    if matrix.measure != reference.measure:
-        raise ValueError(f"A difference of different measures means nothing: {matrix.measure} − {reference.measure}.")
+    change, largest = _change(matrix, reference)
     if limit is not None and not limit > 0:
         raise ValueError(f"`limit` must be positive, got {limit}.")
-    values = matrix.values - reference.values
-    defined = np.isfinite(values)
-    if limit is None:
-        limit = float(np.abs(values[defined]).max(initial=0)) or 1.0  # nothing changed: any scale will do
-    change = SimilarityMatrix(
+    limit = largest if limit is None else limit
+    ax = plot_heatmap(change, ax=ax, cmap=cmap, vmin=-limit, vmax=limit, **kwargs)
+    _hatch_falls(ax, change, limit)
+    return ax
+
+
+def _change(matrix: SimilarityMatrix, reference: SimilarityMatrix) -> tuple[SimilarityMatrix, float]:
+    """Matrix minus reference, and the largest change."""
+    if matrix.measure != reference.measure:
+        raise ValueError(f"A difference of different measures means nothing: {matrix.measure} − {reference.measure}.")
+    change = _renamed(matrix, matrix.values - reference.values, f"change of {measure_label(matrix)}")
+    largest = float(np.abs(change.values[np.isfinite(change.values)]).max(initial=0))
+    return change, largest or 1.0  # nothing changed: any scale will do
+
+
+def _renamed(matrix: SimilarityMatrix, values: NDArray[np.float64], measure: str) -> SimilarityMatrix:
+    """Other numbers of the same layers."""
+    return SimilarityMatrix(
         values,
         matrix.rows,
         matrix.columns,
-        measure=f"change of {measure_label(matrix)}",
+        measure=measure,
         meta={key: matrix.meta[key] for key in ("model_x", "model_y") if key in matrix.meta},
         row_models=matrix.row_models,
         column_models=matrix.column_models,
     )
-    ax = plot_heatmap(change, ax=ax, cmap=cmap, vmin=-limit, vmax=limit, **kwargs)
+
+
+def _hatch_falls(ax: Axes, change: SimilarityMatrix, limit: float) -> None:
     if ax.texts:
-        return ax  # the numbers have their signs
+        return  # the numbers have their signs
     # Faint changes need no mark, they are nearly white.
-    fell = defined & (values < -0.1 * limit)
+    fell = np.isfinite(change.values) & (change.values < -0.1 * limit)
     hatch_cells(ax, fell, hatch="---", facecolor="none", edgecolor="0.25", alpha=0.5)
-    return ax
 
 
 def plot_heatmap_with_error(
@@ -257,22 +287,20 @@ def plot_heatmap_with_error(
         )
     if matrix.standard_error is None:
         raise ValueError("This matrix has no standard error to draw. Use plot_heatmap.")
+    options = _options(kwargs)
+    options.check(matrix)
     flat = _new_grid([matrix, matrix], 2, bars=2) if axes is None else _given(axes, 2)
-    sizes = _font_sizes(flat)
-    plot_heatmap(matrix, ax=flat[0], **kwargs)
-    errors = SimilarityMatrix(
-        matrix.standard_error,
-        matrix.rows,
-        matrix.columns,
-        measure=f"standard error of {measure_label(matrix)}",
-        meta={key: matrix.meta[key] for key in ("model_x", "model_y") if key in matrix.meta},
-        row_models=matrix.row_models,
-        column_models=matrix.column_models,
-    )
+    errors = _renamed(matrix, matrix.standard_error, f"standard error of {measure_label(matrix)}")
     known = matrix.standard_error[np.isfinite(matrix.standard_error)]
-    passed = {key: kwargs[key] for key in ("layer_labels", "aspect") if key in kwargs}
-    plot_heatmap(errors, ax=flat[1], cmap=error_cmap, vmin=0, vmax=float(known.max(initial=0)) or 1.0, **passed)
-    _finish(flat, [matrix, matrix], sizes, kwargs.get("layer_labels", "auto"), 2 if axes is None else None)
+    scale: dict[str, Any] = {"cmap": error_cmap, "vmin": 0.0, "vmax": float(known.max(initial=0)) or 1.0}
+    # Two decimals say nothing about errors of a few thousandths; the colour does.
+    drawn = [
+        draw_heatmap(matrix, flat[0], options, **kwargs),
+        draw_heatmap(errors, flat[1], HeatmapOptions(False, options.layer_labels), **scale),
+    ]
+    if axes is None:
+        _name_once(drawn, 2)
+    finish_heatmaps(drawn)
     return flat
 
 
@@ -324,24 +352,18 @@ def _given(axes: Any, count: int) -> NDArray[np.object_]:
     return flat
 
 
-def _font_sizes(axes: NDArray[np.object_]) -> list[tuple[float, float]]:
-    return [(font_size(ax.xaxis), font_size(ax.yaxis)) for ax in axes]
+def _options(kwargs: dict[str, Any]) -> HeatmapOptions:
+    """Takes the options of a heatmap out of the keywords."""
+    return HeatmapOptions(**{name: kwargs.pop(name) for name in HeatmapOptions._fields if name in kwargs})
 
 
-def _finish(
-    axes: NDArray[np.object_],
-    panels: Sequence[SimilarityMatrix],
-    sizes: Sequence[tuple[float, float]],
-    layer_labels: bool | str,
-    columns: int | None,
-) -> None:
-    """Name shared layers once (in a grid of our own), and fit the names to the room that all panels together left."""
-    for i, ax in enumerate(axes if columns else ()):
-        if _alike(panels, "rows") and i % columns:  # type: ignore[operator]
-            ax.tick_params(labelleft=False)
-            ax.set_ylabel("")
-        if _alike(panels, "columns") and i + columns < len(axes):  # type: ignore[operator]
-            ax.tick_params(labelbottom=False)
-            ax.set_xlabel("")
-    for ax, panel, size in zip(axes, panels, sizes, strict=True):
-        label_layers(ax, panel, layer_labels, size)
+def _name_once(panels: Sequence[Drawn], columns: int) -> None:
+    """Name layers that all panels of a grid share at its left and bottom only."""
+    matrices = [panel.matrix for panel in panels]
+    for i, panel in enumerate(panels):
+        if _alike(matrices, "rows") and i % columns:
+            panel.ax.tick_params(labelleft=False)
+            panel.ax.set_ylabel("")
+        if _alike(matrices, "columns") and i + columns < len(panels):
+            panel.ax.tick_params(labelbottom=False)
+            panel.ax.set_xlabel("")

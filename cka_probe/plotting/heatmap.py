@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
+from cka_probe.plotting.canvas import as_similarity, is_square, names_size, picture_size
 from cka_probe.plotting.cells import annotate_cells, hatch_cells, mark_cells
 from cka_probe.plotting.labels import font_size, label_axis, shorten
 from cka_probe.plotting.scale import colour_limits, draw_colorbar
@@ -18,7 +20,7 @@ from cka_probe.similarity import SimilarityMatrix
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["as_similarity", "plot_heatmap"]
+__all__ = ["plot_heatmap"]
 
 # Lightness rises steadily in magma: it reads the same in grey and for colour-blind readers, and is the field's custom.
 CMAP = "magma"
@@ -53,7 +55,7 @@ def plot_heatmap(
     ax : matplotlib.axes.Axes, optional
         Where to draw. By default a new figure, sized by the number of layers.
     annotate : bool, "auto" or "error"
-        Numbers in the cells: where they fit, always, never, or with their standard error.
+        Numbers in the cells: always, never, where they fit, or with their standard error where that fits.
     vmin, vmax : float, optional
         Ends of the colour scale.
     cmap : str or matplotlib.colors.Colormap
@@ -92,26 +94,89 @@ def plot_heatmap(
     >>> plt.close()
     """
     matrix = as_similarity(matrix)
-    if not matrix.values.size:
-        raise ValueError(f"There is nothing to draw: the matrix has shape {matrix.shape}.")
-    _check_choice("annotate", annotate, (True, False, "auto", "error"))
-    _check_choice("layer_labels", layer_labels, (True, False, "auto"))
-    if annotate == "error" and matrix.standard_error is None:
-        raise ValueError(
-            "`annotate='error'` needs a matrix with a standard error; this one has none. Use annotate=True."
-        )
+    options = HeatmapOptions(annotate, layer_labels, significance)
+    options.check(matrix)
     if "norm" in kwargs and not (vmin is None and vmax is None):
         raise ValueError("Give either `norm` or `vmin` and `vmax`: the norm holds its own ends.")
-    insignificant = None if significance is None else _insignificant(matrix, significance)
     ax = _new_axes(matrix) if ax is None else ax
+    style = {"cmap": cmap, "title": title, "colorbar": colorbar} | kwargs
+    finish_heatmaps([draw_heatmap(matrix, ax, options, vmin=vmin, vmax=vmax, **style)])
+    return ax
 
+
+class HeatmapOptions(NamedTuple):
+    """What is written beside and into a heatmap; see :func:`plot_heatmap`."""
+
+    annotate: bool | str = "auto"
+    layer_labels: bool | str = "auto"
+    significance: float | None = None
+
+    def check(self, matrix: SimilarityMatrix) -> None:
+        """Refuse what this matrix cannot give, before anything is drawn.
+
+        Parameters
+        ----------
+        matrix : SimilarityMatrix
+            To be drawn.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument.
+        """
+        if not matrix.values.size:
+            raise ValueError(f"There is nothing to draw: the matrix has shape {matrix.shape}.")
+        _check_choice("annotate", self.annotate, (True, False, "auto", "error"))
+        _check_choice("layer_labels", self.layer_labels, (True, False, "auto"))
+        if self.annotate == "error" and matrix.standard_error is None:
+            raise ValueError("`annotate='error'` needs a matrix with a standard error; this one has none. Use 'auto'.")
+        if self.significance is None:
+            return
+        if matrix.p_value is None:
+            raise ValueError(
+                "`significance` needs a matrix with p-values; this one has none. Leave `significance` out."
+            )
+        if not 0 < self.significance < 1:
+            raise ValueError(f"`significance` must lie strictly between 0 and 1, got {self.significance}.")
+
+
+class Drawn(NamedTuple):
+    """A heatmap whose colours are drawn; names and numbers wait until the size of the axes is known."""
+
+    ax: Axes
+    image: AxesImage
+    matrix: SimilarityMatrix
+    options: HeatmapOptions
+    sizes: tuple[float, float]
+
+
+def draw_heatmap(
+    matrix: SimilarityMatrix,
+    ax: Axes,
+    options: HeatmapOptions,
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: Any = CMAP,
+    title: str | None = None,
+    colorbar: bool = True,
+    **kwargs: Any,
+) -> Drawn:
+    """The colours of a heatmap, its hatches, separators and scale.
+
+    Parameters
+    ----------
+    matrix, ax, options, vmin, vmax, cmap, title, colorbar, **kwargs
+        As in :func:`plot_heatmap`.
+    """
+    sizes = (font_size(ax.xaxis), font_size(ax.yaxis))
     undefined = ~np.isfinite(matrix.values)
     if "norm" not in kwargs:
         low, high = colour_limits([matrix])
         kwargs |= {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
     aspect = "equal" if is_square(matrix.shape) else "auto"
-    options = {"cmap": cmap, "origin": "lower", "interpolation": "nearest", "aspect": aspect} | kwargs
-    image = ax.imshow(np.ma.masked_array(matrix.values, undefined), **options)
+    style = {"cmap": cmap, "origin": "lower", "interpolation": "nearest", "aspect": aspect} | kwargs
+    image = ax.imshow(np.ma.masked_array(matrix.values, undefined), **style)
     hatch_cells(ax, undefined)
     ax.spines[:].set_visible(False)
     if title is not None:
@@ -119,51 +184,49 @@ def plot_heatmap(
     blocks = _separate_models(ax, matrix)
     if colorbar:
         draw_colorbar(ax, image, matrix, gap=4.0 + blocks)
-    _name_axes(ax, matrix, full=layer_labels is True)
-    label_layers(ax, matrix, layer_labels, (font_size(ax.xaxis), font_size(ax.yaxis)))
-
-    written = []
-    if annotate:
-        written = annotate_cells(ax, image, _texts(matrix, error=annotate == "error"), force=annotate != "auto")
-    if insignificant is not None:
-        meaning = f"not significant (false discovery rate {significance:g})"
-        if mark_cells(ax, image, insignificant, meaning, corner=bool(written)) is not None:
-            # Told below the picture, where it hides no cell.
-            ax.set_xlabel("\n".join(filter(None, [ax.get_xlabel(), f"× {meaning}"])))
-    return ax
+    _name_axes(ax, matrix, full=options.layer_labels is True)
+    return Drawn(ax, image, matrix, options, sizes)
 
 
-def as_similarity(matrix: SimilarityMatrix | pd.DataFrame | ArrayLike) -> SimilarityMatrix:
-    """The matrix with its names, whatever it came as.
+def finish_heatmaps(panels: Sequence[Drawn]) -> None:
+    """Write layer names and numbers in sizes that fit the room which all panels together leave.
 
     Parameters
     ----------
-    matrix : SimilarityMatrix, DataFrame or array (R, C)
-        The index and columns of a DataFrame are its layer names, (model, layer) if it has two levels; the layers of an
-        array are numbered from 0.
-
-    Returns
-    -------
-    SimilarityMatrix
-        Itself, if it was one.
+    panels : sequence of Drawn
+        All heatmaps of a figure that belong together.
     """
-    if isinstance(matrix, SimilarityMatrix):
-        return matrix
-    import pandas as pd
+    for _ in range(2):  # the room depends on the length of the names, and which names fit on the room
+        for panel in panels:
+            ax, full = panel.ax, panel.options.layer_labels is True
+            if panel.options.layer_labels is False:
+                ax.set(xticks=[], yticks=[])
+                continue
+            sides = ((ax.xaxis, panel.matrix.columns), (ax.yaxis, panel.matrix.rows))
+            for (axis, names), size in zip(sides, panel.sizes, strict=True):
+                label_axis(axis, names if full else shorten(names)[0], size, every=full)
+        _settle([panel.ax for panel in panels])
+    for ax, image, matrix, (annotate, _, significance), _ in panels:
+        written = []
+        if annotate:
+            texts = _texts(matrix, error=annotate == "error")
+            written = annotate_cells(ax, image, texts, force=annotate not in ("auto", "error"))
+        if significance is not None:
+            meaning = f"not significant (false discovery rate {significance:g})"
+            if mark_cells(ax, image, _insignificant(matrix, significance), meaning, corner=bool(written)) is not None:
+                # Told below the picture, where it hides no cell.
+                ax.set_xlabel("\n".join(filter(None, [ax.get_xlabel(), f"× {meaning}"])))
 
-    if not isinstance(matrix, pd.DataFrame):
-        values = np.asarray(matrix)
-        if values.ndim != 2:
-            raise ValueError(f"`matrix` must have shape (rows, columns), got {values.shape}.")
-        r, c = values.shape
-        return SimilarityMatrix(values, [str(i) for i in range(r)], [str(i) for i in range(c)], measure="similarity")
-    names: dict[str, Any] = {}
-    sides: tuple[tuple[str, pd.Index], ...] = (("row", matrix.index), ("column", matrix.columns))
-    for side, index in sides:
-        names[f"{side}s"] = [str(item) for item in index.get_level_values(-1)]
-        if index.nlevels == 2:
-            names[f"{side}_models"] = [str(item) for item in index.get_level_values(0)]
-    return SimilarityMatrix(matrix.to_numpy(), measure=matrix.attrs.get("measure", "similarity"), **names)
+
+def _settle(axes: Sequence[Axes]) -> None:
+    """Give the axes the size that they will be drawn with, so that what fits can be measured."""
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    for ax in axes:
+        ax.apply_aspect()
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -178,45 +241,6 @@ def _new_axes(matrix: SimilarityMatrix) -> Axes:
     width, height = picture_size(matrix.shape, [1, 6, 18, 60, 120], [1.8, 3.4, 6.0, 6.6, 7.6])
     size = (width + names_size(matrix.rows) + 1.2, height + names_size(matrix.columns) + 0.3)
     return plt.subplots(figsize=size, layout="constrained")[1]
-
-
-def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequence[float]) -> tuple[float, float]:
-    """Width and height in inches that suit a matrix.
-
-    Parameters
-    ----------
-    shape : (rows, columns)
-        Of the matrix.
-    counts, sides : sequence of float
-        Inches for these numbers of layers, and in proportion between them.
-    """
-    height, width = (float(np.interp(count, counts, sides)) for count in shape)
-    if is_square(shape):
-        cell = max(height, width) / max(shape)
-        height, width = (cell * count for count in shape)
-    return max(width, 1.0), max(height, 1.0)
-
-
-def names_size(names: Sequence[str]) -> float:
-    """Inches that layer names and the label of their axis take beside a heatmap.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Layer names.
-    """
-    return 0.5 + 0.08 * max(map(len, shorten(names)[0]), default=0)
-
-
-def is_square(shape: tuple[int, int]) -> bool:
-    """Whether cells are square: unless one side of the picture would become a thread.
-
-    Parameters
-    ----------
-    shape : (rows, columns)
-        Of the matrix.
-    """
-    return max(shape) <= 3 * min(shape)
 
 
 def _texts(matrix: SimilarityMatrix, *, error: bool) -> list[list[str]]:
@@ -236,10 +260,7 @@ def _number(value: float) -> str:
 def _insignificant(matrix: SimilarityMatrix, rate: float) -> NDArray[np.bool_]:
     from scipy.stats import false_discovery_control
 
-    if matrix.p_value is None:
-        raise ValueError("`significance` needs a matrix with p-values; this one has none. Leave `significance` out.")
-    if not 0 < rate < 1:
-        raise ValueError(f"`significance` must lie strictly between 0 and 1, got {rate}.")
+    assert matrix.p_value is not None
     known = np.isfinite(matrix.p_value) & np.isfinite(matrix.values)
     mask = np.zeros(matrix.shape, dtype=bool)
     mask[known] = false_discovery_control(matrix.p_value[known]) > rate
@@ -285,37 +306,3 @@ def _name_axes(ax: Axes, matrix: SimilarityMatrix, *, full: bool) -> None:
         model = (models[0] if models else str(matrix.meta.get(key) or "")) if alone else ""
         prefix = "" if full else shorten(layers)[1]
         axis.set_label_text(": ".join(filter(None, [model, f"{prefix}.*" if prefix else ""])))
-
-
-def label_layers(ax: Axes, matrix: SimilarityMatrix, layer_labels: bool | str, sizes: tuple[float, float]) -> None:
-    """Write the layer names along both axes, in sizes that fit the room as it is now.
-
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-        With the heatmap.
-    matrix : SimilarityMatrix
-        What it shows.
-    layer_labels : bool or "auto"
-        As in :func:`plot_heatmap`.
-    sizes : (x, y)
-        Font sizes in points where there is room enough.
-    """
-    if layer_labels is False:
-        ax.set(xticks=[], yticks=[])
-        settle(ax)
-        return
-    full = layer_labels is True
-    for _ in range(2):  # the room depends on the length of the names, and which names fit on the room
-        for axis, names, size in zip((ax.xaxis, ax.yaxis), (matrix.columns, matrix.rows), sizes, strict=True):
-            label_axis(axis, names if full else shorten(names)[0], size, every=full)
-        settle(ax)
-
-
-def settle(ax: Axes) -> None:
-    """Give the axes the size that they will be drawn with, so that what fits can be measured."""
-    figure = ax.get_figure(root=True)
-    if figure is not None and figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-    else:
-        ax.apply_aspect()

@@ -75,7 +75,9 @@ def write_report(
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ModuleNotFoundError('The HTML report needs plotly. Install it: pip install "cka-probe[report]".') from error
+        raise ModuleNotFoundError(
+            'The HTML report needs plotly. Install it: pip install "cka-probe[report]".'
+        ) from error
 
     named = results if isinstance(results, Mapping) else {"result": results}
     if not named:

@@ -94,7 +94,7 @@ def plot_corridor(
     ranks = table["rank"].to_numpy(dtype=float) if "rank" in table else np.full(len(table), rank or np.inf)
     # Rounding of float64, far below what a picture shows.
     above = squared > 2 * (1 - alignment**2) + 1e-9
-    below = squared < 4 * (1 - alignment) ** 2 / ranks - 1e-9
+    below = squared < 4 * (1 - alignment) ** 2 / np.maximum(ranks, 1) - 1e-9  # rank 0: equal Grams, c = 1, MMD = 0
     outside = int((above | below).sum())
     if outside:
         ax.set_title(f"{outside} of {len(table)} points outside")

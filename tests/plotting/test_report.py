@@ -9,7 +9,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cka_probe.cli.report import report
 from cka_probe.plotting import write_report
 from cka_probe.similarity import SimilarityMatrix
 
@@ -154,6 +153,8 @@ class TestRefusals:
 class TestCommand:
     @pytest.fixture
     def run(self):
+        from cka_probe.cli.report import report
+
         app = typer.Typer()
         app.command()(report)
 

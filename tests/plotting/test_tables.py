@@ -1,0 +1,165 @@
+"""Accuracies with intervals over seeds, and costs beside the floor: numbers checked against their definitions."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from cka_probe.plotting import plot_accuracies, plot_costs, plot_time_and_memory
+
+
+@pytest.fixture
+def accuracies():
+    return pd.DataFrame(
+        {
+            "method": ["CE", "CE", "CE", "RCKA", "RCKA", "RCKA", "KD"],
+            "seed": [0, 1, 2, 0, 1, 2, 0],
+            "accuracy": [0.70, 0.72, 0.74, 0.80, 0.80, 0.83, 0.75],
+        }
+    )
+
+
+@pytest.fixture
+def costs():
+    return pd.DataFrame(
+        {
+            "peer": ["ours", "fast", "slow", "ours", "fast", "slow"],
+            "case": ["ResNet-18"] * 3 + ["ViT"] * 3,
+            "seconds": [1.1, 1.0, 9.0, 2.2, 2.1, np.nan],
+            "ratio_to_floor": [1.1, 1.0, 9.0, 1.1, 1.05, np.nan],
+            "peak_mb": [300, 310, 4000, 500, 505, np.nan],
+            "max_error": [1e-8, 0.97, 0.07, 1e-8, 2e-8, np.nan],
+        }
+    )
+
+
+class TestAccuracies:
+    def test_bars_are_means_in_the_order_of_the_table(self, accuracies):
+        ax = plot_accuracies(accuracies)
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["CE", "RCKA", "KD"]
+        np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [0.72, 0.81, 0.75])
+        assert ax.yaxis_inverted()  # the first at the top
+        assert ax.get_xlim()[0] == 0
+
+    def test_lines_are_student_t_intervals(self, accuracies):
+        ax = plot_accuracies(accuracies, level=0.9)
+        ends = [c[1].get_xdata() if False else c for c in ax.containers if hasattr(c, "has_xerr")]
+        assert len(ends) == 2  # one seed has none
+        (segment,) = ends[0].lines[2][0].get_segments()
+        half = stats.t(2).ppf(0.95) * 0.02 / np.sqrt(3)
+        np.testing.assert_allclose(segment[:, 0], [0.72 - half, 0.72 + half])
+        assert "line: 90 % interval" in ax.get_xlabel()
+
+    def test_every_seed_is_a_circle(self, accuracies):
+        ax = plot_accuracies(accuracies)
+        circles = [line for line in ax.lines if line.get_marker() == "o"]
+        np.testing.assert_allclose(sorted(circles[1].get_xdata()), [0.80, 0.80, 0.83])
+        assert len(set(circles[1].get_ydata())) == 3  # equal seeds do not hide one another
+
+    def test_numbers_beside_the_bars(self, accuracies):
+        texts = [t.get_text() for t in plot_accuracies(accuracies).texts]
+        assert texts == ["72.0 ± 2.0", "81.0 ± 1.7", "75.0 (1 seed)"]
+
+    def test_percent_only_for_fractions(self, accuracies):
+        accuracies["accuracy"] *= 100
+        ax = plot_accuracies(accuracies)
+        assert ax.texts[0].get_text() == "72.0 ± 2.0"
+        ax.figure.canvas.draw()
+        assert not any("%" in t.get_text() for t in ax.get_xticklabels())
+
+    def test_points_where_the_axis_does_not_start_at_zero(self, accuracies):
+        ax = plot_accuracies(accuracies, from_zero=False)
+        assert not ax.patches
+        assert ax.get_xlim()[0] > 0.5
+        assert "diamond: mean" in ax.get_xlabel()
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == pytest.approx(
+            [0.72, 0.81, 0.75]
+        )
+
+    def test_references_are_lines(self, accuracies):
+        ax = plot_accuracies(accuracies, references={"teacher": 0.9, "chance": 0.1})
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["teacher 90.0", "chance 10.0"]
+        assert ax.get_legend().get_lines()[0].get_linestyle() != ax.get_legend().get_lines()[1].get_linestyle()
+
+    def test_given_axes_and_keywords(self, accuracies):
+        _, ax = plt.subplots()
+        assert plot_accuracies(accuracies, ax=ax, hatch="//") is ax
+        assert ax.patches[0].get_hatch() == "//"
+
+    def test_refuses(self, accuracies):
+        with pytest.raises(ValueError, match="`table` lacks the column 'score'"):
+            plot_accuracies(accuracies, value="score")
+        with pytest.raises(ValueError, match="`level` must lie strictly between 0 and 1, got 95"):
+            plot_accuracies(accuracies, level=95)
+        with pytest.raises(ValueError, match="`table` is empty"):
+            plot_accuracies(accuracies.iloc[:0])
+        with pytest.raises(TypeError, match="`table` must be a pandas DataFrame, got list"):
+            plot_accuracies([1])
+
+
+class TestCosts:
+    def test_bars_texts_and_floor(self, costs):
+        ax = plot_costs(costs)
+        widths = [bar.get_width() for bar in ax.patches]
+        np.testing.assert_allclose(widths, [1.1, 1.1, 1.0, 1.05, 9.0, np.nan])
+        assert [t.get_text() for t in ax.texts] == [
+            "1.1",
+            "1.1",
+            "1, wrong by 1",
+            "1.05",
+            "9, wrong by 0.07",
+            "failed",
+        ]
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["ResNet-18", "ViT"]
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ours", "fast", "slow"]
+        assert len({bar.get_hatch() for bar in ax.patches}) == 3  # told apart in grey
+        assert float(ax.lines[0].get_xdata()[0]) == 1  # the forward passes alone
+        assert ax.get_xscale() == "linear"
+        assert ax.get_xlabel() == "time / time of the forward passes alone"
+
+    def test_bars_of_a_case_stand_together_and_do_not_touch_the_next(self, costs):
+        spans = {}
+        for bar, case in zip(plot_costs(costs).patches, ["ResNet-18", "ViT"] * 3, strict=True):
+            spans.setdefault(case, []).append((bar.get_y(), bar.get_y() + bar.get_height()))
+        assert max(end for _, end in spans["ResNet-18"]) < 0.5 < min(start for start, _ in spans["ViT"])
+
+    def test_logarithmic_from_the_floor_when_far_apart(self, costs):
+        costs.loc[2, "ratio_to_floor"] = 200
+        ax = plot_costs(costs)
+        assert ax.get_xscale() == "log"
+        assert {bar.get_x() for bar in ax.patches} == {1.0}
+        np.testing.assert_allclose([bar.get_x() + bar.get_width() for bar in ax.patches][:5], [1.1, 1.1, 1, 1.05, 200])
+        ax.figure.canvas.draw()
+        shown = [t.get_text() for t in ax.get_xticklabels() if t.get_text()]
+        assert "1" in shown
+        assert "100" in shown
+
+    def test_other_values_tolerance_and_keywords(self, costs):
+        _, ax = plt.subplots()
+        assert plot_costs(costs, value="peak_mb", tolerance=None, ax=ax, alpha=0.5) is ax
+        assert [t.get_text() for t in ax.texts] == ["300", "500", "310", "505", "4,000", "failed"]
+        assert ax.get_xlabel() == "peak memory (MB)"
+        assert ax.patches[0].get_alpha() == 0.5
+
+    def test_tables_without_errors(self, costs):
+        assert plot_costs(costs.drop(columns="max_error")).texts[2].get_text() == "1"
+
+    def test_time_and_memory_side_by_side(self, costs):
+        time, memory = plot_time_and_memory(costs)
+        assert (time.get_xlabel(), memory.get_xlabel()) == (
+            "time / time of the forward passes alone",
+            "peak memory (MB)",
+        )
+        assert (time.get_legend() is None, memory.get_legend() is None) == (False, True)
+        assert not any("wrong" in t.get_text() for t in memory.texts)
+        time.figure.canvas.draw()
+        assert not any(t.get_visible() and t.get_text() for t in memory.get_yticklabels())
+        with pytest.raises(ValueError, match="`axes` must hold two: time and memory; got 1"):
+            plot_time_and_memory(costs, axes=[plt.subplots()[1]])
+
+    def test_refuses(self, costs):
+        with pytest.raises(ValueError, match="`table` has 'ours' twice in the case 'ResNet-18'"):
+            plot_costs(pd.concat([costs, costs.iloc[:1]]))
+        with pytest.raises(ValueError, match="`table` lacks the column 'watts'"):
+            plot_costs(costs, value="watts")

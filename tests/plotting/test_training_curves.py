@@ -1,0 +1,135 @@
+"""Training curves are means over seeds with their spread; layer trends follow pairs of layers over checkpoints."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from cka_probe.plotting import plot_layer_trends, plot_training_curves
+from cka_probe.similarity import SimilarityMatrix
+
+
+@pytest.fixture
+def histories():
+    rng = np.random.default_rng(0)
+    lines = [(m, s, e, rng.random()) for m in ("KD", "CE") for s in range(3) for e in range(1, 5)]
+    return pd.DataFrame(lines, columns=["method", "seed", "epoch", "test_accuracy"])
+
+
+class TestTrainingCurves:
+    def test_means_bands_and_names(self, histories):
+        ax = plot_training_curves(histories)
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["KD", "CE"]  # in the order of the table
+        means = histories.groupby(["method", "epoch"])["test_accuracy"].mean()
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), means["KD"])
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), means["CE"])
+        assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()  # told apart in grey
+        spread = histories.groupby(["method", "epoch"])["test_accuracy"].std()
+        heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+        assert heights.max() == pytest.approx((means["KD"] + spread["KD"]).max())
+        assert heights.min() == pytest.approx((means["KD"] - spread["KD"]).min())
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "test accuracy")
+
+    @pytest.mark.parametrize(
+        ("errorbar", "title", "bands"),
+        [
+            (("sd", 1), "mean ± 1 sd, 3 seeds", 2),
+            (("sd", 2), "mean ± 2 sd, 3 seeds", 2),
+            ("se", "mean ± 1 se, 3 seeds", 2),
+            (("ci", 90), "mean and 90 % interval, 3 seeds", 2),
+            (("pi", 100), "mean and range, 3 seeds", 2),
+            (None, "mean of 3 seeds", 0),
+        ],
+    )
+    def test_legend_says_what_the_band_is(self, histories, errorbar, title, bands):
+        ax = plot_training_curves(histories, errorbar=errorbar)
+        assert ax.get_legend().get_title().get_text() == title
+        assert len(ax.collections) == bands
+
+    def test_counts_seeds_honestly(self, histories):
+        fewer = histories[(histories["method"] == "CE") | (histories["seed"] < 2)]
+        assert plot_training_curves(fewer).get_legend().get_title().get_text() == "mean ± 1 sd, 2 to 3 seeds"
+        one = histories[histories["seed"] == 0]
+        assert plot_training_curves(one).get_legend().get_title().get_text() == "1 seed"
+        assert plot_training_curves(one.drop(columns="seed")).get_legend().get_title().get_text() == "method"
+
+    def test_other_columns_axes_and_keywords(self, histories):
+        _, ax = plt.subplots()
+        table = histories.rename(columns={"method": "loss", "epoch": "step", "test_accuracy": "cka"})
+        assert plot_training_curves(table, metric="cka", by="loss", x="step", ax=ax, linewidth=3) is ax
+        assert (ax.get_xlabel(), ax.get_ylabel(), ax.lines[0].get_linewidth()) == ("step", "cka", 3)
+
+    def test_refuses(self, histories):
+        with pytest.raises(ValueError, match="`histories` lacks the column 'loss'; it has method, seed, epoch"):
+            plot_training_curves(histories, metric="loss")
+        with pytest.raises(ValueError, match="There is nothing to draw: `histories` is empty"):
+            plot_training_curves(histories.iloc[:0])
+        with pytest.raises(TypeError, match="`histories` must be a pandas DataFrame, got dict"):
+            plot_training_curves({})
+
+
+def checkpoint(scale, names=("conv1", "conv2", "fc"), columns=None, **kwargs):
+    values = scale * np.linspace(0.5, 1, len(names) ** 2).reshape(len(names), -1)
+    return SimilarityMatrix(values, list(names), list(columns or names), **kwargs)
+
+
+class TestLayerTrends:
+    def test_counterparts_by_name(self):
+        steps = {0: checkpoint(0.1), 10: checkpoint(0.5), 40: checkpoint(1)}
+        ax = plot_layer_trends(steps, xlabel="epoch")
+        assert [line.get_label() for line in ax.lines] == ["conv1", "conv2", "fc"]
+        for i, line in enumerate(ax.lines):
+            np.testing.assert_allclose(line.get_xdata(), [0, 10, 40])  # distances of epochs are kept
+            np.testing.assert_allclose(line.get_ydata(), [m.values[i, i] for m in steps.values()])
+        assert len({line.get_marker() for line in ax.lines}) == 3
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["conv1", "conv2", "fc"]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "CKA")
+
+    def test_counterparts_by_place_and_chosen_pairs(self):
+        steps = {"start": checkpoint(0.1, columns="abc"), "end": checkpoint(1, columns="abc")}
+        ax = plot_layer_trends(steps)
+        ax.figure.canvas.draw()
+        assert [line.get_label() for line in ax.lines] == ["conv1 × a", "conv2 × b", "fc × c"]
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["start", "end"]
+        ax = plot_layer_trends(steps, pairs=[("fc", "a")], linewidth=4)
+        assert ax.lines[0].get_label() == "fc × a"
+        assert ax.lines[0].get_linewidth() == 4
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), [m.values[2, 0] for m in steps.values()])
+
+    def test_bands_are_confidence_intervals(self):
+        error = np.full((3, 3), 0.02)
+        steps = {i: checkpoint(0.5, standard_error=error, meta={"degrees_of_freedom": 5}) for i in (1, 2)}
+        ax = plot_layer_trends(steps, level=0.9)
+        assert len(ax.collections) == 3
+        heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+        assert heights.max() == pytest.approx(0.25 + stats.t(5).ppf(0.95) * 0.02)
+        assert not plot_layer_trends({1: checkpoint(0.5)}).collections
+
+    def test_many_layers_get_a_colour_bar(self):
+        names = [f"layer{i}" for i in range(30)]
+        ax = plot_layer_trends({0: checkpoint(0.5, names), 1: checkpoint(1, names)})
+        ax.figure.canvas.draw()
+        assert ax.get_legend() is None
+        labels = [t.get_text() for t in ax.child_axes[0].get_yticklabels() if t.get_text()]
+        assert labels == ["layer0", "layer6", "layer12", "layer17", "layer23", "layer29"]
+
+    def test_undefined_is_a_gap(self):
+        values = np.array([[np.nan]])
+        ax = plot_layer_trends({0: SimilarityMatrix(values, ["a"], ["a"]), 1: SimilarityMatrix([[1.0]], ["a"], ["a"])})
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), [np.nan, 1])
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="There is nothing to draw: `matrices` is empty"):
+            plot_layer_trends({})
+        with pytest.raises(ValueError, match="There is nothing to draw: `pairs` is empty"):
+            plot_layer_trends({0: checkpoint(1)}, pairs=[])
+        with pytest.raises(ValueError, match="Layer 'nope' is not among the columns of checkpoint 0"):
+            plot_layer_trends({0: checkpoint(1)}, pairs=[("fc", "nope")])
+        with pytest.raises(ValueError, match="Layer 'conv2' is not among the rows of checkpoint 7"):
+            plot_layer_trends({0: checkpoint(1), 7: checkpoint(1, ["conv1"])})
+        wide = SimilarityMatrix(np.ones((1, 2)), ["a"], ["b", "c"])
+        with pytest.raises(
+            ValueError, match=r"the matrix has 1 rows and 2 columns, so layers have no counterparts\. Say"
+        ):
+            plot_layer_trends({0: wide})
