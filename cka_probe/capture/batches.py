@@ -108,37 +108,43 @@ def join(first: Any, second: Any) -> Any | None:
 def joined_batches(data: Iterable[Any], minimum: int, notes: list[str]) -> Iterator[tuple[Any, int]]:
     """Batches of at least ``minimum`` samples, and how many of the loader's own batches each holds.
 
-    A smaller one is joined to its neighbour. One that cannot be joined is left out, and ``notes`` says so.
+    Smaller ones are joined to each other until they suffice, or to the neighbour before or behind them. What cannot be
+    joined is left out, and ``notes`` says so.
     """
-    held: Any = None
-    held_count = 0
+    held: list[tuple[Any, int]] = []  # a batch that is large enough, not yet given out: small ones may join it
+    small: list[tuple[Any, int]] = []  # batches too small so far
     for batch in data:
         size = batch_size(batch)
-        if held is None:
-            held, held_count = batch, 1
+        fresh = (batch, 1)
+        if small:
+            joined = _joined(small[0], fresh)
+            # Two small ones first; a large one takes the small one before it only if the large one before that cannot.
+            if joined is not None and (size is not None and size < minimum):
+                fresh, small = joined, []
+                size = batch_size(fresh[0])
+            elif held and (larger := _joined(held[0], small[0])) is not None:
+                held, small = [larger], []
+            elif joined is not None:
+                fresh, small = joined, []
+            else:
+                notes.append(_dropped(batch_size(small.pop()[0]), minimum))
+        if size is not None and size < minimum:
+            small = [fresh]
             continue
-        held_size = batch_size(held)
-        small = (size is not None and size < minimum) or (held_size is not None and held_size < minimum)
-        if not small:
-            yield held, held_count
-            held, held_count = batch, 1
-            continue
-        joined = join(held, batch)
-        if joined is not None:
-            held, held_count = joined, held_count + 1
-        elif held_size is not None and held_size < minimum:
-            notes.append(_dropped(held_size, minimum))
-            held, held_count = batch, 1
+        yield from held
+        held = [fresh]
+    if small:
+        larger = _joined(held[0], small[0]) if held else None
+        if larger is not None:
+            held = [larger]
         else:
-            notes.append(_dropped(size, minimum))
-            held_count += 1
-    if held is None:
-        return
-    held_size = batch_size(held)
-    if held_size is not None and held_size < minimum:
-        notes.append(_dropped(held_size, minimum))
-        return
-    yield held, held_count
+            notes.append(_dropped(batch_size(small[0][0]), minimum))
+    yield from held
+
+
+def _joined(first: tuple[Any, int], second: tuple[Any, int]) -> tuple[Any, int] | None:
+    batch = join(first[0], second[0])
+    return None if batch is None else (batch, first[1] + second[1])
 
 
 def _dropped(size: int | None, minimum: int) -> str:
