@@ -12,6 +12,7 @@ from .batches import Forward, attention_mask, call_model
 from .hooks import CaptureError, Probe, samples_first
 from .layers import Layers, unwrap
 from .pooling import Pooling, check_pooling, pool
+from .state import device_of
 
 Keep = Callable[[str, torch.Tensor], Any]
 """Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""
@@ -50,6 +51,10 @@ class LayerRecorder:
         check_pooling(pooling)
         self.model = unwrap(model)
         self.name = f"{name} ({type(self.model).__name__})"
+        if device_of(self.model).type == "meta":
+            raise ValueError(
+                f"{self.name} is on the meta device: it has shapes but no weights. Load its weights first."
+            )
         self.pooling = pooling
         self.keep = keep
         self.forward = forward or call_model
@@ -131,6 +136,14 @@ class LayerRecorder:
                 raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
             self.left_out[name] = reason
             return
+        if torch.is_autocast_enabled(tensor.device.type):
+            # The hook runs inside the caller's autocast, which would take the Gram matrix in half precision too.
+            with torch.autocast(tensor.device.type, enabled=False):
+                self._record(name, tensor)
+        else:
+            self._record(name, tensor)
+
+    def _record(self, name: str, tensor: torch.Tensor) -> None:
         try:
             features = pool(tensor, self.pooling, self._mask)
         except ValueError as error:
