@@ -214,6 +214,8 @@ class MinibatchCKA:
         norm = normalizer(n, self.estimator)
         cross = pairwise_inner(rows_x, rows_y) * scale_x[:, None] * scale_y[None, :] / norm
         if same:
+            # The two halves of a float32 product differ in their last bits.
+            cross = (cross + xp.matrix_transpose(cross)) / 2
             self_x = self_y = xp.linalg.diagonal(cross)
         else:
             self_x = xp.sum(rows_x * rows_x, axis=1, dtype=xp.float64) * scale_x**2 / norm
