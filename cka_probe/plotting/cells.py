@@ -14,6 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from cka_probe.plotting.labels import root_figure
+
 READABLE = 5.5  # points; smaller numbers are not written
 CHARACTER = 0.62  # width of a digit over the font size
 
@@ -95,7 +97,7 @@ def ink(image: AxesImage) -> NDArray[np.str_]:
 def cell_size(ax: Axes, shape: tuple[int, int]) -> tuple[float, float]:
     """Width and height of a cell in points, as it is drawn now."""
     box = ax.get_window_extent()
-    points = 72 / ax.get_figure(root=True).dpi  # type: ignore[union-attr]
+    points = 72 / root_figure(ax).dpi
     return float(box.width) * points / max(shape[1], 1), float(box.height) * points / max(shape[0], 1)
 
 

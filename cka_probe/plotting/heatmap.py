@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cka_probe.plotting.canvas import as_similarity, is_square, names_size, picture_size
 from cka_probe.plotting.cells import annotate_cells, hatch_cells, mark_cells
-from cka_probe.plotting.labels import font_size, label_axis, shorten
+from cka_probe.plotting.labels import font_size, label_axis, root_figure, shorten
 from cka_probe.plotting.scale import colour_limits, draw_colorbar
 from cka_probe.similarity import SimilarityMatrix
 
@@ -220,8 +220,7 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
 
 def _settle(axes: Sequence[Axes]) -> None:
     """Give the axes the size that they will be drawn with, so that what fits can be measured."""
-    figure = axes[0].get_figure(root=True)
-    assert figure is not None
+    figure = root_figure(axes[0])
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, Locator
 
@@ -57,7 +59,25 @@ def length(axis: Axis) -> float:
     """
     box = axis.axes.get_window_extent()
     pixels = box.width if isinstance(axis, XAxis) else box.height
-    return float(pixels) * 72 / axis.axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    return float(pixels) * 72 / root_figure(axis.axes).dpi
+
+
+def root_figure(ax: Axes) -> Figure:
+    """The figure that is laid out and drawn, also for axes of a subfigure.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Part of a figure.
+
+    Raises
+    ------
+    ValueError
+        If it was removed from its figure.
+    """
+    if ax.figure is None:
+        raise ValueError("`ax` belongs to no figure any more. Pass axes that were not removed.")
+    return ax.figure.figure
 
 
 def font_size(axis: Axis) -> float:

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from cka_probe.plotting.labels import LINE, font_size, length
+from cka_probe.plotting.labels import LINE, font_size, length, root_figure
 from cka_probe.similarity import SimilarityMatrix
 
 _NAMES = {"cka": "CKA", "hsic": "HSIC", "mmd": "MMD", "mmd_squared": "MMD²", "cca": "CCA", "svcca": "SVCCA"}
@@ -62,10 +62,8 @@ class Beside:
 
     def __call__(self, ax: Any, renderer: Any) -> Bbox:  # noqa: ARG002  (matplotlib passes both)
         """Position in fractions of the figure."""
-        figure = self.parent.get_figure()
-        assert figure is not None
         box = self.parent.get_position()
-        point = figure.get_figure(root=True).dpi / 72 / figure.bbox.width
+        point = _point(self.parent)
         return Bbox.from_bounds(box.x1 + self.gap * point, box.y0, self.width * point, box.height)
 
 
@@ -142,10 +140,8 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
     matplotlib.colorbar.Colorbar
         In an inset of `ax`. Arrows at its ends say that values lie beyond.
     """
-    figure = ax.get_figure()
-    assert figure is not None
     width = 10.0
-    if figure.get_figure(root=True).get_layout_engine() is None:
+    if root_figure(ax).get_layout_engine() is None:
         _give_room(ax, gap + width + 44.0)
     cax = ax.inset_axes((1.0, 0.0, 0.1, 1.0))
     cax.set_axes_locator(Beside(ax, gap, width))
@@ -153,7 +149,7 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
     values: Any = np.ma.masked_invalid(np.ma.asarray(image.get_array())).compressed()
     below, above = bool((values < low).any()), bool((values > high).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
-    bar = figure.colorbar(image, cax=cax, extend=extend, label=label)
+    bar = root_figure(ax).colorbar(image, cax=cax, extend=extend, label=label)
     bar.outline.set_visible(False)
     if type(image.norm) is Normalize:  # other norms (logarithmic, say) come with ticks of their own
         bar.ax.yaxis.set_major_locator(EndsLocator(low, high))
@@ -162,12 +158,15 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
     return bar
 
 
+def _point(ax: Axes) -> float:
+    """One point as a fraction of the width of the figure, or of the subfigure, in which the axes lie."""
+    return root_figure(ax).dpi / 72 / ax.figure.bbox.width
+
+
 def _give_room(ax: Axes, points: float) -> None:
     """Make the axes narrower where no layout engine will: the scale must not lie on the neighbour."""
-    figure = ax.get_figure()
-    assert figure is not None
     box = ax.get_position(original=True)
-    taken = points * figure.get_figure(root=True).dpi / 72 / figure.bbox.width
+    taken = points * _point(ax)
     ax.set_position(Bbox.from_bounds(box.x0, box.y0, max(box.width - taken, 0.3 * box.width), box.height))
     ax.set_in_layout(True)  # a later tight_layout may still move it
 

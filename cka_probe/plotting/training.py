@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from cka_probe.plotting.canvas import check_columns, despine, new_axes
 from cka_probe.plotting.heatmap import CMAP
-from cka_probe.plotting.labels import font_size, label_axis, shorten
+from cka_probe.plotting.labels import font_size, label_axis, root_figure, shorten
 from cka_probe.plotting.scale import measure_label
 from cka_probe.similarity import SimilarityMatrix
 
@@ -227,11 +227,9 @@ def _pair_names(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 def _name_some(ax: Axes, names: Sequence[str]) -> None:
     """A colour bar in place of a legend that would be longer than the picture."""
-    figure = ax.get_figure()
-    assert figure is not None
     colours = mpl.colors.ListedColormap(mpl.colormaps[CMAP](np.linspace(0.05, 0.85, 256)))
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), colours)
-    bar = figure.colorbar(scale, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
+    bar = root_figure(ax).colorbar(scale, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
     places = np.linspace(0, len(names) - 1, 6).round().astype(int)
     bar.set_ticks([float(i) for i in places], labels=[names[i] for i in places])
     bar.ax.tick_params(labelsize="small")

@@ -34,6 +34,11 @@ def drawn(ax):
     return ax
 
 
+def drawn_at(figure, ax):
+    figure.canvas.draw()
+    return ax
+
+
 def written(axis):
     return [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
 
@@ -174,6 +179,20 @@ class TestScale:
         fig.canvas.draw()
         renderer = fig.canvas.get_renderer()
         assert colour_bar(left).get_tightbbox(renderer).x1 < right.get_tightbbox(renderer).x0
+
+    def test_stands_beside_its_cells_in_a_subfigure_too(self):
+        figure = plt.figure(figsize=(8, 4), layout="constrained")
+        right = figure.subfigures(1, 2)[1]
+        ax = drawn_at(figure, plot_heatmap(np.eye(4), ax=right.subplots()))
+        bar, cells = colour_bar(ax).get_window_extent(), ax.get_window_extent()
+        assert 0 < bar.x0 - cells.x1 < 20
+        assert bar.height == pytest.approx(cells.height)
+
+    def test_axes_that_were_removed_are_refused(self):
+        _, ax = plt.subplots()
+        ax.remove()
+        with pytest.raises(ValueError, match="`ax` belongs to no figure any more"):
+            plot_heatmap(np.eye(2), ax=ax)
 
     def test_chance_level_is_marked_at_its_value(self):
         ax = plot_heatmap(make(3, chance=np.full((3, 3), 0.3)))

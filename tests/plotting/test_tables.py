@@ -44,7 +44,7 @@ class TestAccuracies:
 
     def test_lines_are_student_t_intervals(self, accuracies):
         ax = plot_accuracies(accuracies, level=0.9)
-        ends = [c[1].get_xdata() if False else c for c in ax.containers if hasattr(c, "has_xerr")]
+        ends = [c for c in ax.containers if hasattr(c, "has_xerr")]
         assert len(ends) == 2  # one seed has none
         (segment,) = ends[0].lines[2][0].get_segments()
         half = stats.t(2).ppf(0.95) * 0.02 / np.sqrt(3)
