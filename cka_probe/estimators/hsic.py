@@ -138,16 +138,28 @@ def _largest(xp: ModuleType, x: Array) -> Array:
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
+def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Array, Array]:
+    """The centred Gram matrix, and the largest magnitude (..., 1, 1) of the entries that it is made of.
+
+    It is exactly zero where all of it lies below the rounding of those entries: a constant layer.
+    """
+    if estimator == "unbiased":
+        # The diagonal takes no part, and for a narrow RBF it is far above all other entries.
+        gram = gram * (1 - xp.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        centred = u_center_gram(gram)
+    else:
+        centred = center_gram(gram)
+    scale = _largest(xp, gram)
+    resolution = 16 * float(xp.finfo(gram.dtype).eps)
+    noise = xp.max(xp.abs(constant(centred)), axis=(-2, -1), keepdims=True) <= resolution * scale
+    return xp.where(noise, xp.zeros_like(centred), centred), scale
+
+
 def centred_gram(gram: Array, estimator: str) -> CentredGram:
     """One side of an inner product from a Gram matrix (..., n, n)."""
     xp = array_namespace(gram)
-    centred = u_center_gram(gram) if estimator == "unbiased" else center_gram(gram)
-    scale = _largest(xp, gram)
-    # Entries below the rounding of the Gram matrix itself are noise: a constant layer must give exactly zero.
-    resolution = 16 * float(xp.finfo(gram.dtype).eps)
-    alive = xp.max(xp.abs(constant(centred)), axis=(-2, -1), keepdims=True) > resolution * scale
-    centred = xp.where(alive, centred / scale, xp.zeros_like(centred))
-    return CentredGram(centred, xp.astype(scale[..., 0, 0], xp.float64), gram.shape[-1])
+    centred, scale = _centred_and_scale(xp, gram, estimator)
+    return CentredGram(centred / scale, xp.astype(scale[..., 0, 0], xp.float64), gram.shape[-1])
 
 
 def scaled_features(x: Array) -> tuple[Array, Array]:
@@ -304,8 +316,9 @@ def flat_centred(grams: Array, estimator: str) -> Array:
     array (layers, n * n)
         One layer a row.
     """
-    centred = u_center_gram(grams) if estimator == "unbiased" else center_gram(grams)
-    return array_namespace(grams).reshape(centred, (grams.shape[0], -1))
+    xp = array_namespace(grams)
+    centred, _ = _centred_and_scale(xp, grams, estimator)
+    return xp.reshape(centred, (grams.shape[0], -1))
 
 
 def pairwise_inner(rows_x: Array, rows_y: Array) -> Array:

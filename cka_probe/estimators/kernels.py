@@ -76,10 +76,13 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
         Distances squared, never negative; the diagonal is exactly 0 when ``y`` is left out.
     """
     xp = array_namespace(x)
-    # A shared shift leaves distances alone and keeps float32 accurate when the mean is far above the spread.
-    shift = constant(xp.mean(x, axis=-2, keepdims=True))
-    a = x - shift
-    b = a if y is None else y - shift
+    # A shared shift leaves distances alone and keeps float32 accurate when the mean is far above the spread. The first
+    # sample goes first, so that a constant layer is exactly zero and not the rounding of its mean.
+    first = constant(x[..., :1, :])
+    a = x - first
+    mean = constant(xp.mean(a, axis=-2, keepdims=True))
+    a = a - mean
+    b = a if y is None else y - first - mean
     norms_a = xp.sum(a * a, axis=-1)[..., :, None]
     norms_b = xp.sum(b * b, axis=-1)[..., None, :]
     squared = norms_a + norms_b - 2 * (a @ _transpose(b))

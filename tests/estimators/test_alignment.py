@@ -237,6 +237,15 @@ class TestAccuracy:
         found = float(cka(xp.asarray(x), xp.asarray(y), kernel=kernel, estimator=estimator))
         assert abs(found - reference.cka_grams(K, L, estimator)) <= 1e-6
 
+    @pytest.mark.parametrize("fraction", [0.1, 0.2])
+    def test_a_narrow_kernel(self, xp, rng, estimator, fraction):
+        """All entries off the diagonal are tiny beside it, and right all the same."""
+        x, y = rng.normal(size=(2, 12, 40)).astype(np.float32)
+        K, L = (reference.gram(f, reference.rbf(fraction * reference.median_distance(f))) for f in (x, y))
+        found = float(cka(xp.asarray(x), xp.asarray(y), kernel=RBF(fraction=fraction), estimator=estimator))
+        assert np.isfinite(found)
+        assert abs(found - reference.cka_grams(K, L, estimator)) <= 2e-5
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("mean", [0.0, 3.0])
     def test_half_precision(self, rng, estimator, dtype, mean):

@@ -132,6 +132,12 @@ class TestDistances:
         assert_allclose(found, expected, atol=2e-5)
         assert_array_equal(np.diag(found), 0)
 
+    @pytest.mark.parametrize("n", [7, 10, 12])
+    def test_constant_features_are_at_distance_zero(self, xp, n):
+        x = xp.asarray(np.full((n, 5), 0.1), dtype=xp.float32)
+        assert_array_equal(to_numpy(squared_distances(x)), 0)
+        assert_array_equal(to_numpy(squared_distances(x, x)), 0)
+
     def test_never_negative(self, xp, rng):
         x = np.repeat(rng.normal(size=(4, 3)), 3, axis=0)
         assert to_numpy(squared_distances(xp.asarray(x), xp.asarray(x))).min() >= 0
