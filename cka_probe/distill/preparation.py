@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..capture.state import borrowed
 from .batches import Batch
 from .diagnostics import Diagnostics
+from .restoring import buffers_restored
 from .stages import match_stages
 from .steps import weighted_terms
 from .taps import TappedModel
@@ -91,7 +92,6 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
     try:
         yield accelerator
     finally:
-        accelerator.free_memory()
         if alone:
             AcceleratorState._reset_state()
 
@@ -135,7 +135,9 @@ def _needs_features(loss: Any, student: nn.Module, teacher: nn.Module, sample: B
     """Whether the loss refuses to work on the logits alone."""
     if loss is None:
         return False
-    with borrowed([student, teacher]):
+    sample = sample.split(len(sample) // 8)[0]  # eight samples tell
+    with borrowed([student, teacher]), buffers_restored(student):
+        student.train()  # as below, in `fit_together`
         x, y = (TappedModel(model)(sample.inputs)[0] for model in (student, teacher))
         try:
             weighted_terms(loss, 0.0, (x, []), (y, []), sample.target)
@@ -161,8 +163,10 @@ def fit_together(
     ValueError
         If a label is beyond the student's classes, or the loss compares logits of different classes.
     """
-    pupil.eval()
-    with torch.no_grad(), accelerator.autocast():
+    # In train mode, as the loss will see it: before training, batch norm's running statistics can make the outputs of a
+    # deep network constant in eval mode.
+    pupil.train()
+    with torch.no_grad(), buffers_restored(pupil), accelerator.autocast():
         logits, features = pupil(sample.inputs)
     logits, features = logits.float(), [feature.float() for feature in features]
     taught = teach(sample)
