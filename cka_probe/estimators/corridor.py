@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from .hsic import CentredGram, centred_gram, centred_linear, gram_is_cheaper, scaled_features
+from .hsic import (
+    CentredGram,
+    center_gram,
+    centred_gram,
+    centred_linear,
+    gram_is_cheaper,
+    scaled_features,
+    u_center_gram,
+)
 from .kernels import Kernel, Linear
 from .validation import Array, check_estimator, check_features, check_finite, check_pair, constant, namespace
 
@@ -82,7 +90,9 @@ def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Ar
         side = centred_linear(x, centring, as_gram=True)
         assert isinstance(side, CentredGram)
         return unit_norm(xp, side.matrix)
-    return unit_norm(xp, centred_gram(kernel(x), centring).matrix)
+    matrix = centred_gram(kernel(x), centring).matrix
+    # A spread far below the values leaves a mean by rounding; a second centring takes that too.
+    return unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))
 
 
 def _spectrum(xp: ModuleType, symmetric: Array) -> Array:

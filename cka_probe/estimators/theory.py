@@ -239,8 +239,10 @@ def _hsic_and_mmd(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: 
     grams = []
     for features, k in ((x, kernel), (y, kernel_y)):
         z = xp.astype(features, xp.float64)
-        # The MMD subtracts what a shift adds to a linear Gram matrix; centring first keeps the digits.
-        grams.append(k(center_features(z) if isinstance(k, Linear) else z))
+        # The MMD subtracts what a shift of linear features or a constant in the kernel adds: removed first, no digits
+        # are lost.
+        gram = k(center_features(z) if isinstance(k, Linear) else z)
+        grams.append(gram - xp.mean(gram, axis=(-2, -1), keepdims=True))
     gram_x, gram_y = grams
     rows_x, rows_y = xp.mean(gram_x, axis=-1), xp.mean(gram_y, axis=-1)
     joint = xp.mean(gram_x * gram_y, axis=(-2, -1))
