@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -341,73 +340,15 @@ class SimilarityMatrix:
         return matrix
 
     def __repr__(self) -> str:
-        facts = self._facts()
-        width = max(len(name) for name, _ in facts)
-        return "\n".join([self._title()] + [f"  {name:<{width}}  {text}" for name, text in facts])
+        from cka_probe.summary import as_text
+
+        return as_text(self)
 
     def _repr_html_(self) -> str:
         """Notebook view: the summary, and the values in a table that opens on a click."""
-        lines = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self._facts()
-        )
-        table = self.to_frame().to_html(max_rows=20, max_cols=20, float_format="{:.3f}".format, na_rep="undefined")
-        return (
-            f"<div><strong>{html.escape(self._title())}</strong><table>{lines}</table>"
-            f"<details><summary>values</summary>{table}</details></div>"
-        )
+        from cka_probe.summary import as_html
 
-    def _title(self) -> str:
-        title = f"SimilarityMatrix: {self.measure}, {self.shape[0]} x {self.shape[1]} layers"
-        if self.meta.get("model_x") and self.meta.get("model_y"):
-            title += f" of {self.meta['model_x']} x {self.meta['model_y']}"
-        return title
-
-    def _facts(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the summary."""
-        facts = [("values", self._range())]
-        if self.standard_error is not None and np.isfinite(self.standard_error).any():
-            facts.append(("standard error", f"up to {np.nanmax(self.standard_error):.2g}"))
-        if self.chance is not None and np.isfinite(self.chance).any():
-            facts.append(("chance level", f"{np.nanmin(self.chance):.3f} to {np.nanmax(self.chance):.3f}"))
-        facts += self._best_matches()
-        made = [
-            f"{key} {self.meta[key]}"
-            for key in ("kernel", "estimator", "scope", "samples", "batches")
-            if key in self.meta
-        ]
-        if made:
-            facts.append(("made with", ", ".join(made)))
-        return facts + [("note", note) for note in self.notes]
-
-    def _range(self) -> str:
-        defined = self.values[np.isfinite(self.values)]
-        if not defined.size:
-            return "none" if not self.values.size else "all undefined"
-        text = f"{defined.min():.3f} to {defined.max():.3f}, median {np.median(defined):.3f}"
-        missing = self.values.size - defined.size
-        return f"{text}; {missing} of {self.values.size} undefined" if missing else text
-
-    def _best_matches(self, limit: int = 6) -> list[tuple[str, str]]:
-        """The counterpart of each row; of a layer compared with itself, the best among the others."""
-        compared = np.where(np.isfinite(self.values), self.values, -np.inf)
-        itself = self.row_labels == self.column_labels and np.allclose(np.diag(compared)[self._alive()], 1, atol=1e-6)
-        if itself:
-            np.fill_diagonal(compared, -np.inf)
-        matches = []
-        for label, row in zip(self.row_labels, compared, strict=True):
-            if row.size and np.isfinite(row.max()):
-                best = int(row.argmax())
-                other = " of the others" if itself else ""
-                matches.append((label, f"most like {self.column_labels[best]}{other} ({row[best]:.3f})"))
-        if len(matches) <= limit:
-            return matches
-        chosen = np.linspace(0, len(matches) - 1, limit).round().astype(int)
-        return [matches[i] for i in chosen] + [("...", f"{len(matches) - limit} more rows; see .pairs()")]
-
-    def _alive(self) -> NDArray[np.bool_]:
-        return np.isfinite(np.diag(self.values))
+        return as_html(self)
 
 
 def _as_matrix(array: ArrayLike, name: str) -> NDArray[np.float64]:
