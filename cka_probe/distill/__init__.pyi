@@ -1,34 +1,29 @@
-from .baselines import ATLoss, CCLoss, CWDLoss, DISTLoss, DKDLoss, FitNetLoss, KDLoss, PKDLoss, RKDLoss, SPLoss
+from . import baselines, losses, models
 from .data import cifar100, digits, imagenet
 from .diagnostics import Diagnostics
 from .losses import FeatureCKALoss, LogitCKALoss, RCKALoss
+from .recipe import Recipe
 from .result import DistillationResult
 from .schedules import CosineDecay, StepDecay
 from .stages import match_stages, stage_layers
 from .training import distill
 
 __all__ = [
-    "ATLoss",
-    "CCLoss",
-    "CWDLoss",
     "CosineDecay",
-    "DISTLoss",
-    "DKDLoss",
     "Diagnostics",
     "DistillationResult",
     "FeatureCKALoss",
-    "FitNetLoss",
-    "KDLoss",
     "LogitCKALoss",
-    "PKDLoss",
     "RCKALoss",
-    "RKDLoss",
-    "SPLoss",
+    "Recipe",
     "StepDecay",
+    "baselines",
     "cifar100",
     "digits",
     "distill",
     "imagenet",
+    "losses",
     "match_stages",
+    "models",
     "stage_layers",
 ]

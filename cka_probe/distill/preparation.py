@@ -116,7 +116,7 @@ def choose_layers(
         If a list is a string other than "auto".
     """
     if student_layers == "auto" and teacher_layers in (None, "auto"):
-        if teacher is None or not _needs_features(loss, student, teacher, sample):
+        if teacher is None or not _needs_features(loss, student, sample):
             return [], []
         return match_stages(student, teacher, sample.inputs)
     teacher_layers = student_layers if teacher_layers is None else teacher_layers
@@ -131,16 +131,16 @@ def choose_layers(
     return list(student_layers), list(teacher_layers)
 
 
-def _needs_features(loss: Any, student: nn.Module, teacher: nn.Module, sample: Batch) -> bool:
+def _needs_features(loss: Any, student: nn.Module, sample: Batch) -> bool:
     """Whether the loss refuses to work on the logits alone."""
     if loss is None:
         return False
     sample = sample.split(len(sample) // 8)[0]  # eight samples tell
-    with borrowed([student, teacher]), buffers_restored(student):
+    with borrowed([student]), buffers_restored(student):
         student.train()  # as below, in `fit_together`
-        x, y = (TappedModel(model)(sample.inputs)[0] for model in (student, teacher))
+        logits = TappedModel(student)(sample.inputs)[0]
         try:
-            weighted_terms(loss, 0.0, (x, []), (y, []), sample.target)
+            weighted_terms(loss, 0.0, (logits, []), (logits.clone(), []), sample.target)
         except Exception:  # whatever it is that the loss misses
             return True
     return False
