@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .capture.batches import batch_size, joined_batches, map_tensors, tensors
 from .capture.recorder import LayerRecorder
-from .capture.state import borrowed, device_of
+from .capture.state import borrowed, device_of, full_precision
 
 Consume = Callable[[int, list[list[Any]], int], None]
 """Called after each batch with its number, what each recorder kept, and the number of rows of features."""
@@ -220,7 +220,8 @@ class Pass:
         if rows[0] < self.minimum:
             self.notes.append(f"batch {index} of {rows[0]} samples was left out: at least {self.minimum} are needed")
             return
-        consume(index, kept, rows[0])
+        with full_precision(device_of(self.recorders[0].model)):
+            consume(index, kept, rows[0])
         self.used += 1
 
     def _bar(self, batches: Iterable[Any], data: Any) -> Iterable[Any]:

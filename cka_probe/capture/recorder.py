@@ -12,7 +12,7 @@ from .batches import Forward, attention_mask, call_model
 from .hooks import CaptureError, Probe, samples_first
 from .layers import Layers, unwrap
 from .pooling import Pooling, check_pooling, pool
-from .state import device_of
+from .state import device_of, full_precision, reduces_products
 
 Keep = Callable[[str, torch.Tensor], Any]
 """Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""
@@ -66,6 +66,7 @@ class LayerRecorder:
         self._batch = 0
         self._samples: int | None = None
         self._mask: torch.Tensor | None = None
+        self._reduced = False
 
     def run(self, batch: Any, index: int, samples: int | None) -> tuple[list[Any], int]:
         """Run the model on one batch.
@@ -93,6 +94,7 @@ class LayerRecorder:
         """
         self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
         self._kept, self._rows = {}, {}
+        self._reduced = reduces_products(device_of(self.model))
         self.forward(self.model, batch)
         if not self.names:
             self._settle()
@@ -136,9 +138,9 @@ class LayerRecorder:
                 raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
             self.left_out[name] = reason
             return
-        if torch.is_autocast_enabled(tensor.device.type):
-            # The hook runs inside the caller's autocast, which would take the Gram matrix in half precision too.
-            with torch.autocast(tensor.device.type, enabled=False):
+        # The hook runs inside the caller's autocast, which would take the Gram matrix in half precision too.
+        if self._reduced or torch.is_autocast_enabled(tensor.device.type):
+            with full_precision(tensor.device):
                 self._record(name, tensor)
         else:
             self._record(name, tensor)

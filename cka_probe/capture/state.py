@@ -1,10 +1,11 @@
-"""What a comparison borrows and gives back: train or eval mode, device, grad mode, random number generators."""
+"""What a comparison borrows and gives back: modes, device, grad mode, random number generators, precision."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,3 +48,34 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def reduces_products(device: torch.device) -> bool:
+    """Whether torch is set to take products of float32 in TF32 or bfloat16 on this device."""
+    matmul = _matmul_settings(device)
+    return matmul is not None and matmul.fp32_precision not in ("none", "ieee")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 in float32: without the autocast, TF32 or bfloat16 that the caller has turned on.
+
+    Those are for the network. A Gram matrix in bfloat16 would be off by 1e-3, in TF32 by 1e-4.
+    """
+    matmul = _matmul_settings(device) if reduces_products(device) else None
+    before = None if matmul is None else matmul.fp32_precision
+    try:
+        if matmul is not None:
+            matmul.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if matmul is not None:
+            matmul.fp32_precision = before
+
+
+def _matmul_settings(device: torch.device) -> Any:
+    """Where torch keeps the precision of matrix products of this kind of device; None before torch 2.9."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul = getattr(backend, "matmul", None)
+    return matmul if hasattr(matmul, "fp32_precision") else None
