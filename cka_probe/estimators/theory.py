@@ -85,6 +85,8 @@ class CKAMMDBounds:
         (1 - c^2) / tau^4. A CONJECTURE: no violation was found, and it is not proved.
     hsic : array
         T6: tr(KHLH) / n^2 of the kernels given, in their own units.
+    hsic_norm : array
+        sqrt(hsic(x, x) hsic(y, y)), so that ``hsic = cka * hsic_norm``.
     hsic_mmd_squared : array
         T6: MMD^2 between the joint sample and the product of its marginals with the product kernel k l.
         Equals ``hsic``.
@@ -122,6 +124,7 @@ class CKAMMDBounds:
     t4_linear_bound: Array
     conjectured_bound: Array
     hsic: Array
+    hsic_norm: Array
     hsic_mmd_squared: Array
 
     def to_dict(self) -> dict[str, float]:
@@ -173,14 +176,16 @@ class CKAMMDBounds:
         Parameters
         ----------
         rounding : float
-            Allowed beyond a bound, relative to the larger of 1 and the value.
+            Allowed beyond a bound, in units of the norm of the Gram matrices (1, and for T6 ``hsic_norm``).
 
         Returns
         -------
         tuple of str
             NaN (a constant side) breaks nothing.
         """
-        return tuple(s.name for s in self.statements() if _broken(s, rounding))
+        xp = array_namespace(self.cka)
+        units = {"T6": xp.where(self.hsic_norm > 0, self.hsic_norm, xp.full_like(self.hsic_norm, xp.nan))}
+        return tuple(s.name for s in self.statements() if _broken(s, rounding * units.get(s.name, 1.0)))
 
     def __str__(self) -> str:
         """One line for each statement; of a stack, its shape."""
@@ -193,9 +198,8 @@ class CKAMMDBounds:
         return "\n".join(lines)
 
 
-def _broken(statement: Statement, rounding: float) -> bool:
+def _broken(statement: Statement, slack: Array | float) -> bool:
     value = statement.value
-    slack = rounding * (1 + abs(value))
     xp = array_namespace(value)
     below = statement.lower is not None and bool(xp.any(value < statement.lower - slack))
     return below or (statement.upper is not None and bool(xp.any(value > statement.upper + slack)))
@@ -233,8 +237,8 @@ def _terms(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel,
     )
 
 
-def _hsic_and_mmd(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel) -> tuple[Array, Array]:
-    """tr(KHLH)/n^2, and the MMD^2 between joint and product of marginals from the raw Gram matrices."""
+def _hsic_terms(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel) -> tuple[Array, Array, Array]:
+    """tr(KHLH)/n^2, its norm, and the MMD^2 between joint and product of marginals from the raw Gram matrices."""
     n = x.shape[-2]
     grams = []
     for features, k in ((x, kernel), (y, kernel_y)):
@@ -248,7 +252,11 @@ def _hsic_and_mmd(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: 
     joint = xp.mean(gram_x * gram_y, axis=(-2, -1))
     product = xp.mean(rows_x, axis=-1) * xp.mean(rows_y, axis=-1)
     mmd_squared = joint + product - 2 * xp.mean(rows_x * rows_y, axis=-1)
-    return hsic_from_grams(gram_x, gram_y, estimator="biased") * ((n - 1) / n) ** 2, mmd_squared
+    cross, self_x, self_y = (
+        hsic_from_grams(left, right, estimator="biased") * ((n - 1) / n) ** 2
+        for left, right in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
+    )
+    return cross, xp.sqrt(self_x) * xp.sqrt(self_y), mmd_squared
 
 
 def cka_mmd_bounds(
@@ -316,7 +324,7 @@ def cka_mmd_bounds(
     ratio = xp.where(
         apart, raw.linear / xp.where(apart, t2_bound, xp.ones_like(t2_bound)), xp.full_like(t2_bound, xp.nan)
     )
-    hsic, hsic_mmd = _hsic_and_mmd(xp, x, y, kernel, kernel_y)
+    hsic, hsic_norm, hsic_mmd = _hsic_terms(xp, x, y, kernel, kernel_y)
     return CKAMMDBounds(
         tau=float(tau),
         samples=x.shape[-2],
@@ -350,5 +358,6 @@ def cka_mmd_bounds(
         t4_linear_bound=4.5 * gap / tau**4,
         conjectured_bound=gap * (1 + c) / tau**4,
         hsic=hsic,
+        hsic_norm=hsic_norm,
         hsic_mmd_squared=hsic_mmd,
     )

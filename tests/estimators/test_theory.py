@@ -1,7 +1,7 @@
 """The CKA-MMD theory: every term against loops over rows, every bound as a property, the corridor from covariances."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -90,6 +90,9 @@ def expected_terms(x, y, tau, kernel):
         "t4_linear_bound": 4.5 * (1 - c) / tau**4,
         "conjectured_bound": (1 - c**2) / tau**4,
         "hsic": np.trace(K @ reference.centring(n) @ L @ reference.centring(n)) / n**2,
+        "hsic_norm": np.linalg.norm(reference.centring(n) @ K @ reference.centring(n))
+        * np.linalg.norm(reference.centring(n) @ L @ reference.centring(n))
+        / n**2,
         "hsic_mmd_squared": joint_and_product(K, L),
     }
 
@@ -356,8 +359,6 @@ def test_statements_say_what_is_proved(rng):
 
 def test_violations_are_found(xp, rng):
     """The check itself: numbers that break T1 and T3 are named."""
-    from dataclasses import replace
-
     x = xp.asarray(rng.normal(size=(8, 3)))
     terms = cka_mmd_bounds(x, x**2)
     broken = replace(terms, gaussian_mmd_squared=terms.t1_bound * 1.01, quadratic_mmd_squared=terms.t3_lower * 0.99)
@@ -368,10 +369,11 @@ def test_a_constant_side_has_no_centred_terms(xp, rng):
     x, y = xp.ones((8, 2), dtype=xp.float64), xp.asarray(rng.normal(size=(8, 3)))
     for terms in (cka_mmd_bounds(x, y), cka_mmd_bounds(y, x)):
         values = terms.to_dict()
-        centred = set(values) - {"tau", "samples", "hsic", "hsic_mmd_squared"}
+        centred = set(values) - {"tau", "samples", "hsic", "hsic_norm", "hsic_mmd_squared"}
         for name in centred:
             assert math.isnan(values[name]) != name.endswith("_uncentred"), name
         assert terms.violations() == ()
+    assert cka_mmd_bounds(x * 0.1, y, kernel=Polynomial()).violations() == ()
     assert all(math.isnan(float(v)) for v in alignment_corridor(x, y))
 
 
