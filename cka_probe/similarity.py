@@ -340,13 +340,13 @@ class SimilarityMatrix:
         return matrix
 
     def __repr__(self) -> str:
-        from cka_probe.summary import as_text
+        from cka_probe.plotting.summary import as_text
 
         return as_text(self)
 
     def _repr_html_(self) -> str:
         """Notebook view: the summary, and the values in a table that opens on a click."""
-        from cka_probe.summary import as_html
+        from cka_probe.plotting.summary import as_html
 
         return as_html(self)
 
