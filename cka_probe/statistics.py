@@ -16,7 +16,8 @@ from .capture.recorder import Keep, LayerRecorder, NotFiniteError
 from .capture.state import device_of
 from .estimators.hsic import flat_centred
 from .estimators.kernels import Kernel, Linear
-from .estimators.minibatch import LayerGram, MinibatchCKA, layer_gram, unit_stack
+from .estimators.layer_grams import LayerGram, layer_gram, unit_stack
+from .estimators.minibatch import MinibatchCKA
 from .similarity import SimilarityMatrix
 
 

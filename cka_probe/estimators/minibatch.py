@@ -4,124 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from .alignment import ratio
-from .hsic import flat_centred, normalizer, pairwise_inner, scaled_features
+from .hsic import normalizer, pairwise_inner
 from .kernels import Kernel, Linear
-from .validation import Array, check_estimator, check_features, namespace
-
-MEAN_LIMIT = 2.0
-"""A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
-mean square of the result. The rounding of the mean then costs CKA less than 5e-7 in float32, measured on ResNets."""
-
-
-def _rounding(xp: ModuleType, gram: Array) -> float:
-    """Squared mean of the features over n times the spread of the U-centred Gram matrix, from the Gram matrix alone.
-
-    Infinite where that cannot be told: not finite, out of the range of squares, or no spread above rounding.
-    """
-    n = gram.shape[0]
-    eps = float(xp.finfo(gram.dtype).eps)
-    diagonal = xp.linalg.diagonal(gram)
-    size = float(xp.sum(diagonal)) / n
-    low, high = (1e-30, 1e30) if gram.dtype == xp.float32 else (1e-250, 1e250)
-    if not low < size < high:
-        return math.inf
-    gram, diagonal = gram / size, diagonal / size
-    rows = xp.sum(gram, axis=1) - diagonal
-    total = float(xp.sum(rows))
-    squares = float(xp.sum(gram * gram)) - float(xp.sum(diagonal * diagonal))
-    # ||A||^2 of the U-centred A, written out; its own rounding matters only where the answer is "far too large".
-    spread = squares - 2 / (n - 2) * float(xp.sum(rows * rows)) + total * total / ((n - 1) * (n - 2))
-    if not spread > 64 * eps * squares:
-        return math.inf
-    return abs(total) / n / n / math.sqrt(spread) * eps / EPS32
-
-
-EPS32 = 2.0**-23
-
-
-class LayerGram(NamedTuple):
-    """A Gram matrix, the factor it was divided by, and whether the features had to be shifted first."""
-
-    gram: Array
-    factor: Array | float
-    shifted: bool
-
-
-def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False) -> LayerGram:
-    """The Gram matrix of one layer, as accurate as its features allow.
-
-    The linear Gram matrix of raw features is tried first and asked whether it is safe to centre: its own sums tell the
-    mean against the spread. If not, the first sample is subtracted from all (one pass, exact for a constant layer), and
-    only then are features centred and scaled. Centring every activation would cost more than most forwards.
-
-    Parameters
-    ----------
-    x : array (n, p)
-        Features, float32 or float64.
-    kernel : Kernel, optional
-        Linear when left out.
-    shift : bool
-        Skip the raw attempt: an earlier minibatch of this layer had to be shifted.
-
-    Returns
-    -------
-    LayerGram
-        Up to an additive term that centring removes, the Gram matrix divided by ``factor``. Not finite if ``x`` is not.
-    """
-    if kernel is not None and not isinstance(kernel, Linear):
-        return LayerGram(kernel(x), 1.0, False)
-    xp = array_namespace(x)
-    if x.shape[0] > 3:
-        for shifted in (False, True)[int(shift) :]:
-            z = x - x[:1, :] if shifted else x
-            gram = z @ xp.matrix_transpose(z)
-            if _rounding(xp, gram) < MEAN_LIMIT:
-                return LayerGram(gram, 1.0, shifted)
-    z, scale = scaled_features(x)
-    return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
-
-
-def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tuple[Array, Array]:
-    """Gram matrices of all layers as one stack (layers, n, n) of magnitude 1, and what each was divided by (layers,).
-
-    The divisors, in float64, hold the factors of ``layer_gram`` too, so that the products of layers with activations of
-    1e-10 or 1e10 stay within float32.
-    """
-    xp = array_namespace(*grams)
-    dtypes = {g.dtype for g in grams}
-    if len(dtypes) > 1:
-        grams = [xp.astype(g, xp.float64) for g in grams]
-    stack = xp.stack(list(grams), axis=0)
-    largest = xp.max(xp.abs(stack), axis=(-2, -1), keepdims=True)
-    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
-    divisors = xp.astype(largest[:, 0, 0], xp.float64)
-    if any(isinstance(f, float) is False or f != 1.0 for f in factors):
-        divisors = divisors * xp.stack([xp.asarray(f, dtype=xp.float64, device=stack.device) for f in factors], axis=0)
-    return stack / largest, divisors
-
-
-def _check_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> None:
-    """Raise unless both are sequences of arrays of one library on one device."""
-    named: dict[str, Array] = {}
-    for side, name in ((xs, "xs"), (ys, "ys")):
-        if side is None:
-            continue
-        if getattr(side, "ndim", 3) < 3:
-            raise TypeError(f"`{name}` must be a sequence of arrays, one for each layer, got one array. Write [x].")
-        if not len(side):
-            raise ValueError(f"`{name}` holds no layers.")
-        named.update({f"{name}[{i}]": x for i, x in enumerate(side)})
-    namespace(*named.values(), names=tuple(named))
-    first, home = next(iter(named)), device(next(iter(named.values())))
-    for name, x in named.items():
-        if device(x) != home:
-            raise ValueError(f"`{first}` is on {home} and `{name}` on {device(x)}. Move both to one device first.")
+from .layer_grams import check_layers, layer_rows
+from .validation import Array, check_estimator
 
 
 class MinibatchCKA:
@@ -159,7 +50,7 @@ class MinibatchCKA:
     """
 
     def __init__(self, *, kernel: Kernel | None = None, estimator: str = "unbiased") -> None:
-        self.minimum = check_estimator(estimator)
+        check_estimator(estimator)
         self.kernel = kernel or Linear()
         self.estimator = estimator
         self.samples = 0
@@ -181,27 +72,15 @@ class MinibatchCKA:
         TypeError, ValueError
             For bad features, named by their place; for different numbers of samples or of layers than before.
         """
-        _check_layers(xs, ys)
-        rows_x, scale_x, samples = self._rows(xs, "xs")
+        check_layers(xs, ys)
+        rows_x, scale_x, samples = layer_rows(xs, "xs", self.kernel, self.estimator)
         if ys is None:
             self.update_rows(rows_x, scale_x, rows_x, scale_x, samples)
             return
-        rows_y, scale_y, samples_y = self._rows(ys, "ys")
+        rows_y, scale_y, samples_y = layer_rows(ys, "ys", self.kernel, self.estimator)
         if samples != samples_y:
             raise ValueError(f"`xs` hold {samples} samples and `ys` {samples_y}. Both must be of the same samples.")
         self.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
-
-    def _rows(self, features: Sequence[Array], name: str) -> tuple[Array, Array, int]:
-        checked = [check_features(x, f"{name}[{i}]", minimum=self.minimum)[1] for i, x in enumerate(features)]
-        for i, x in enumerate(checked):
-            if x.ndim != 2 or x.shape[0] != checked[0].shape[0]:
-                raise ValueError(
-                    f"`{name}[{i}]` has shape {tuple(x.shape)}, but must be (n, p) with the n of `{name}[0]`, "
-                    f"{checked[0].shape[0]}."
-                )
-        grams, factors, _ = zip(*(layer_gram(x, self.kernel) for x in checked), strict=True)
-        stack, divisors = unit_stack(grams, factors)
-        return flat_centred(stack, self.estimator), divisors, checked[0].shape[0]
 
     def update_rows(self, rows_x: Array, scale_x: Array, rows_y: Array, scale_y: Array, samples: int) -> None:
         """Add one minibatch of flattened centred Gram matrices (``hsic.flat_centred``) and their divisors.

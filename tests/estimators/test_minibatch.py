@@ -11,7 +11,7 @@ from libraries import to_numpy
 from numpy.testing import assert_allclose, assert_array_equal
 
 from cka_probe.estimators import RBF, Cosine, Laplacian, Linear, MinibatchCKA, Polynomial, cka, cka_matrix
-from cka_probe.estimators.minibatch import layer_gram
+from cka_probe.estimators.layer_grams import layer_gram
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 
