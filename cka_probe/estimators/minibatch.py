@@ -49,8 +49,8 @@ class MinibatchCKA:
     1.0
     """
 
+    def __init__(self, *, kernel: Kernel | None = None, estimator: str = "unbiased") -> None:
         self.minimum = check_estimator(estimator)
-        check_estimator(estimator)
         self.kernel = kernel or Linear()
         self.estimator = estimator
         self.samples = 0
