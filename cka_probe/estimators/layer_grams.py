@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 
 from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear
-from .validation import Array, check_estimator, check_features, namespace
+from .validation import Array, check_estimator, check_layer_features, namespace
 
 MEAN_LIMIT = 2.0
 """A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
@@ -131,14 +131,7 @@ def layer_rows(features: Sequence[Array], name: str, kernel: Kernel, estimator: 
     TypeError, ValueError
         For bad features, named by their place in ``name``, and for layers of different samples.
     """
-    minimum = check_estimator(estimator)
-    checked = [check_features(x, f"{name}[{i}]", minimum=minimum)[1] for i, x in enumerate(features)]
-    for i, x in enumerate(checked):
-        if x.ndim != 2 or x.shape[0] != checked[0].shape[0]:
-            raise ValueError(
-                f"`{name}[{i}]` has shape {tuple(x.shape)}, but must be (n, p) with the n of `{name}[0]`, "
-                f"{checked[0].shape[0]}."
-            )
+    checked = check_layer_features(features, name, minimum=check_estimator(estimator))
     grams, factors, _ = zip(*(layer_gram(x, kernel) for x in checked), strict=True)
     stack, divisors = unit_stack(grams, factors)
     return flat_centred(stack, estimator), divisors, checked[0].shape[0]

@@ -6,6 +6,7 @@ checked its input already (the hooks, the training losses) calls the functions o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +122,26 @@ def check_pair(
     return xp, x, y
 
 
+def check_layer_features(features: Sequence[Array], name: str, *, minimum: int = 2) -> list[Array]:
+    """Features (n, p_i) of several layers of the same samples, checked one by one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``check_features``, naming the layer by its place; for no layers, or different numbers of samples.
+    """
+    if not len(features):
+        raise ValueError(f"`{name}` holds no layers.")
+    checked = [check_features(x, f"{name}[{i}]", minimum=minimum)[1] for i, x in enumerate(features)]
+    for i, x in enumerate(checked):
+        if x.ndim != 2 or x.shape[0] != checked[0].shape[0]:
+            raise ValueError(
+                f"`{name}[{i}]` has shape {tuple(x.shape)}, but must be (n, p) with the n of `{name}[0]`, "
+                f"{checked[0].shape[0]}."
+            )
+    return checked
+
+
 def check_grams(
     gram_x: Array, gram_y: Array, names: tuple[str, str] = ("gram_x", "gram_y"), *, minimum: int = 2
 ) -> tuple[ModuleType, Array, Array]:
@@ -160,3 +181,13 @@ def constant(x: Array) -> Array:
     The array API has no word for this; torch's ``detach`` is asked for by name, so that torch is not imported here.
     """
     return x.detach() if hasattr(x, "detach") else x
+
+
+def as_numpy(x: Array) -> Any:
+    """A copy of ``x`` as a numpy array, wherever it lives."""
+    import numpy as np
+
+    x = constant(x)
+    if hasattr(x, "get"):  # CuPy
+        return x.get()
+    return np.array(x.cpu().numpy() if hasattr(x, "cpu") else x)
