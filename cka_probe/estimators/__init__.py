@@ -9,6 +9,7 @@ from .corridor import (
     corridor_curves,
 )
 from .hsic import center_gram, hsic, hsic_from_grams, u_center_gram
+from .inference import Estimate, OutlierWarning, cka_matrix_with_error, cka_with_error, sample_influence
 from .kernels import (
     RBF,
     Cosine,
@@ -22,6 +23,8 @@ from .kernels import (
     squared_distances,
 )
 from .minibatch import MinibatchCKA, cka_matrix
+from .mmd import Distance, MMDTest, energy_distance, mmd_squared, mmd_test
+from .permutation import PermutationTest, cka_matrix_test, cka_test
 from .theory import CKAMMDBounds, Statement, cka_mmd_bounds
 
 __all__ = [
@@ -45,6 +48,19 @@ __all__ = [
     "chance_level",
     "participation_ratio",
     "MinibatchCKA",
+    "cka_with_error",
+    "cka_matrix_with_error",
+    "sample_influence",
+    "Estimate",
+    "OutlierWarning",
+    "cka_test",
+    "cka_matrix_test",
+    "PermutationTest",
+    "mmd_squared",
+    "mmd_test",
+    "MMDTest",
+    "energy_distance",
+    "Distance",
     "cka_mmd_bounds",
     "CKAMMDBounds",
     "Statement",
