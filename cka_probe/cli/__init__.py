@@ -17,6 +17,7 @@ from cka_probe import __version__
 from .compare import compare
 from .distill import distill, distill_table
 from .info import info
+from .report import report
 
 __all__ = ["app", "main"]
 
@@ -33,6 +34,7 @@ app.command()(compare)
 app.command()(distill)
 app.command("distill-table")(distill_table)
 app.command()(info)
+app.command()(report)
 
 
 def _print_version(wanted: bool) -> None:

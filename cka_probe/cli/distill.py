@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,8 @@ def distill(
         result = run_recipe(chosen, resume=not fresh, progress=_progress(quiet))
     except KeyboardInterrupt:
         _stopped(f"what is done lies in {directory}")
+    if not _speaks():
+        return
     if as_json:
         typer.echo((directory / "result.json").read_text())
         return
@@ -96,6 +99,8 @@ def distill_table(
     except KeyboardInterrupt:
         _stopped(f"finished runs lie in {chosen[0].output.directory}")
     table = summarise(runs, chosen, against if len(names) > 1 else None)
+    if not _speaks():
+        return
     paths = save_table(table, runs, folder, against)
     if as_json:
         typer.echo(json.dumps(json.loads(table.to_json(orient="records"))))
@@ -111,6 +116,11 @@ def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:
 
     extra = [] if output is None else [f"output.directory={json.dumps(str(output))}"]
     return Recipe.load(path, [*(changes or []), *extra])
+
+
+def _speaks() -> bool:
+    """Whether this is the main process of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _progress(quiet: bool) -> bool:

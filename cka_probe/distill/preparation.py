@@ -86,6 +86,11 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f'`mixed_precision` must be "no", "bf16" or "fp16", got {mixed_precision!r}.')
     alone = not AcceleratorState._shared_state
+    if not alone and AcceleratorState().mixed_precision != mixed_precision:
+        raise ValueError(
+            f"mixed_precision={mixed_precision!r}, but this process already has an Accelerator with "
+            f"{AcceleratorState().mixed_precision!r}, and accelerate allows one. Pass that one as `accelerator`."
+        )
     # Without cross-entropy a feature loss may leave the classifier without a gradient, which DDP must be told.
     unused = DistributedDataParallelKwargs(find_unused_parameters=ce_weight == 0)
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])

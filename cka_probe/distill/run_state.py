@@ -93,10 +93,12 @@ class RunState:
 
     def add(self, batch: Batch, logits: Tensor, terms: dict[str, Tensor]) -> None:
         """Counts a finished step."""
-        values = {"samples": logits.new_tensor(len(batch)), "right": (logits.argmax(1) == batch.target).sum()}
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+        values = {"samples": torch.full((), len(batch), dtype=wide, device=logits.device)}
+        values["right"] = (logits.argmax(1) == batch.target).sum()
         values |= {f"term {name}": term * len(batch) for name, term in terms.items()}
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value.double()
+            self._sums[name] = self._sums.get(name, 0) + value.to(wide)
         self.step += 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.classification import MulticlassAccuracy
 from tqdm.auto import tqdm
 
 from .batches import Batch, seed_everything, split_batch, test_loader, training_batches
@@ -308,6 +307,8 @@ def distill(
 
 def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelerator: Accelerator) -> float:
     """The fraction of right answers over a loader, in eval mode, over all processes; in [0, 1]."""
+    from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
+
     metric = MulticlassAccuracy(classes, average="micro", validate_args=False, sync_on_compute=False)
     metric = metric.to(accelerator.device)
     model.eval()

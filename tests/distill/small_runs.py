@@ -1,9 +1,12 @@
 """Networks, data and a loss that are small enough to train in a blink; also run as a script that tests kill."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
@@ -56,6 +59,15 @@ class Noisy(Dataset):
 
         x, y = self.data[index]
         return x + 0.1 * torch.randn(x.shape) + 0.1 * random.random() + 0.1 * np.random.rand(), y  # noqa: NPY002
+
+
+@contextmanager
+def cpu_accelerator(**kwargs):
+    """An Accelerator whose settings do not stay in the process."""
+    try:
+        yield Accelerator(cpu=True, **kwargs)
+    finally:
+        AcceleratorState._reset_state()
 
 
 def images(n=40, classes=3, seed=0):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from small_runs import images, network, run, weights
+from small_runs import cpu_accelerator, images, network, run, weights
 from torch import nn
 
 from cka_probe.distill.batches import Batch
@@ -36,9 +35,12 @@ def gradients(method, parts, *, norm=False, dropout=0.0, count=10):
     loss = PairDistances()
     x, y = images(count).tensors
     batch = Batch(x.double(), y, None)
-    accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
-    with TappedModel(student, ["norm"]) as pupil, TappedModel(teacher, ["norm"]) as master:
+    with (
+        cpu_accelerator() as accelerator,
+        TappedModel(student, ["norm"]) as pupil,
+        TappedModel(teacher, ["norm"]) as master,
+    ):
 
         def teach(piece):
             with torch.no_grad():

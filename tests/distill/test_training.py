@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import ConvNet, Mimic, Noisy, images, network, run, weights
+from small_runs import ConvNet, Mimic, Noisy, cpu_accelerator, images, network, run, weights
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -231,6 +231,15 @@ def test_mixed_precision_and_a_second_run_with_another():
         assert next(result.student.parameters()).dtype == torch.float32
 
 
+def test_an_accelerator_of_ones_own_decides():
+    with cpu_accelerator(mixed_precision="bf16") as accelerator:
+        run(network(1), network(2), Mimic(), accelerator=accelerator, epochs=1)
+        with pytest.raises(ValueError, match="but the accelerator that you pass has 'bf16'"):
+            run(accelerator=accelerator, mixed_precision="fp16")
+        with pytest.raises(ValueError, match=r"already has an Accelerator with 'bf16'.*Pass that one"):
+            run()
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
@@ -296,5 +305,7 @@ def test_layers_are_matched_only_for_a_loss_that_needs_features(tmp_path):
 
     run(network(1), network(2), Needy(), output_dir=tmp_path / "needy", epochs=1)
     run(network(1), network(2), Mimic(), output_dir=tmp_path / "logits", epochs=1)
-    layers = [json.loads((tmp_path / name / "settings.json").read_text())["student_layers"] for name in ("needy", "logits")]
+    layers = [
+        json.loads((tmp_path / name / "settings.json").read_text())["student_layers"] for name in ("needy", "logits")
+    ]
     assert layers == [["stem"], []]
