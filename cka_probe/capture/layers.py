@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 Layers = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Sequence[Any]
@@ -33,32 +33,50 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def leaf_layers(model: nn.Module) -> list[str]:
-    """Paths of all modules without children, in the order of their definition; a shared module once."""
-    return [name for name, module in model.named_modules() if not any(True for _ in module.children())]
+    """Paths of all modules without children, in the order of their definition; a shared module once.
+
+    MultiheadAttention counts as a leaf: it uses the weights of its child without calling it.
+    """
+    uncalled = {id(child) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention) or not (_composite(module) or id(module) in uncalled)
+    ]
 
 
 def block_layers(model: nn.Module) -> list[str]:
-    """Paths of the outermost repeated blocks: composite modules that stand in a Sequential, ModuleList or ModuleDict.
+    """Paths of the outermost repeated blocks, in the order of their definition; a shared module once.
 
-    The residual blocks of a ResNet, the encoder layers of a transformer, the dense blocks of a DenseNet.
+    These are composite modules in a Sequential, ModuleList or ModuleDict (the residual blocks of a ResNet, the encoder
+    layers of a transformer, the dense blocks of a DenseNet), or three and more of one class side by side (the inception
+    modules of a GoogLeNet, the steps of a U-Net), with the single ones between them.
     """
-    found: list[str] = []
     seen: set[int] = set()
 
-    def visit(path: str, module: nn.Module) -> None:
-        in_container = type(module) in CONTAINERS
-        for name, child in module.named_children():
-            child_path = f"{path}.{name}" if path else name
-            composite = any(True for _ in child.children())
-            if in_container and composite and type(child) not in CONTAINERS:
-                if id(child) not in seen:
-                    seen.add(id(child))
-                    found.append(child_path)
-            elif composite:
-                visit(child_path, child)
+    def visit(path: str, module: nn.Module, *, look_beside: bool = True) -> list[str]:
+        found: list[str] = []
+        children = [(f"{path}.{name}" if path else name, child) for name, child in module.named_children()]
+        kinds = Counter(type(child) for _, child in children if _composite(child) and type(child) not in CONTAINERS)
+        beside = {kind for kind, count in kinds.items() if count >= 3 and look_beside}
+        for child_path, child in children:
+            if not _composite(child) or id(child) in seen:
+                continue
+            if type(child) in CONTAINERS:
+                found += visit(child_path, child, look_beside=look_beside)
+            elif type(module) in CONTAINERS or type(child) in beside:
+                found.append(child_path)
+            else:
+                inner = visit(child_path, child, look_beside=look_beside and not beside)
+                found += inner or ([child_path] if beside else [])
+            seen.add(id(child))
+        return found
 
-    visit("", model)
-    return found
+    return visit("", model)
+
+
+def _composite(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
 
 
 @dataclass(frozen=True)
@@ -128,8 +146,8 @@ def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[b
             found = block_layers(model)
             if not found:
                 raise ValueError(
-                    f"{type(model).__name__} has no repeated blocks (composite modules in a Sequential or ModuleList). "
-                    'Use layers="leaves" or name its layers.'
+                    f"{type(model).__name__} has no repeated blocks (composite modules in a Sequential or ModuleList, "
+                    'or three of one class side by side). Use layers="leaves" or name its layers.'
                 )
             return False, found
         if part in modules:
@@ -154,6 +172,9 @@ def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[b
         if not found:
             raise ValueError(f"{type(model).__name__} has no layer of type {part.__name__}.")
         return False, found
+    if isinstance(part, nn.Module):
+        path = next((repr(name) for name, module in modules.items() if module is part), "its path")
+        raise TypeError(f"`layers` holds a {type(part).__name__} module. Name it by its path: {path}.")
     if callable(part):
         found = [name for name, module in modules.items() if part(name, module)]
         if not found:
@@ -184,7 +205,7 @@ def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
     model : torch.nn.Module
         The network.
     run : callable
-        Runs the network once on an example.
+        Runs the network once on an example; the network is in eval mode meanwhile.
 
     Returns
     -------
@@ -192,6 +213,7 @@ def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
         In the order of execution; modules that did not run come last with an empty shape.
     """
     from .hooks import first_tensor
+    from .state import borrowed
 
     model = unwrap(model)
     shapes: dict[str, str] = {}
@@ -206,7 +228,7 @@ def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
     modules = {name: module for name, module in model.named_modules() if name}
     handles = [module.register_forward_hook(record(name)) for name, module in modules.items()]
     try:
-        with torch.no_grad():
+        with borrowed([model]):
             run(model)
     finally:
         for handle in handles:
