@@ -260,7 +260,7 @@ def gathered(pairs: Sequence[tuple[Tensor, Tensor]], gather: bool) -> list[tuple
     """
     if not gather or not pairs:
         return list(pairs)
-    sizes = batch_sizes(len(pairs[0][0]), pairs[0][0].device)
+    sizes = batch_sizes(*(tensor for pair in pairs for tensor in pair))
     return [(gather_batch(x, sizes), gather_batch(y, sizes)) for x, y in pairs]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..estimators.validation import check_estimator
 
-__all__ = ["check_classes", "check_defined", "check_samples"]
+__all__ = ["check_classes", "check_defined", "check_levels", "check_samples"]
 
 
 def check_samples(samples: int, estimator: str) -> None:
@@ -54,4 +56,27 @@ def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str) -> None:
         f"The CKA of student's and teacher's {what} is not defined: a side has a zero row or no spread beyond "
         "rounding, or more than half of its samples coincide (median bandwidth). Use another kernel or "
         "layer."
+    )
+
+
+def check_levels(levels: Sequence[tuple[Tensor, Tensor, Tensor, int]]) -> None:
+    """Nothing, or an error that says why the first value of NaN is not defined; waits for a GPU once.
+
+    Parameters
+    ----------
+    levels : sequence of (value, student's map, teacher's map, number of the level)
+        Mean alignments and what they are of.
+    """
+    if not levels or not bool(torch.stack([value.detach() for value, *_ in levels]).isnan().any()):
+        return
+    _, x, y, index = next(level for level in levels if bool(level[0].isnan()))
+    for level, owner in ((x, "student"), (y, "teacher")):
+        if not bool(torch.isfinite(level.detach()).all()):
+            raise ValueError(
+                f"The {owner}'s level {index}, shape {tuple(level.shape)}, holds NaN or infinity. Lower the learning "
+                "rate, or train in bf16 or float32 if it overflows in fp16."
+            )
+    raise ValueError(
+        f"The teacher's level {index}, shape {tuple(y.shape)}, is constant over its patches in every slice, so there "
+        "is nothing to align with. Is the layer dead? Tap another one."
     )

@@ -21,27 +21,41 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def batch_sizes(samples: int, device: torch.device | str = "cpu") -> list[int]:
-    """The number of samples of every process, in rank order.
+def batch_sizes(*tensors: Tensor) -> list[int]:
+    """The number of samples of every process, in rank order, after a check that their tensors fit together.
 
     Parameters
     ----------
-    samples : int
-        This process's own.
-    device : torch.device
-        Where this process's tensors live; NCCL wants its own GPU.
+    *tensors : Tensor (B, ...)
+        What will be gathered, all of one B in a process.
 
     Returns
     -------
     list of int
-        One entry a process; ``[samples]`` outside torch.distributed.
+        One entry a process; ``[B]`` outside torch.distributed.
+
+    Raises
+    ------
+    ValueError
+        In every process, if the tensors differ between processes in more than B: images padded to another size, say.
     """
     if world_size() == 1:
-        return [samples]
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
-    counts[dist.get_rank()] = samples
-    dist.all_reduce(counts)
-    return [int(count) for count in counts.tolist()]
+        return [len(tensors[0])]
+    shapes = torch.tensor([size for tensor in tensors for size in tensor.shape], device=tensors[0].device)
+    table = torch.zeros(world_size(), len(shapes), dtype=shapes.dtype, device=shapes.device)
+    table[dist.get_rank()] = shapes
+    dist.all_reduce(table)
+    rows = table.tolist()
+    start = 0
+    for index, tensor in enumerate(tensors):
+        seen = [tuple(row[start + 1 : start + tensor.ndim]) for row in rows]
+        if len(set(seen)) > 1:
+            raise ValueError(
+                f"The processes cannot gather tensor {index}: without the batch axis its shapes are {seen}. Bring the "
+                "inputs to one size, or set gather=False in the loss."
+            )
+        start += tensor.ndim
+    return [row[0] for row in rows]
 
 
 def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
@@ -64,6 +78,11 @@ def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     Tensor (sum of all B, ...)
         ``x`` itself outside torch.distributed, and with one process.
 
+    Raises
+    ------
+    ValueError
+        As ``batch_sizes``.
+
     References
     ----------
     MATH 8.
@@ -76,7 +95,7 @@ def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """
     if world_size() == 1:
         return x
-    return _Gather.apply(x, list(batch_sizes(len(x), x.device) if sizes is None else sizes))
+    return _Gather.apply(x, list(batch_sizes(x) if sizes is None else sizes))
 
 
 class _Gather(torch.autograd.Function):

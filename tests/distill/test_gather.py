@@ -60,7 +60,11 @@ def worker(rank, folder):
     network = DistributedDataParallel(Student(), find_unused_parameters=True)
     results = {name: gradient_of(network, loss, *share) for name, loss in LOSSES.items()}
     results["alone"] = gradient_of(network, FeatureCKALoss(gather=False), *share)
-    results["sizes"] = batch_sizes(SHARES[rank])
+    results["sizes"] = batch_sizes(*share)
+    try:
+        batch_sizes(share[0], torch.zeros(SHARES[rank], 3 + rank))
+    except ValueError as error:
+        results["error"] = str(error)
     results["gathered"] = gather_batch(share[0])
     torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -93,8 +97,14 @@ def test_the_order_is_that_of_the_ranks(two):
         torch.testing.assert_close(two[rank]["gathered"], whole()[0], rtol=0, atol=0)
 
 
+def test_shapes_that_do_not_fit_are_an_error_in_every_process(two):
+    for rank in range(2):
+        assert "cannot gather tensor 1" in two[rank]["error"]
+        assert "[(3,), (4,)]" in two[rank]["error"]
+
+
 def test_one_process_keeps_its_own_tensor():
     x = torch.zeros(3, 2)
     assert world_size() == 1
-    assert batch_sizes(3) == [3]
+    assert batch_sizes(x) == [3]
     assert gather_batch(x) is x
