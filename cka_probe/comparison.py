@@ -12,14 +12,13 @@ from torch import nn
 from .capture.batches import Forward
 from .capture.layers import Layers, unwrap
 from .capture.pooling import Pooling
-from .capture.recorder import LayerRecorder
+from .capture.recorder import Keep, LayerRecorder
+from .dataset_scope import check_measure, keep_features, run_dataset
 from .estimators.kernels import Kernel, Linear
+from .estimators.validation import check_estimator
+from .request import Request
 from .similarity import SimilarityMatrix
-from .statistics import MinibatchPass, keep_gram
-from .streaming import Pass, SampleOrder
-
-CHECKPOINT_EVERY = 20
-"""Batches between two saves of a comparison with ``checkpoint=``."""
+from .statistics import keep_gram, run_minibatch
 
 
 def compare(
@@ -31,6 +30,8 @@ def compare(
     layers_y: Layers | None = None,
     kernel: Kernel | None = None,
     estimator: str = "unbiased",
+    scope: str | None = None,
+    measure: str = "cka",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
     data_y: Iterable[Any] | None = None,
@@ -56,7 +57,14 @@ def compare(
     kernel : Kernel, optional
         Linear when left out.
     estimator : "unbiased" or "biased"
-        Minibatch CKA is the ratio of mean minibatch HSIC of this kind.
+        The kind of HSIC that CKA is a ratio of.
+    scope : "minibatch" or "dataset", optional
+        "minibatch", the default for CKA: the ratio of mean minibatch HSIC; memory grows with the number of layers only.
+        "dataset": exact over all samples, by moments, blocks of Gram matrices or a sketch, whichever is cheapest; the
+        result's notes name it.
+    measure : str
+        "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa_spearman", ...) on the features of
+        all samples.
     pooling : str or callable
         How an activation becomes features (n, d): "auto", "flatten", "mean", "spatial", "all", "cls", "last", or a
         function.
@@ -70,10 +78,10 @@ def compare(
         Run the forwards under autocast in this precision; the statistics stay in float32 and float64.
     checkpoint : path, optional
         Save the state here every 20 batches; a later call with the same arguments goes on from it with the identical
-        answer. The file is removed at the end.
+        answer. The file is removed at the end. For the minibatch scope.
     distributed : bool
         Under torch.distributed: ``data`` is this process's shard (see ``shard``), and every process returns the result
-        of all.
+        of all. For the minibatch scope.
     progress : bool
         Show a progress bar.
 
@@ -104,17 +112,15 @@ def compare(
     >>> result.rows
     ('0', '1', '2')
     """
-    kernel = kernel or Linear()
+    request = _request(
+        data, data_y, kernel, estimator, scope, measure, device, autocast, checkpoint, distributed, progress, False
+    )
     layers_y = layers if layers_y is None else layers_y
     same = unwrap(model_x) is unwrap(model_y) and data_y is None and layers_y == layers
-    recorders = [LayerRecorder(model_x, "model_x", layers, pooling, keep_gram(kernel), forward)]
+    recorders = [LayerRecorder(model_x, "model_x", layers, pooling, _keep(request), forward)]
     if not same:
-        recorders.append(LayerRecorder(model_y, "model_y", layers_y, pooling, keep_gram(kernel), forward))
-    gathered, run = _minibatch(
-        recorders, kernel, estimator, data, data_y, device, autocast, checkpoint, distributed, progress, square=False
-    )
-    meta = {"pooling": _name(pooling), "model_x": _kind(model_x), "model_y": _kind(model_y), "partial": run.interrupted}
-    return gathered.result(run.notes, meta)
+        recorders.append(LayerRecorder(model_y, "model_y", layers_y, pooling, _keep(request), forward))
+    return _run(recorders, request, {"pooling": _name(pooling), "model_x": _kind(model_x), "model_y": _kind(model_y)})
 
 
 def compare_many(
@@ -124,6 +130,8 @@ def compare_many(
     layers: Layers | Mapping[str, Layers] = "leaves",
     kernel: Kernel | None = None,
     estimator: str = "unbiased",
+    scope: str | None = None,
+    measure: str = "cka",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
     device: torch.device | str | None = None,
@@ -140,7 +148,7 @@ def compare_many(
     ----------
     models : mapping of str to torch.nn.Module
         At least one model by name.
-    data, kernel, estimator, pooling, forward, device, autocast, checkpoint, distributed, progress
+    data, kernel, estimator, scope, measure, pooling, forward, device, autocast, checkpoint, distributed, progress
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
         Layers of every model, or of each.
@@ -166,75 +174,67 @@ def compare_many(
         raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
     if not models:
         raise ValueError("`models` is empty: give at least one model by name.")
-    kernel = kernel or Linear()
+    request = _request(
+        data, None, kernel, estimator, scope, measure, device, autocast, checkpoint, distributed, progress, True
+    )
     chosen = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(models, layers)
     if missing := [name for name in models if name not in chosen]:
         raise ValueError(f"`layers` names no layers for {', '.join(map(repr, missing))}.")
     recorders = [
-        LayerRecorder(model, name, chosen[name], pooling, keep_gram(kernel), forward) for name, model in models.items()
+        LayerRecorder(model, name, chosen[name], pooling, _keep(request), forward) for name, model in models.items()
     ]
     for recorder, name in zip(recorders, models, strict=True):
         recorder.name = name
-    gathered, run = _minibatch(
-        recorders, kernel, estimator, data, None, device, autocast, checkpoint, distributed, progress, square=True
-    )
-    meta = {
-        "pooling": _name(pooling),
-        "models": {name: _kind(model) for name, model in models.items()},
-        "partial": run.interrupted,
-    }
-    return gathered.result(run.notes, meta, models=True)
+    meta = {"pooling": _name(pooling), "models": {name: _kind(model) for name, model in models.items()}}
+    return _run(recorders, request, meta, models=True)
 
 
-def _minibatch(
-    recorders: list[LayerRecorder],
-    kernel: Kernel,
-    estimator: str,
+def _run(
+    recorders: list[LayerRecorder], request: Request, meta: dict[str, Any], *, models: bool = False
+) -> SimilarityMatrix:
+    if request.scope == "minibatch":
+        return run_minibatch(recorders, request, meta, models=models)
+    return run_dataset(recorders, request, meta, models=models)
+
+
+def _request(
     data: Iterable[Any],
     data_y: Iterable[Any] | None,
+    kernel: Kernel | None,
+    estimator: str,
+    scope: str | None,
+    measure: str,
     device: torch.device | str | None,
     autocast: torch.dtype | None,
     checkpoint: str | Path | None,
     distributed: bool,
     progress: bool,
-    *,
     square: bool,
-) -> tuple[MinibatchPass, Pass]:
-    """Run one pass with minibatch statistics, from a checkpoint where there is one."""
-    gathered = MinibatchPass(recorders, kernel, estimator, square=square)
-    order = SampleOrder() if checkpoint is not None else None
-    run = Pass(
-        recorders,
-        gathered.statistics.minimum,
+) -> Request:
+    kernel = kernel or Linear()
+    if measure != "cka":
+        check_measure(measure, kernel)
+        if scope == "minibatch":
+            raise ValueError(f'The measure {measure!r} has no minibatch form. Use scope="dataset".')
+    check_estimator(estimator)
+    return Request(
+        data=data,
+        data_y=data_y,
+        kernel=kernel,
+        estimator=estimator,
+        scope=scope or ("minibatch" if measure == "cka" else "dataset"),
+        measure=measure,
         device=device,
         autocast=autocast,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        distributed=distributed,
         progress=progress,
-        order=order,
+        square=square,
     )
-    path = None if checkpoint is None else Path(checkpoint)
-    skip, seen_before = gathered.load(path) if path is not None and path.exists() else (0, "")
 
-    def consume(index: int, kept: list[list[Any]], samples: int) -> None:
-        gathered.consume(index, kept, samples)
-        if path is not None and order is not None and (index + 1) % CHECKPOINT_EVERY == 0:
-            gathered.save(path, order.hexdigest(), index + 1)
 
-    def same_samples(digest: str) -> None:
-        if digest != seen_before:
-            raise ValueError(
-                f"{path} was made from other samples, or in another order. Turn shuffling off, or delete the file."
-            )
-
-    run.run(data, consume, data_y=data_y, skip=skip, skipped=same_samples)
-    if path is not None and run.interrupted:
-        gathered.save(path, run.digest, run.done)
-    if distributed:
-        gathered.all_reduce()
-    else:
-        run.require_batches()
-    if path is not None and not run.interrupted:
-        path.unlink(missing_ok=True)
-    return gathered, run
+def _keep(request: Request) -> Keep:
+    return keep_gram(request.kernel) if request.scope == "minibatch" else keep_features
 
 
 def _name(pooling: Pooling) -> str:

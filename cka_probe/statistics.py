@@ -18,7 +18,12 @@ from .estimators.hsic import flat_centred
 from .estimators.kernels import Kernel, Linear
 from .estimators.layer_grams import LayerGram, layer_gram, unit_stack
 from .estimators.minibatch import MinibatchCKA
+from .request import Request
 from .similarity import SimilarityMatrix
+from .streaming import SampleOrder
+
+CHECKPOINT_EVERY = 20
+"""Batches between two saves of a comparison with ``checkpoint=``."""
 
 
 def keep_gram(kernel: Kernel) -> Keep:
@@ -181,6 +186,39 @@ class MinibatchPass:
         for recorder, (_, layers, left_out) in zip(self.recorders, header["layers"], strict=True):
             recorder.names, recorder.left_out = layers, left_out
         return int(header["done"]), str(header["order"])
+
+
+def run_minibatch(
+    recorders: list[LayerRecorder], request: Request, meta: dict[str, Any], *, models: bool = False
+) -> SimilarityMatrix:
+    """One pass with minibatch statistics, from a checkpoint where there is one."""
+    gathered = MinibatchPass(recorders, request.kernel, request.estimator, square=request.square)
+    path = request.checkpoint
+    order = SampleOrder() if path is not None else None
+    run = request.make_pass(recorders, gathered.statistics.minimum, order)
+    skip, seen_before = gathered.load(path) if path is not None and path.exists() else (0, "")
+
+    def consume(index: int, kept: list[list[Any]], samples: int) -> None:
+        gathered.consume(index, kept, samples)
+        if path is not None and order is not None and (index + 1) % CHECKPOINT_EVERY == 0:
+            gathered.save(path, order.hexdigest(), index + 1)
+
+    def same_samples(digest: str) -> None:
+        if digest != seen_before:
+            raise ValueError(
+                f"{path} was made from other samples, or in another order. Turn shuffling off, or delete the file."
+            )
+
+    run.run(request.data, consume, data_y=request.data_y, skip=skip, skipped=same_samples)
+    if path is not None and run.interrupted:
+        gathered.save(path, run.digest, run.done)
+    if request.distributed:
+        gathered.all_reduce()
+    else:
+        run.require_batches()
+    if path is not None and not run.interrupted:
+        path.unlink(missing_ok=True)
+    return gathered.result(run.notes, {**meta, "partial": run.interrupted}, models=models)
 
 
 def minibatch_result(
