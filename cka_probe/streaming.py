@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from .capture.batches import batch_size, joined_batches, map_tensors, tensors
+from .capture.batches import batch_size, call_model, certain_batch_size, joined_batches, move, tensors, unused_parts
 from .capture.recorder import LayerRecorder
 from .capture.state import borrowed, device_of, full_precision
 
@@ -42,21 +41,31 @@ def one_batch(data: Any) -> Iterable[Any]:
     return data
 
 
-def paired(data: Iterable[Any], data_y: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def paired(
+    data: Iterable[Any], data_y: Iterable[Any], size_of: Callable[[Any], int | None] = batch_size
+) -> Iterator[tuple[Any, Any]]:
     """Batches of both loaders side by side.
 
     Raises
     ------
     ValueError
-        If one ends before the other, or two batches differ in their number of samples.
+        If one ends before the other, two batches differ in their number of samples, or a loader shuffles.
     """
+    for name, loader in (("`data`", data), ("`data_y`", data_y)):
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, torch.utils.data.RandomSampler) and sampler.generator is None:
+            raise ValueError(
+                f"{name} shuffles, so its samples are not in the order of the other. Turn shuffling off in both, or "
+                "give both loaders generators of the same seed."
+            )
     for index, (x, y) in enumerate(zip_longest(data, data_y, fillvalue=_END)):
         if x is _END or y is _END:
             short, long = ("`data`", "`data_y`") if x is _END else ("`data_y`", "`data`")
             raise ValueError(f"{short} ended after {index} batches, {long} goes on. Both must hold the same samples.")
-        if batch_size(x) != batch_size(y):
+        sizes = size_of(x), size_of(y)
+        if None not in sizes and sizes[0] != sizes[1]:
             raise ValueError(
-                f"Batch {index} holds {batch_size(x)} samples in `data` and {batch_size(y)} in `data_y`. "
+                f"Batch {index} holds {sizes[0]} samples in `data` and {sizes[1]} in `data_y`. "
                 "Both must hold the same samples in the same order."
             )
         yield x, y
@@ -140,6 +149,9 @@ class Pass:
         self.used = 0
         self.done = 0
         self.digest = ""
+        # What only the caller's forward understands is taken for samples only where there is no doubt.
+        understood = all(recorder.forward is call_model for recorder in recorders)
+        self._size_of = batch_size if understood else certain_batch_size
 
     def run(
         self,
@@ -170,8 +182,8 @@ class Pass:
         KeyboardInterrupt
             If the user stops before the first batch is done; later, the pass ends there and ``interrupted`` is set.
         """
-        batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y))
-        joined = joined_batches(self._bar(batches, data), self.minimum, self.notes)
+        batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y), self._size_of)
+        joined = joined_batches(self._bar(batches, data), self.minimum, self.notes, self._size_of)
         with borrowed([r.model for r in self.recorders], self.device), ExitStack() as hooks:
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)
@@ -206,9 +218,14 @@ class Pass:
         for place, recorder in enumerate(self.recorders):
             device = device_of(recorder.model)
             own = batch[place] if is_pair else batch
-            own = map_tensors(own, partial(torch.Tensor.to, device=device, non_blocking=True))
+            if index == 0 and recorder.forward is call_model and unused_parts(own):
+                self.notes.append(
+                    f"{recorder.name} was given the first of the {len(own)} parts of each batch only; pass forward= to "
+                    "use more"
+                )
+            own = move(own, device)
             with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
-                results, count = recorder.run(own, index, batch_size(own))
+                results, count = recorder.run(own, index, self._size_of(own))
             kept.append(results)
             rows.append(count)
         if len(set(rows)) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -12,17 +13,33 @@ from torch import nn
 Forward = Callable[[nn.Module, Any], Any]
 
 
-def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """The same nesting of tuples, lists and mappings with every tensor changed."""
-    if isinstance(tree, torch.Tensor):
-        return change(tree)
-    if isinstance(tree, Mapping):
-        return {key: map_tensors(value, change) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(part, change) for part in tree))
-    if isinstance(tree, tuple | list):
-        return type(tree)(map_tensors(part, change) for part in tree)
-    return tree
+def move(batch: Any, device: torch.device) -> Any:
+    """The same batch with its tensors on ``device``, in the same kinds of tuples, lists and mappings.
+
+    Other objects are asked to move themselves where they can (``.to(device)``, as a graph or a PackedSequence).
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return _alike(batch, {key: move(value, device) for key, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields") and not hasattr(batch, "to"):
+        return type(batch)(*(move(part, device) for part in batch))
+    if isinstance(batch, tuple | list) and not hasattr(batch, "to"):
+        return type(batch)(move(part, device) for part in batch)
+    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
+
+
+def _alike(mapping: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
+    """A mapping of the same class (a BatchEncoding keeps its attributes), or a dict where that cannot be changed."""
+    if type(mapping) is dict:
+        return values
+    try:
+        same = copy.copy(mapping)
+        for key, value in values.items():
+            same[key] = value  # type: ignore[index]
+    except (TypeError, AttributeError, ValueError):
+        return values
+    return same
 
 
 def tensors(tree: Any) -> Iterator[torch.Tensor]:
@@ -45,6 +62,17 @@ def batch_size(batch: Any) -> int | None:
     return None
 
 
+def certain_batch_size(batch: Any) -> int | None:
+    """The number of samples if every tensor agrees on it, else None.
+
+    For batches that only the caller's own ``forward`` understands: a list of images has its channels on axis 0.
+    """
+    if isinstance(batch, tuple | list) and any(isinstance(part, tuple | list) for part in batch):
+        return None
+    sizes = {int(tensor.shape[0]) if tensor.ndim else None for tensor in tensors(batch)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def attention_mask(batch: Any) -> torch.Tensor | None:
     """The (n, t) attention mask of a batch of keywords, or None."""
     if isinstance(batch, tuple | list) and batch:
@@ -63,22 +91,39 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     Raises
     ------
     TypeError
-        If the batch is none of these; pass ``forward=`` then.
+        If the batch is none of these, or the forward does not take it; pass ``forward=`` then.
     """
+    whole = batch
+    if isinstance(batch, tuple | list) and batch:
+        batch = batch[0]
     if isinstance(batch, torch.Tensor):
         return model(batch)
     if isinstance(batch, Mapping):
-        return model(**accepted(model, batch))
+        keywords = accepted(model, batch)
+        if not keywords:
+            raise TypeError(
+                f"The forward of {type(model).__name__} takes none of the keys {', '.join(map(repr, batch))} of the "
+                "batch. Pass forward=lambda model, batch: model(...)."
+            )
+        return model(**keywords)
     if isinstance(batch, tuple | list) and batch:
-        first = batch[0]
-        if isinstance(first, torch.Tensor | Mapping):
-            return call_model(model, first)
-        if isinstance(first, tuple | list):
-            return model(*first)
+        try:
+            inspect.signature(model.forward).bind(*batch)
+        except TypeError as error:
+            raise TypeError(
+                f"The forward of {type(model).__name__} does not take the {len(batch)} inputs of the batch ({error}). "
+                "Pass forward=lambda model, batch: model(...)."
+            ) from None
+        return model(*batch)
     raise TypeError(
-        f"A batch of type {type(batch).__name__} cannot be passed to {type(model).__name__}. "
+        f"A batch of type {type(whole).__name__} cannot be passed to {type(model).__name__}. "
         "Pass forward=lambda model, batch: model(...)."
     )
+
+
+def unused_parts(batch: Any) -> int:
+    """How many parts of a tuple ``call_model`` leaves out beyond the target: 1 of (ids, mask, labels)."""
+    return max(len(batch) - 2, 0) if isinstance(batch, tuple | list) else 0
 
 
 def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,21 +136,37 @@ def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def join(first: Any, second: Any) -> Any | None:
     """One batch of the samples of both, or None where their shapes or kinds do not fit."""
+    try:
+        return _join(first, second)
+    except _DoNotFitError:
+        return None
+
+
+class _DoNotFitError(Exception):
+    pass
+
+
+def _join(first: Any, second: Any) -> Any:
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         fits = first.ndim and first.ndim == second.ndim and first.shape[1:] == second.shape[1:]
-        return torch.cat([first, second]) if fits and first.dtype == second.dtype else None
-    if isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
-        joined = {key: join(first[key], second[key]) for key in first}
-        return None if any(value is None for value in joined.values()) else joined
-    if isinstance(first, tuple | list) and isinstance(second, tuple | list) and len(first) == len(second):
-        parts: list[Any] = [join(a, b) for a, b in zip(first, second, strict=True)]
-        if any(part is None for part in parts):
-            return None
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return None
+        if fits and first.dtype == second.dtype:
+            return torch.cat([first, second])
+    elif isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
+        return _alike(first, {key: _join(first[key], second[key]) for key in first})
+    elif isinstance(first, tuple | list) and isinstance(second, tuple | list):
+        if first and not any(isinstance(part, torch.Tensor | Mapping | tuple | list) for part in (*first, *second)):
+            return type(first)([*first, *second])  # names or paths of the samples
+        if len(first) == len(second):
+            parts = [_join(a, b) for a, b in zip(first, second, strict=True)]
+            return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    elif type(first) is type(second) and isinstance(first, str | int | float | bool | None) and first == second:
+        return first
+    raise _DoNotFitError
 
 
-def joined_batches(data: Iterable[Any], minimum: int, notes: list[str]) -> Iterator[tuple[Any, int]]:
+def joined_batches(
+    data: Iterable[Any], minimum: int, notes: list[str], size_of: Callable[[Any], int | None] = batch_size
+) -> Iterator[tuple[Any, int]]:
     """Batches of at least ``minimum`` samples, and how many of the loader's own batches each holds.
 
     Smaller ones are joined to each other until they suffice, or to the neighbour before or behind them. What cannot be
@@ -114,20 +175,20 @@ def joined_batches(data: Iterable[Any], minimum: int, notes: list[str]) -> Itera
     held: list[tuple[Any, int]] = []  # a batch that is large enough, not yet given out: small ones may join it
     small: list[tuple[Any, int]] = []  # batches too small so far
     for batch in data:
-        size = batch_size(batch)
+        size = size_of(batch)
         fresh = (batch, 1)
         if small:
             joined = _joined(small[0], fresh)
             # Two small ones first; a large one takes the small one before it only if the large one before that cannot.
             if joined is not None and (size is not None and size < minimum):
                 fresh, small = joined, []
-                size = batch_size(fresh[0])
+                size = size_of(fresh[0])
             elif held and (larger := _joined(held[0], small[0])) is not None:
                 held, small = [larger], []
             elif joined is not None:
                 fresh, small = joined, []
             else:
-                notes.append(_dropped(batch_size(small.pop()[0]), minimum))
+                notes.append(_dropped(size_of(small.pop()[0]), minimum))
         if size is not None and size < minimum:
             small = [fresh]
             continue
@@ -138,7 +199,7 @@ def joined_batches(data: Iterable[Any], minimum: int, notes: list[str]) -> Itera
         if larger is not None:
             held = [larger]
         else:
-            notes.append(_dropped(batch_size(small[0][0]), minimum))
+            notes.append(_dropped(size_of(small[0][0]), minimum))
     yield from held
 
 
