@@ -27,7 +27,7 @@ def ratio(
     return xp.where(defined, cross / norm, xp.full_like(norm, xp.nan))
 
 
-def _self_term(xp: ModuleType, side: Centred) -> tuple[Array, Array | float]:
+def self_term(xp: ModuleType, side: Centred) -> tuple[Array, Array | float]:
     """<A, A> and the value below which it is rounding: 0 for Gram matrices, which are cleaned before."""
     value = inner(side, side)
     if not isinstance(side, CentredFeatures):
@@ -38,8 +38,8 @@ def _self_term(xp: ModuleType, side: Centred) -> tuple[Array, Array | float]:
 
 
 def _cka_of(xp: ModuleType, left: Centred, right: Centred) -> Array:
-    self_x, floor_x = _self_term(xp, left)
-    self_y, floor_y = (self_x, floor_x) if right is left else _self_term(xp, right)
+    self_x, floor_x = self_term(xp, left)
+    self_y, floor_y = (self_x, floor_x) if right is left else self_term(xp, right)
     return ratio(xp, inner(left, right), self_x, self_y, floor_x, floor_y)
 
 

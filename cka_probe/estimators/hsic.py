@@ -102,6 +102,15 @@ class CentredGram:
         xp = array_namespace(self.matrix)
         return _sum64(xp, self.matrix * other.matrix, (-2, -1))
 
+    def row_inner(self, other: CentredGram) -> Array:
+        """t_i = sum_j A_ij B_ij (..., n): the share of each sample in ``inner``."""
+        return _sum64(array_namespace(self.matrix), self.matrix * other.matrix, (-1,))
+
+    def diagonal(self) -> Array:
+        """A_ii (..., n) in float64."""
+        xp = array_namespace(self.matrix)
+        return xp.astype(xp.linalg.diagonal(self.matrix), xp.float64)
+
 
 @dataclass(frozen=True)
 class CentredFeatures:
@@ -120,10 +129,35 @@ class CentredFeatures:
         if not self.unbiased:
             return value
         n = self.samples
-        a = _sum64(xp, self.features * self.features, (-1,))
-        b = a if other is self else _sum64(xp, other.features * other.features, (-1,))
+        a = self.diagonal()
+        b = a if other is self else other.diagonal()
         total = xp.sum(a, axis=-1) * xp.sum(b, axis=-1)
         return value - n / (n - 2) * xp.sum(a * b, axis=-1) + total / ((n - 1) * (n - 2))
+
+    def row_inner(self, other: CentredFeatures) -> Array:
+        """t_i = sum_j A_ij B_ij (..., n): the share of each sample in ``inner``.
+
+        With A_ij = x_i.x_j + u_i + a_j/(n-2), where x_i.x_j sums to -a_i over j != i, every sum over j has closed form.
+        """
+        xp = array_namespace(self.features)
+        x, y, n = self.features, other.features, self.samples
+        products = _sum64(xp, (x @ (xp.matrix_transpose(x) @ y)) * y, (-1,))
+        if not self.unbiased:
+            return products
+        a, b = self.diagonal(), other.diagonal()
+        sum_a, sum_b = (xp.sum(d, axis=-1, keepdims=True) for d in (a, b))
+        u, v = (d / (n - 2) - total / ((n - 1) * (n - 2)) for d, total in ((a, sum_a), (b, sum_b)))
+        ab = a * b
+        # sum_j b_j x_i.x_j and its mirror image
+        x_of_b = xp.sum(x * (xp.matrix_transpose(b[..., :, None]) @ x), axis=-1)
+        y_of_a = xp.sum(y * (xp.matrix_transpose(a[..., :, None]) @ y), axis=-1)
+        linear = (x_of_b + y_of_a - 2 * ab + u * (sum_b - b) + v * (sum_a - a)) / (n - 2)
+        squares = (xp.sum(ab, axis=-1, keepdims=True) - ab) / (n - 2) ** 2
+        return products - ab - a * v - b * u + (n - 1) * u * v + linear + squares
+
+    def diagonal(self) -> Array:
+        """|x_i|^2 (..., n): the diagonal of the centred Gram matrix before U-centring."""
+        return _sum64(array_namespace(self.features), self.features * self.features, (-1,))
 
 
 Centred = CentredGram | CentredFeatures
@@ -217,6 +251,15 @@ def inner(left: Centred, right: Centred) -> Array:
     assert isinstance(left, CentredFeatures)
     assert isinstance(right, CentredFeatures)
     return left.inner(right)
+
+
+def row_inner(left: Centred, right: Centred) -> Array:
+    """The share of each sample in ``inner``, shape (..., n)."""
+    if isinstance(left, CentredGram) and isinstance(right, CentredGram):
+        return left.row_inner(right)
+    assert isinstance(left, CentredFeatures)
+    assert isinstance(right, CentredFeatures)
+    return left.row_inner(right)
 
 
 def _hsic_of(left: Centred, right: Centred, estimator: str) -> Array:

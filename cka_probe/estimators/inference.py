@@ -1,0 +1,377 @@
+"""How sure a CKA is: exact jackknife errors and intervals, and which samples it rests on.
+
+Leaving out sample i changes the inner product T = <A, B> of U-centred Gram matrices to T - 2 t_i (n-2)/(n-3), with
+t_i = sum_j A_ij B_ij, and that of centred ones to T - 2 t_i n/(n-1) + A_ii B_ii (n/(n-1))^2. So all n leave-one-out
+values of CKA cost no more than CKA itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from array_api_compat import array_namespace
+
+from .alignment import ratio, self_term
+from .hsic import Centred, both_sides, pairwise_inner, row_inner
+from .kernels import Kernel, Linear
+from .layer_grams import check_layers, layer_rows
+from .validation import Array, check_estimator, check_pair
+
+BLOCK = 4_000_000
+"""Numbers that the leave-one-out values of all pairs of layers may fill at a time."""
+
+HEAVY = 0.4
+"""Part of the weight of a layer that one sample in a hundred may hold without a warning."""
+
+
+class OutlierWarning(UserWarning):
+    """One sample, or one in a hundred, holds two fifths of the weight of a layer and can move its CKA at will."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A similarity with its standard error and confidence interval.
+
+    Attributes
+    ----------
+    value, standard_error, low, high : array of float64
+        Of one shape. The interval is not cut off at 1 or -1.
+    level : float
+        Coverage of the interval from ``low`` to ``high``.
+    """
+
+    value: Array
+    standard_error: Array
+    low: Array
+    high: Array
+    level: float
+
+
+def _estimate(value: Array, error: Array, level: float, samples: int) -> Estimate:
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(samples - 1, (1 + level) / 2)) * error
+    return Estimate(value, error, value - half, value + half, level)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must lie between 0 and 1, got {level!r}. Use 0.95 for a 95 % interval.")
+
+
+def _minimum(estimator: str) -> int:
+    """Samples that are needed when one of them is left out."""
+    return check_estimator(estimator) + 1
+
+
+def _without(total: Array, rows: Array, diagonal: Array | float, n: int, estimator: str) -> Array:
+    """The inner product without each sample, from the whole, the share of the sample and its diagonal product."""
+    if estimator == "unbiased":
+        return total - 2 * (n - 2) / (n - 3) * rows
+    return total - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonal
+
+
+def _leave_one_out(
+    xp: ModuleType, left: Centred, right: Centred, estimator: str
+) -> tuple[Array, Array, tuple[Array, Array]]:
+    """CKA (...), CKA without each sample (..., n), and the weights of the samples (..., n) on either side."""
+    n = left.samples
+    shares = [row_inner(left, right), row_inner(left, left)]
+    shares.append(shares[1] if right is left else row_inner(right, right))
+    diagonals: list[Array | float] = [0.0, 0.0, 0.0]
+    if estimator == "biased":
+        a, b = left.diagonal(), right.diagonal()
+        diagonals = [a * b, a * a, b * b]
+    totals = [xp.sum(t, axis=-1, keepdims=True) for t in shares]
+    floors = [
+        floor if isinstance(floor, float) else floor[..., None]
+        for _, floor in (self_term(xp, left), self_term(xp, right))
+    ]
+    whole = ratio(xp, *totals, *floors)
+    parts = [_without(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
+    # The diagonal, which the unbiased estimator leaves out, would give one of a few samples much of the weight.
+    weights = (_weights(xp, shares[1] - diagonals[1]), _weights(xp, shares[2] - diagonals[2]))
+    return whole[..., 0], ratio(xp, *parts, *floors), weights
+
+
+def _weights(xp: ModuleType, shares: Array) -> Array:
+    total = xp.sum(shares, axis=-1, keepdims=True)
+    return shares / xp.where(total > 0, total, xp.ones_like(total))
+
+
+def _warn_of_outliers(xp: ModuleType, weights: Array, name: str) -> None:
+    """Warn when one sample, or one in a hundred, holds two fifths of the weight.
+
+    A single sample can hold no more than half: its row and its column of the Gram matrix share the rest. Of Gaussian
+    features no set in 2000 is warned of, of Student's t with 3 degrees of freedom 1 in 40.
+    """
+    n = weights.shape[-1]
+    if n < 8:
+        return  # one of so few may hold that much by chance
+    few = max(1, n // 100)
+    weights = xp.reshape(weights, (-1, n))
+    held = xp.sum(xp.sort(weights, axis=-1, descending=True)[:, :few], axis=-1)
+    if not bool(xp.any(held >= HEAVY)):
+        return
+    worst = weights[int(xp.argmax(held)), :]
+    order = [int(i) for i in xp.argsort(worst, descending=True)[:few]]
+    count = next(k for k in range(1, few + 1) if k == few or float(sum(worst[i] for i in order[:k])) >= HEAVY)
+    samples = ", ".join(str(i) for i in sorted(order[: min(count, 10)]))
+    more = " and more" if count > 10 else ""
+    warnings.warn(
+        f"Two fifths of the weight of `{name}` rest on {count} of {n} samples (index {samples}{more}), so that they "
+        "alone can move its CKA at will. Look at them, and compare with a kernel that bounds them: Cosine or RBF.",
+        OutlierWarning,
+        stacklevel=3,
+    )
+
+
+def cka_with_error(
+    x: Array,
+    y: Array,
+    *,
+    kernel: Kernel | None = None,
+    kernel_y: Kernel | None = None,
+    estimator: str = "unbiased",
+    level: float = 0.95,
+) -> Estimate:
+    """CKA with its exact jackknife standard error and a confidence interval.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Features, n >= 5 for the unbiased estimator, 3 for the biased.
+    y : array (..., n, q)
+        Features of the same samples, in the same order, of the same library and device.
+    kernel, kernel_y : Kernel, optional
+        As in ``cka``. A median bandwidth is that of all samples.
+    estimator : "unbiased" or "biased"
+        As in ``cka``.
+    level : float
+        Coverage of the interval.
+
+    Returns
+    -------
+    Estimate
+        Arrays (...) of float64; NaN where a side is constant. The interval is the value plus and minus Student's t of
+        n - 1 degrees of freedom times the error. It covers the truth about as often as it says from n = 64 on; for
+        unrelated features it is too wide, and ``cka_test`` is the right question.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``cka``, and for a level outside (0, 1).
+
+    Warns
+    -----
+    OutlierWarning
+        If one sample, or one in a hundred, holds two fifths of the weight of a side: it can move CKA at will.
+
+    References
+    ----------
+    Tukey, Bias and confidence in not quite large samples, 1958. Davari et al., Reliability of CKA as a Similarity
+    Measure in Deep Learning, ICLR 2023 (outliers). MATH 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, noise = np.random.default_rng(0).normal(size=(2, 100, 3))
+    >>> estimate = cka_with_error(x, x + noise)
+    >>> bool(estimate.low < 0.5 < estimate.high)
+    True
+    """
+    _check_level(level)
+    xp, x, y = check_pair(x, y, minimum=_minimum(estimator))
+    kernel = kernel or Linear()
+    left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
+    value, without, weights = _leave_one_out(xp, left, right, estimator)
+    for name, side in zip("xy", weights, strict=True):
+        _warn_of_outliers(xp, side, name)
+    n = left.samples
+    spread = without - xp.mean(without, axis=-1, keepdims=True)
+    error = xp.sqrt((n - 1) / n * xp.sum(spread * spread, axis=-1))
+    return _estimate(value, error, level, n)
+
+
+def sample_influence(
+    x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "unbiased"
+) -> Array:
+    """How much each sample raises CKA: CKA of all samples minus CKA without the sample.
+
+    Parameters
+    ----------
+    x, y : array (..., n, p) and (..., n, q)
+        As in ``cka_with_error``.
+    kernel, kernel_y : Kernel, optional
+        As in ``cka``. A median bandwidth is that of all samples.
+    estimator : "unbiased" or "biased"
+        As in ``cka``.
+
+    Returns
+    -------
+    array (..., n) of float64
+        Of the order 1/n for a sample like the others. NaN where CKA, or CKA without the sample, is undefined.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``cka_with_error``.
+
+    Warns
+    -----
+    OutlierWarning
+        As ``cka_with_error``.
+
+    References
+    ----------
+    Davari et al., Reliability of CKA as a Similarity Measure in Deep Learning, ICLR 2023. MATH 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 100, 3))
+    >>> x[7], y[7] = 4.0, 4.0
+    >>> int(np.argmax(sample_influence(x, y)))
+    7
+    """
+    xp, x, y = check_pair(x, y, minimum=_minimum(estimator))
+    kernel = kernel or Linear()
+    left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
+    value, without, weights = _leave_one_out(xp, left, right, estimator)
+    for name, side in zip("xy", weights, strict=True):
+        _warn_of_outliers(xp, side, name)
+    return value[..., None] - without
+
+
+def cka_matrix_with_error(
+    xs: Sequence[Array],
+    ys: Sequence[Array] | None = None,
+    *,
+    kernel: Kernel | None = None,
+    estimator: str = "unbiased",
+    level: float = 0.95,
+) -> Estimate:
+    """CKA of every pair of layers with its exact jackknife error, at about twice the cost of the matrix alone.
+
+    Parameters
+    ----------
+    xs : sequence of arrays (n, p_i)
+        Features of the layers of one network, n >= 5 for the unbiased estimator, 3 for the biased.
+    ys : sequence of arrays (n, q_j), optional
+        Features of the layers of the other; ``xs`` again when left out.
+    kernel : Kernel, optional
+        Linear when left out. A median bandwidth is that of all samples.
+    estimator : "unbiased" or "biased"
+        As in ``cka``.
+    level : float
+        Coverage of the intervals.
+
+    Returns
+    -------
+    Estimate
+        Arrays (len(xs), len(ys)) of float64, NaN in the rows and columns of constant layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``cka_matrix``, and for a level outside (0, 1).
+
+    Warns
+    -----
+    OutlierWarning
+        For each layer two fifths of whose weight rest on one sample, or on one in a hundred.
+
+    References
+    ----------
+    MATH 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 100, 3))
+    >>> cka_matrix_with_error([x, y, x + y]).standard_error.shape
+    (3, 3)
+    """
+    _check_level(level)
+    check_layers(xs, ys)
+    kernel = kernel or Linear()
+    sides = [_Side.of(xs, "xs", kernel, estimator)]
+    sides.append(sides[0] if ys is None else _Side.of(ys, "ys", kernel, estimator))
+    left, right = sides
+    if left.samples != right.samples:
+        raise ValueError(
+            f"`xs` hold {left.samples} samples and `ys` {right.samples}. Both must be of the same samples."
+        )
+    value, error = _all_pairs(left, right, estimator)
+    return _estimate(value, error, level, left.samples)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Centred Gram matrices (layers, n, n) of one network, and the share of each sample in their self terms."""
+
+    grams: Array
+    shares: Array
+    samples: int
+
+    @classmethod
+    def of(cls, features: Sequence[Array], name: str, kernel: Kernel, estimator: str) -> _Side:
+        rows, _, n = layer_rows(features, name, kernel, estimator)
+        if n < _minimum(estimator):
+            raise ValueError(
+                f"`{name}[0]` has {n} samples, but the jackknife needs at least {_minimum(estimator)}. "
+                "Pass more samples."
+            )
+        xp = array_namespace(rows)
+        grams = xp.reshape(rows, (rows.shape[0], n, n))
+        shares = xp.sum(grams * grams, axis=-1, dtype=xp.float64)
+        diagonal = xp.astype(xp.linalg.diagonal(grams), xp.float64)
+        weights = _weights(xp, shares - diagonal * diagonal)
+        for i in range(len(features)):
+            _warn_of_outliers(xp, weights[i, ...], f"{name}[{i}]")
+        return cls(grams, shares, n)
+
+
+def _all_pairs(left: _Side, right: _Side, estimator: str) -> tuple[Array, Array]:
+    """CKA and its jackknife error of all pairs, in blocks of samples, so that memory stays linear in n."""
+    xp = array_namespace(left.grams)
+    n = left.samples
+    rows = [xp.reshape(side.grams, (-1, n * n)) for side in (left, right)]
+    cross = pairwise_inner(*rows)
+    self_x, self_y = (xp.sum(side.shares, axis=-1) for side in (left, right))
+    value = ratio(xp, cross, self_x[:, None], self_y[None, :])
+    layers = left.grams.shape[0] + right.grams.shape[0]
+    size = max(1, BLOCK // max(layers * n, value.shape[0] * value.shape[1]))
+    count, mean, squares = 0, xp.zeros_like(value), xp.zeros_like(value)
+    for start in range(0, n, size):
+        block = slice(start, min(start + size, n))
+        a, b = (xp.astype(side.grams[:, block, :], xp.float64) for side in (left, right))
+        shares = xp.permute_dims(a, (1, 0, 2)) @ xp.permute_dims(b, (1, 2, 0))  # (block, layers_x, layers_y)
+        of_x, of_y = (xp.permute_dims(side.shares[:, block], (1, 0)) for side in (left, right))
+        diagonals: list[Array | float] = [0.0, 0.0, 0.0]
+        if estimator == "biased":
+            d_x, d_y = (_block_diagonal(xp, part, start) for part in (a, b))
+            diagonals = [d_x[:, :, None] * d_y[:, None, :], d_x * d_x, d_y * d_y]
+        without = ratio(
+            xp,
+            _without(cross, shares, diagonals[0], n, estimator),
+            _without(self_x, of_x, diagonals[1], n, estimator)[:, :, None],
+            _without(self_y, of_y, diagonals[2], n, estimator)[:, None, :],
+        )
+        # Mean and sum of squares of the blocks so far and this one (Chan, Golub, LeVeque 1979).
+        block_mean = xp.mean(without, axis=0)
+        new, step = without.shape[0], block_mean - mean
+        squares = squares + xp.sum((without - block_mean) ** 2, axis=0) + step * step * (count * new / (count + new))
+        mean = mean + step * (new / (count + new))
+        count += new
+    return value, xp.sqrt((n - 1) / n * squares)
+
+
+def _block_diagonal(xp: ModuleType, block: Array, start: int) -> Array:
+    """Diagonal entries (rows, layers) of Gram matrices of which only the rows from ``start`` on are given."""
+    rows, n = block.shape[1:]
+    eye = xp.eye(rows, n, k=start, dtype=block.dtype, device=block.device)
+    return xp.permute_dims(xp.sum(block * eye, axis=-1), (1, 0))

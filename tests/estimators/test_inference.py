@@ -1,0 +1,263 @@
+"""Jackknife errors, intervals and influence against n recomputations; warnings for outliers."""
+
+import dataclasses
+
+import array_api_strict
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from libraries import to_numpy
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+
+from cka_probe.estimators import (
+    RBF,
+    Cosine,
+    OutlierWarning,
+    cka,
+    cka_matrix,
+    cka_matrix_with_error,
+    cka_with_error,
+    inference,
+    sample_influence,
+)
+from cka_probe.estimators.hsic import centred_linear, inner, row_inner
+
+ESTIMATORS = pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+
+
+def layers(rng, n=11, widths=(3, 30, 5)):
+    x = rng.normal(size=(n, widths[0]))
+    found = [x]
+    for width in widths[1:]:
+        found.append(found[-1] @ rng.normal(size=(found[-1].shape[1], width)) + 2 * rng.normal(size=(n, width)) + 1)
+    return found
+
+
+def recomputed(x, y, estimator, by_pairs=None):
+    """CKA without each sample, from the Gram matrices without it."""
+    grams = [reference.centred_linear_gram(f) if by_pairs is None else reference.gram(f, by_pairs) for f in (x, y)]
+    return reference.leave_one_out(*grams, estimator)
+
+
+@ESTIMATORS
+class TestOnePair:
+    @pytest.mark.parametrize(("p", "q"), [(2, 3), (40, 30), (1, 25)])
+    @pytest.mark.parametrize("n", [5, 6, 12])
+    def test_equals_n_recomputations(self, xp, rng, estimator, p, q, n):
+        x, y = layers(rng, n, (p, q))
+        values = recomputed(x, y, estimator)
+        found = cka_with_error(xp.asarray(x), xp.asarray(y), estimator=estimator)
+        assert_allclose(float(found.value), reference.cka(x, y, estimator), rtol=1e-10)
+        assert_allclose(float(found.standard_error), reference.jackknife_error(values), rtol=1e-8)
+        assert found.standard_error.dtype == xp.float64
+        influence = sample_influence(xp.asarray(x), xp.asarray(y), estimator=estimator)
+        assert_allclose(to_numpy(influence), reference.cka(x, y, estimator) - values, atol=1e-9)
+
+    def test_other_kernels(self, xp, rng, estimator):
+        x, y = layers(rng, 9, (3, 4))
+        found = cka_with_error(xp.asarray(x), xp.asarray(y), kernel=RBF(bandwidth=2.0), estimator=estimator)
+        values = recomputed(x, y, estimator, reference.rbf(2.0))
+        assert_allclose(float(found.standard_error), reference.jackknife_error(values), rtol=1e-8)
+        values = reference.leave_one_out(reference.gram(x, reference.cosine), reference.gram(y), estimator)
+        found = cka_with_error(xp.asarray(x), xp.asarray(y), kernel=Cosine(), kernel_y=None, estimator=estimator)
+        both_cosine = recomputed(x, y, estimator, reference.cosine)
+        assert_allclose(float(found.standard_error), reference.jackknife_error(both_cosine), rtol=1e-8)
+
+    def test_interval(self, xp, rng, estimator):
+        x, y = layers(rng, 12, (3, 4))
+        for level in (0.5, 0.95, 0.99):
+            found = cka_with_error(xp.asarray(x), xp.asarray(y), estimator=estimator, level=level)
+            half = stats.t(11).ppf(0.5 + level / 2) * float(found.standard_error)
+            assert_allclose([float(found.low), float(found.high)], float(found.value) + np.array([-half, half]))
+            assert found.level == level
+
+    def test_a_stack_equals_its_pairs_one_by_one(self, xp, rng, estimator):
+        x, y = rng.normal(size=(2, 3, 9, 4)), rng.normal(size=(3, 9, 20))
+        found = cka_with_error(xp.asarray(x), xp.asarray(y), estimator=estimator)
+        influence = to_numpy(sample_influence(xp.asarray(x), xp.asarray(y), estimator=estimator))
+        assert influence.shape == (2, 3, 9)
+        for i in np.ndindex(2, 3):
+            one = cka_with_error(x[i], y[i[1]], estimator=estimator)
+            assert_allclose(to_numpy(found.standard_error)[i], one.standard_error, rtol=1e-8)
+            assert_allclose(influence[i], sample_influence(x[i], y[i[1]], estimator=estimator), atol=1e-10)
+
+    def test_of_a_layer_with_itself(self, xp, rng, estimator):
+        x = xp.asarray(rng.normal(size=(20, 4)))
+        found = cka_with_error(x, x, estimator=estimator)
+        assert_allclose([float(found.value), float(found.standard_error)], [1, 0], atol=1e-12)
+
+    def test_float32_far_from_the_origin(self, xp, rng, estimator):
+        x, y = (f + 1e4 for f in layers(rng, 40, (3, 60)))
+        x, y = x.astype(np.float32), y.astype(np.float32)
+        found = cka_with_error(xp.asarray(x), xp.asarray(y), estimator=estimator)
+        assert_allclose(float(found.standard_error), reference.jackknife_error(recomputed(x, y, estimator)), rtol=1e-4)
+
+    def test_constant_layer(self, xp, rng, estimator):
+        x, y = xp.asarray(np.ones((9, 3))), xp.asarray(rng.normal(size=(9, 3)))
+        for field in dataclasses.astuple(cka_with_error(x, y, estimator=estimator))[:4]:
+            assert np.isnan(to_numpy(field)).all()
+        assert np.isnan(to_numpy(sample_influence(x, y, estimator=estimator))).all()
+
+    def test_undefined_without_one_sample(self, xp, rng, estimator):
+        """All samples but one coincide: without it there is nothing to align."""
+        x = np.ones((9, 2))
+        x[4] = 3.0
+        y = xp.asarray(rng.normal(size=(9, 3)))
+        if estimator == "unbiased":
+            # U-centring makes such a Gram matrix zero to begin with.
+            assert np.isnan(float(cka_with_error(xp.asarray(x), y, estimator=estimator).value))
+            return
+        with pytest.warns(OutlierWarning, match="index 4"):
+            found = cka_with_error(xp.asarray(x), y, estimator=estimator)
+        assert np.isfinite(float(found.value))
+        assert np.isnan(float(found.standard_error))
+
+
+class TestSharesOfSamples:
+    @given(st.integers(0, 10**6), st.integers(4, 12), st.integers(1, 6), st.sampled_from(["unbiased", "biased"]))
+    def test_features_equal_grams_and_add_up(self, seed, n, p, estimator):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(n, p)) + 1, rng.normal(size=(n, 3))
+        shares = []
+        for as_gram in (True, False):
+            left, right = (centred_linear(f, estimator, as_gram=as_gram) for f in (x, y))
+            scale = left.scale * right.scale
+            shares.append(row_inner(left, right) * scale)
+            assert_allclose(shares[-1].sum(), inner(left, right) * scale, atol=1e-10)
+        assert_allclose(*shares, atol=1e-10)
+
+
+@ESTIMATORS
+class TestAllPairs:
+    def test_equals_each_pair(self, xp, rng, estimator):
+        features = layers(rng)
+        arrays = [xp.asarray(f) for f in features]
+        found = cka_matrix_with_error(arrays, estimator=estimator, level=0.9)
+        assert found.value.dtype == xp.float64
+        assert_allclose(to_numpy(found.value), to_numpy(cka_matrix(arrays, estimator=estimator)), atol=1e-12)
+        for i, x in enumerate(features):
+            for j, y in enumerate(features):
+                expected = reference.jackknife_error(recomputed(x, y, estimator))
+                assert_allclose(to_numpy(found.standard_error)[i, j], expected, rtol=1e-8, atol=1e-12)
+        two_sides = cka_matrix_with_error(arrays[:1], arrays[1:], estimator=estimator, level=0.9)
+        for name in ("value", "standard_error", "low", "high"):
+            assert_allclose(
+                to_numpy(getattr(two_sides, name)), to_numpy(getattr(found, name))[:1, 1:], rtol=1e-10, atol=1e-14
+            )
+
+    @pytest.mark.parametrize("numbers", [1, 100, 500])
+    def test_blocks_of_samples(self, rng, estimator, numbers, monkeypatch):
+        features = layers(rng)
+        whole = cka_matrix_with_error(features, estimator=estimator)
+        monkeypatch.setattr(inference, "BLOCK", numbers)
+        assert_allclose(
+            cka_matrix_with_error(features, estimator=estimator).standard_error, whole.standard_error, atol=1e-14
+        )
+
+    def test_kernel(self, xp, rng, estimator):
+        features = layers(rng)
+        found = cka_matrix_with_error([xp.asarray(f) for f in features], kernel=RBF(), estimator=estimator)
+        one = cka_with_error(features[0], features[2], kernel=RBF(), estimator=estimator)
+        assert_allclose(to_numpy(found.standard_error)[0, 2], one.standard_error, rtol=1e-8)
+
+    def test_constant_layer_is_nan_exactly_for_itself(self, xp, rng, estimator):
+        features = [*layers(rng), np.full((11, 4), 0.1)]
+        found = cka_matrix_with_error([xp.asarray(f) for f in features], estimator=estimator)
+        dead = np.zeros((4, 4), dtype=bool)
+        dead[3] = dead[:, 3] = True
+        for name in ("value", "standard_error", "low", "high"):
+            assert_array_equal(np.isnan(to_numpy(getattr(found, name))), dead)
+
+    def test_stays_on_its_device(self, rng, estimator):
+        device = array_api_strict.Device("device1")
+        arrays = [array_api_strict.asarray(f, device=device) for f in layers(rng)]
+        assert cka_matrix_with_error(arrays, estimator=estimator).high.device == device
+        assert cka_with_error(arrays[0], arrays[1], estimator=estimator).low.device == device
+        assert sample_influence(arrays[0], arrays[1], estimator=estimator).device == device
+
+
+class TestOutliers:
+    @pytest.mark.parametrize("p", [2, 40])
+    def test_one_far_sample(self, xp, rng, p):
+        x, y = rng.normal(size=(2, 20, p))
+        y[7] += 100
+        x, y = xp.asarray(x), xp.asarray(y)
+        message = r"Two fifths of the weight of `y` rest on 1 of 20 samples \(index 7\), .* Cosine or RBF"
+        for estimate in (cka_with_error, sample_influence):
+            with pytest.warns(OutlierWarning, match=message):
+                estimate(x, y)
+        with pytest.warns(OutlierWarning, match=r"`xs\[1\]` rest on 1 of 20 samples"):
+            cka_matrix_with_error([x, y])
+
+    def test_a_far_group(self, rng):
+        """Davari et al. 2023: a translated subset makes any two layers alike, and a jackknife alone misses it."""
+        x, y = rng.normal(size=(2, 1200, 5))
+        assert cka(x, y) < 0.05
+        x[:12] += 60
+        y[:12] -= 60
+        assert cka(x, y) > 0.9
+        with pytest.warns(OutlierWarning) as caught:
+            error = cka_with_error(x, y).standard_error
+        assert error < 0.2
+        assert ["rest on 5 of 1200 samples" in str(w.message) for w in caught] == [True, True]
+
+    def test_names_no_more_than_ten(self, rng):
+        x = rng.normal(size=(3000, 2))
+        x[:30] += 100
+        with pytest.warns(OutlierWarning, match=r"rest on 12 of 3000 samples \(index .* and more\)"):
+            cka_with_error(x, rng.normal(size=(3000, 2)))
+
+    def test_the_worst_of_a_stack(self, rng):
+        x = rng.normal(size=(3, 20, 4))
+        x[1, 5] += 1000
+        with pytest.warns(OutlierWarning, match=r"`x` rest on 1 of 20 samples \(index 5\)"):
+            cka_with_error(x, rng.normal(size=(3, 20, 4)))
+
+    def test_influence_finds_it(self, rng):
+        x, y = rng.normal(size=(2, 60, 5))
+        x[11] += 8
+        y[11] += 8
+        influence = sample_influence(x, y, estimator="biased")
+        assert np.argmax(influence) == 11
+        assert influence[11] > 10 * np.median(np.abs(influence))
+
+    @ESTIMATORS
+    @pytest.mark.parametrize("n", [5, 8, 20, 100])
+    def test_gaussian_samples_are_not_warned_of(self, n, estimator):
+        rng = np.random.default_rng(1)
+        for _ in range(20):
+            cka_with_error(*rng.normal(size=(2, n, 4)), estimator=estimator)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("level", [0, 1, -0.5, 95])
+    def test_level(self, rng, level):
+        for estimate in (
+            lambda x: cka_with_error(x, x, level=level),
+            lambda x: cka_matrix_with_error([x], level=level),
+        ):
+            with pytest.raises(
+                ValueError, match=r"`level` must lie between 0 and 1, got .* Use 0.95 for a 95 % interval"
+            ):
+                estimate(rng.normal(size=(9, 2)))
+
+    def test_too_few_samples(self, rng):
+        x = rng.normal(size=(4, 2))
+        for estimate in (cka_with_error, sample_influence):
+            with pytest.raises(ValueError, match=r"`x` has 4 samples, but this estimator needs at least 5"):
+                estimate(x, x)
+            with pytest.raises(ValueError, match=r"`x` has 2 samples, but this estimator needs at least 3"):
+                estimate(x[:2], x[:2], estimator="biased")
+        with pytest.raises(ValueError, match=r"`xs\[0\]` has 4 samples, but the jackknife needs at least 5. Pass more"):
+            cka_matrix_with_error([x])
+
+    def test_sides_must_fit(self, rng):
+        with pytest.raises(ValueError, match=r"`xs` hold 9 samples and `ys` 8. Both must be of the same samples"):
+            cka_matrix_with_error([rng.normal(size=(9, 2))], [rng.normal(size=(8, 2))])
+
+    def test_estimate_does_not_change(self, rng):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            cka_with_error(*rng.normal(size=(2, 9, 3))).value = 1
