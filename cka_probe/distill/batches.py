@@ -28,7 +28,7 @@ __all__ = [
     "DatasetBatches",
     "LoaderBatches",
     "seed_everything",
-    "test_loader",
+    "evaluation_loader",
     "training_batches",
 ]
 
@@ -121,7 +121,7 @@ def training_batches(
     return DatasetBatches(data, batch_size=batch_size or 64, seed=seed, workers=workers, accelerator=accelerator)
 
 
-def test_loader(
+def evaluation_loader(
     data: Dataset[Any] | DataLoader[Any], *, batch_size: int | None, workers: int, accelerator: Accelerator
 ) -> DataLoader[Any]:
     """A loader over the test data in its own order, shared out over the processes.

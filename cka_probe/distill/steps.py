@@ -141,6 +141,7 @@ def exact_gradient(
             taught.append(teach(piece))
 
     whole = _joined(seen)
+    seen.clear()
     leaves = [whole[0].requires_grad_(), *(feature.requires_grad_() for feature in whole[1])]
     teacher_outputs = None if taught[0] is None else _joined([outputs for outputs in taught if outputs is not None])
     terms = terms_of(whole, teacher_outputs, batch.target)

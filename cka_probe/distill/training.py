@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .batches import Batch, seed_everything, split_batch, test_loader, training_batches
+from .batches import Batch, evaluation_loader, seed_everything, split_batch, training_batches
 from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
 from .preparation import accelerator_for, check_arguments, choose_layers, describe, digest, fit_together
 from .restoring import frozen, modes_restored, random_states, random_states_restored, set_random_states
@@ -186,7 +186,7 @@ def distill(
         # The data, the two networks with their taps, and the loss.
         seed_everything(seed)
         batches = training_batches(train, batch_size=batch_size, seed=seed, workers=workers, accelerator=accelerator)
-        tests = test_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
+        tests = evaluation_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
         sample = batches.sample()
         for network in filter(None, (teacher, student)):
             network.to(device)

@@ -53,6 +53,7 @@ def test_history_has_the_terms_and_their_sum():
     assert "2 epochs" in repr(result)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
 def test_same_seed_same_weights_whatever_the_workers():
     options = {"teacher": network(2), "loss": Mimic(), "student_layers": ["norm"]}
     torch.manual_seed(5)
