@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
@@ -14,6 +15,7 @@ from .capture.buffers import FeatureBuffer
 from .capture.recorder import LayerRecorder, NotFiniteError
 from .capture.state import device_of
 from .estimators.blocks import blocked_cka
+from .estimators.inference import OutlierWarning, cka_matrix_with_error
 from .estimators.kernels import Linear
 from .estimators.moments import MomentCKA
 from .estimators.routes import SKETCH_SIZE, Route, choose_route
@@ -69,6 +71,7 @@ class DatasetPass:
         self.samples = 0
         self.batches = 0
         self.statistics: Any = None
+        self.outliers: list[str] = []
         self.left, self.right = _Kept(None), _Kept(None)
 
     def consume(self, _index: int, kept: list[list[torch.Tensor]], samples: int) -> None:
@@ -115,8 +118,8 @@ class DatasetPass:
             (r.name, layer) for r in (self.recorders[:1] if self.two_sided else self.recorders) for layer in r.names
         ]
         columns = [(r.name, layer) for r in self.recorders[1:] for layer in r.names] if self.two_sided else rows
-        notes = [*notes, f"route {route.name}: {route.reason}"]
-        notes += [f"{r.name}: {name!r} was left out: {why}" for r in self.recorders for name, why in r.left_out.items()]
+        notes = [*notes, f"route {route.name}: {route.reason}", *self.outliers]
+        notes += [note for r in self.recorders for note in r.notes()]
         for side, axis in ((rows, 1),) if not self.two_sided else ((rows, 1), (columns, 0)):
             notes += [
                 f"{model}: {layer!r} is constant over all samples, so its similarity is undefined"
@@ -159,6 +162,9 @@ class DatasetPass:
         xs = self.left.arrays()
         ys = self.right.arrays() if self.two_sided else None
         if route.name == "blocks":
+            stacks = 8 * self.samples**2 * (len(xs) + len(ys or ()))
+            if self.samples >= 5 and stacks <= MEMORY // 8:
+                return self._with_jackknife(xs, ys)
 
             def bar(blocks: Iterator[Any], total: int) -> Iterator[Any]:
                 return iter(tqdm(blocks, desc="blocks", total=total, disable=not request.progress, dynamic_ncols=True))
@@ -166,6 +172,20 @@ class DatasetPass:
             values = blocked_cka(xs, ys, kernel=request.kernel, estimator=request.estimator, progress=bar)
             return values.cpu().numpy(), None, None
         return _measured(request.measure, xs, ys, request.progress), None, None
+
+    def _with_jackknife(
+        self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Whole Gram matrices fit: the exact jackknife over samples, and what it says of outliers as notes."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = cka_matrix_with_error(xs, ys, kernel=self.request.kernel, estimator=self.request.estimator)
+        for warning in caught:
+            if issubclass(warning.category, OutlierWarning):
+                self.outliers.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return found.value.cpu().numpy(), found.standard_error.cpu().numpy(), self.samples - 1
 
 
 def run_dataset(
