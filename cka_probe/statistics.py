@@ -94,7 +94,7 @@ class MinibatchPass:
         rows, columns = self._sides
         notes = [
             *notes,
-            *(f"{r.name}: {name!r} was left out: {why}" for r in self.recorders for name, why in r.left_out.items()),
+            *(note for r in self.recorders for note in r.notes()),
         ]
         return minibatch_result(self.statistics, rows, columns, notes, meta, models=models)
 

@@ -1,7 +1,7 @@
 """Pooling: from an activation of any shape to features (samples, width), with padding left out.
 
-Shapes: maps (n, c, h, w) and any number of spatial axes, tokens (n, t, d), matrices (n, d), scalars (n,). A mask (n, t)
-is 1 where a token is real.
+Shapes: maps (n, c, h, w) and any number of spatial axes, square maps (n, h, h, c), tokens (n, t, d), matrices (n, d),
+scalars (n,). A mask (n, t) is 1 where a token is real.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POOLINGS = {
     "mean": "mean over positions of a map, or over real tokens",
     "spatial": "every position of a map is a sample",
     "all": "every real token is a sample",
-    "cls": "the first token",
+    "cls": "the first real token",
     "last": "the last real token",
 }
 
@@ -51,7 +51,7 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
     pooling : str or callable
         One of ``POOLINGS``, or a function from the activation to a tensor (m, d).
     mask : tensor (n, t), optional
-        1 for real tokens. Applied to activations whose first two axes are (n, t) and which have a third.
+        1 for real tokens. Applied to activations whose first two axes are (n, t) and which have more.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
             shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise ValueError(f"the pooling function must return a tensor of shape (n, d), got {shape}")
         return features
-    has_tokens = mask is not None and activation.ndim == 3 and tuple(activation.shape[:2]) == tuple(mask.shape)
+    has_tokens = mask is not None and activation.ndim >= 3 and tuple(activation.shape[:2]) == tuple(mask.shape)
     if pooling == "auto":
         pooling = "mean" if has_tokens else "flatten"
     if activation.ndim < 3:
@@ -82,6 +82,8 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
             raise ValueError(f"pooling {pooling!r} needs an activation with positions, got {tuple(activation.shape)}")
         return activation.reshape(activation.shape[0], -1)
     real = mask.to(device=activation.device, dtype=torch.bool) if mask is not None and has_tokens else None
+    if real is not None:
+        activation = activation.flatten(2)  # heads of a token belong to it
     if pooling == "flatten":
         if real is not None:
             # where, not a product: padding may hold NaN.
@@ -92,28 +94,37 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
     return _pool_map(activation, pooling)
 
 
+def _mean(activation: torch.Tensor, axis: int | tuple[int, ...]) -> torch.Tensor:
+    """In float32 at least: rounding a mean to half precision would cost CKA 1e-3."""
+    return activation.mean(axis, dtype=torch.promote_types(activation.dtype, torch.float32))
+
+
 def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) -> torch.Tensor:
+    if pooling in ("spatial", "all"):
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        return flat if real is None else flat[real.reshape(-1)]
+    if real is None:
+        if pooling == "mean":
+            return _mean(tokens, 1)
+        return tokens[:, 0] if pooling == "cls" else tokens[:, -1]
     if pooling == "mean":
-        if real is None:
-            return tokens.mean(1)
-        # where, not a product: padding may hold NaN. The sum is in float32 at least, as means over tokens are.
+        # where, not a product: padding may hold NaN. A sample without any real token gives NaN.
         kept = torch.where(real[:, :, None], tokens, 0.0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
         return kept / real.sum(1, keepdim=True)
-    if pooling == "cls":
-        return tokens[:, 0]
-    if pooling == "last":
-        if real is None:
-            return tokens[:, -1]
-        # The largest index that is real: right for padding on either side.
-        position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(real).where(real, -1).amax(1)
-        return tokens[torch.arange(tokens.shape[0], device=tokens.device), position]
-    flat = tokens.reshape(-1, tokens.shape[-1])
-    return flat if real is None else flat[real.reshape(-1)]
+    # The first or last that is real: right for padding on either side.
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    place = (places.where(real, tokens.shape[1]).amin(1) if pooling == "cls" else places.where(real, -1).amax(1))[
+        :, None
+    ]
+    found = tokens.take_along_dim((place % tokens.shape[1])[:, :, None], 1)[:, 0]
+    return torch.where(real.any(1, keepdim=True), found, torch.nan)
 
 
 def _pool_map(maps: torch.Tensor, pooling: str) -> torch.Tensor:
+    if maps.ndim == 4 and maps.shape[1] == maps.shape[2] != maps.shape[3]:
+        maps = maps.movedim(3, 1)  # (n, h, w, c), as Swin has it: a square map shows which axes are space
     if pooling == "mean":
-        return maps.flatten(2).mean(2)
+        return _mean(maps, tuple(range(2, maps.ndim)))
     if pooling in ("spatial", "all"):
         return maps.flatten(2).transpose(1, 2).reshape(-1, maps.shape[1])
     raise ValueError(

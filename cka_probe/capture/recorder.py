@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,10 @@ from .state import device_of, full_precision, reduces_products
 
 Keep = Callable[[str, torch.Tensor], Any]
 """Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""
+
+
+LISTED = 6
+"""Layers that a note names before it counts the others."""
 
 
 class LayerRecorder:
@@ -67,6 +72,9 @@ class LayerRecorder:
         self._samples: int | None = None
         self._mask: torch.Tensor | None = None
         self._reduced = False
+        self._token_axes: dict[str, int | None] = {}
+        self._previous: weakref.ref[torch.Tensor] | None = None
+        self._previous_name, self._previous_version = "", 0
 
     def run(self, batch: Any, index: int, samples: int | None) -> tuple[list[Any], int]:
         """Run the model on one batch.
@@ -93,7 +101,7 @@ class LayerRecorder:
             If a layer breaks one of the rules above; the message names it.
         """
         self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
-        self._kept, self._rows = {}, {}
+        self._kept, self._rows, self._previous = {}, {}, None
         self._reduced = reduces_products(device_of(self.model))
         self.forward(self.model, batch)
         if not self.names:
@@ -128,15 +136,30 @@ class LayerRecorder:
             reasons = "; ".join(f"{name!r}: {why}" for name, why in list(self.left_out.items())[:3])
             raise CaptureError(f"No selected layer of {self.name} can be compared. {reasons}")
 
+    def notes(self) -> list[str]:
+        """What was left out and why, one line for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            reasons.setdefault(why, []).append(name)
+        lines = []
+        for why, names in reasons.items():
+            listed = ", ".join(map(repr, names[:LISTED])) + (f" and {len(names) - LISTED} more" * (len(names) > LISTED))
+            lines.append(f"{self.name}: {listed} {'was' if len(names) == 1 else 'were'} left out: {why}")
+        return lines
+
     def _receive(self, name: str, module: nn.Module, tensor: torch.Tensor) -> None:
         if name in self.left_out:
             return
-        reason = self._unfit(tensor := samples_first(module, tensor))
+        previous = self._previous() if self._previous is not None else None
+        fresh, tensor = tensor, samples_first(module, tensor)
+        version = _version(fresh)
+        if fresh is previous and fresh is tensor and version is not None and version == self._previous_version:
+            # Dropout in eval mode, Identity: the very output of the layer before, unchanged.
+            self._kept[name], self._rows[name] = self._kept[self._previous_name], self._rows[self._previous_name]
+            return
+        reason = self._unfit(tensor)
         if reason is not None:
-            path = name.partition("#")[0]
-            if path in self.probe.selection.named or name in self.names:
-                raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
-            self.left_out[name] = reason
+            self._leave_out(name, reason)
             return
         # The hook runs inside the caller's autocast, which would take the Gram matrix in half precision too.
         if self._reduced or torch.is_autocast_enabled(tensor.device.type):
@@ -145,21 +168,66 @@ class LayerRecorder:
         else:
             self._record(name, tensor)
 
+        if name in self._kept and version is not None and self._kept[name] is not None and fresh is tensor:
+            self._previous, self._previous_name, self._previous_version = weakref.ref(fresh), name, version
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        if name.partition("#")[0] in self.probe.selection.named or name in self.names:
+            raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
+        self.left_out[name] = reason
+
     def _record(self, name: str, tensor: torch.Tensor) -> None:
+        tokens, mask = self._with_tokens(name, tensor)
         try:
-            features = pool(tensor, self.pooling, self._mask)
+            features = pool(tokens, self.pooling, mask)
         except ValueError as error:
             raise CaptureError(f"Layer {name!r} of {self.name}: {error}.") from error
+        except Exception as error:
+            if not callable(self.pooling):
+                raise
+            raise CaptureError(
+                f"Layer {name!r} of {self.name}: the pooling function failed on an activation of shape "
+                f"{tuple(tensor.shape)}: {error}"
+            ) from error
+        if callable(self.pooling) and self._samples not in (None, tensor.shape[0], features.shape[0]):
+            self._leave_out(name, self._misplaced(tensor))
+            return
         if features.dtype not in (torch.float32, torch.float64):
             features = features.float()
         try:
             self._kept[name] = self.keep(name, features)
         except NotFiniteError:
-            raise CaptureError(
-                f"Layer {name!r} of {self.name} gave NaN or infinity in batch {self._batch}. Check the input and "
-                "weights; half precision may have overflowed."
-            ) from None
+            raise CaptureError(self._not_finite(name)) from None
         self._rows[name] = features.shape[0]
+
+    def _with_tokens(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The activation with tokens on axis 1, and the mask if it has tokens: always on the axis of the first batch.
+
+        Without that memory, a batch whose length happens to be the number of heads would be pooled in another way.
+        """
+        mask = self._mask
+        if mask is None or callable(self.pooling) or tensor.ndim < 3 or tensor.shape[0] != mask.shape[0]:
+            return tensor, None
+        axes = [axis for axis in range(1, tensor.ndim) if tensor.shape[axis] == mask.shape[1]]
+        axis = self._token_axes.setdefault(name, axes[0] if axes else None)
+        if axis is None:
+            return tensor, None
+        if axis not in axes:
+            raise CaptureError(
+                f"Layer {name!r} of {self.name} has shape {tuple(tensor.shape)} in batch {self._batch}, where its axis "
+                f"{axis} no longer holds the {mask.shape[1]} tokens of the attention mask as before. Leave it out, or "
+                "pass a pooling function."
+            )
+        return tensor.movedim(axis, 1), mask
+
+    def _not_finite(self, name: str) -> str:
+        if self._mask is not None and not bool((empty := ~self._mask.bool().any(1)).sum() == 0):
+            sample = int(empty.int().argmax())
+            return f"Sample {sample} of batch {self._batch} has no real token in its attention mask."
+        return (
+            f"Layer {name!r} of {self.name} gave NaN or infinity in batch {self._batch}. Check the input and "
+            "weights; half precision may have overflowed."
+        )
 
     def _unfit(self, tensor: torch.Tensor) -> str | None:
         """Why an output cannot be compared, or None."""
@@ -169,14 +237,22 @@ class LayerRecorder:
             return "its output is a single number"
         if self._samples is None:
             self._samples = tensor.shape[0]
-        if tensor.shape[0] != self._samples:
-            return (
-                f"its output has shape {tuple(tensor.shape)}, so axis 0 does not hold the {self._samples} samples "
-                "of the batch"
-            )
+        if tensor.shape[0] != self._samples and not callable(self.pooling):
+            return self._misplaced(tensor)
         if tensor.numel() == 0:
             return f"its output is empty, of shape {tuple(tensor.shape)}"
         return None
+
+    def _misplaced(self, tensor: torch.Tensor) -> str:
+        return (
+            f"its output has shape {tuple(tensor.shape)}, so axis 0 does not hold the {self._samples} samples of the "
+            "batch"
+        )
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often the tensor was changed in place; None where torch does not count (inference mode)."""
+    return None if tensor.is_inference() else tensor._version
 
 
 class NotFiniteError(ValueError):

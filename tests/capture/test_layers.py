@@ -137,7 +137,7 @@ def test_a_model_without_blocks():
         select_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "blocks")
 
 
-# --- real networks ---------------------------------------------------------------------------------------------------
+# --- real networks ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_attention_is_a_leaf_for_its_projection_is_never_called():
     assert "self_attn.out_proj" not in paths(net, "leaves")
 
 
-# --- wrappers --------------------------------------------------------------------------------------------------------
+# --- wrappers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_wrappers_are_looked_through(net, wrap):
     assert paths(wrap(net), "blocks") == BLOCKS
 
 
-# --- the table of `cka-probe info` -----------------------------------------------------------------------------------
+# --- the table of `cka-probe info` --------------------------------------------------------------------------------
 
 
 def test_the_table_lists_modules_in_the_order_of_execution_with_shapes_and_parameters(net):
