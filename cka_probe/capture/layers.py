@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 Layers = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Sequence[Any]
@@ -120,6 +121,8 @@ def select_layers(model: nn.Module, layers: Layers = "leaves") -> Selection:
     model = unwrap(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("A model in TorchScript runs no hooks inside. Pass the module that it was made from.")
     modules = dict(model.named_modules(remove_duplicate=False))
     single = isinstance(layers, str | type) or callable(layers)
     parts: Any = [layers] if single else layers

@@ -130,6 +130,13 @@ def test_a_model_that_is_no_module():
         select_layers(lambda x: x)
 
 
+@pytest.mark.filterwarnings("ignore:`?torch.jit")  # deprecated, and still around
+def test_a_model_in_torchscript():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match=r"A model in TorchScript runs no hooks inside\. Pass the module"):
+        select_layers(scripted)
+
+
 def test_a_model_without_blocks():
     with pytest.raises(
         ValueError, match=r"Sequential has no repeated blocks .* Use layers=\"leaves\" or name its layers"

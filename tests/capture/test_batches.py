@@ -1,0 +1,319 @@
+"""What loaders yield, how a model is called with it, and how small batches are joined."""
+
+from collections import OrderedDict, UserDict, namedtuple
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from small_networks import image_batches, small_network
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, TensorDataset
+
+import cka_probe as cp
+from cka_probe.capture.batches import (
+    attention_mask,
+    batch_size,
+    call_model,
+    certain_batch_size,
+    join,
+    joined_batches,
+    move,
+)
+
+Pair = namedtuple("Pair", "image target")
+
+
+class Recording(nn.Module):
+    """Remembers what it was called with."""
+
+    def forward(self, x, y=None, attention_mask=None):
+        self.got = {"x": x, "y": y, "attention_mask": attention_mask}
+        return x
+
+
+@pytest.fixture
+def net():
+    return Recording()
+
+
+# --- calling the model --------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_is_passed_as_it_is(net):
+    x = torch.ones(2)
+    call_model(net, x)
+    assert net.got["x"] is x
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: Pair(*pair)])
+def test_of_input_and_target_the_input_is_passed(net, kind):
+    x, target = torch.ones(2), torch.zeros(2)
+    call_model(net, kind((x, target)))
+    assert net.got == {"x": x, "y": None, "attention_mask": None}
+
+
+def test_a_tuple_of_several_inputs_before_the_target(net):
+    x, y, target = torch.ones(2), torch.ones(3), torch.zeros(2)
+    call_model(net, ((x, y), target))
+    assert net.got["x"] is x
+    assert net.got["y"] is y
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, UserDict])
+def test_a_mapping_becomes_the_keywords_that_the_forward_takes(net, kind):
+    x, mask = torch.ones(2), torch.ones(2, 3)
+    call_model(net, kind({"x": x, "attention_mask": mask, "labels": torch.zeros(2), "idx": 3}))
+    assert net.got["x"] is x
+    assert net.got["attention_mask"] is mask
+
+
+def test_a_mapping_beside_a_target(net):
+    x = torch.ones(2)
+    call_model(net, ({"x": x}, torch.zeros(2)))
+    assert net.got["x"] is x
+
+
+def test_a_forward_that_takes_any_keyword_is_spared_the_labels():
+    class Any(nn.Module):
+        def forward(self, **keywords):
+            self.got = keywords
+
+    net = Any()
+    call_model(net, {"x": 1, "labels": 2, "label": 3})
+    assert net.got == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ("text", r"A batch of type str cannot be passed to Recording\. Pass forward=lambda model, batch"),
+        (None, r"A batch of type NoneType cannot be passed to Recording"),
+        ((), r"A batch of type tuple cannot be passed to Recording"),
+        (["a", "b"], r"A batch of type list cannot be passed to Recording"),
+        ({"image": 1, "id": 2}, r"The forward of Recording takes none of the keys 'image', 'id' of the batch\. Pass"),
+        (([torch.ones(3)] * 5, 0), r"The forward of Recording does not take the 5 inputs of the batch \(too many"),
+    ],
+)
+def test_what_the_model_cannot_take_is_told_so(net, batch, message):
+    with pytest.raises(TypeError, match=message):
+        call_model(net, batch)
+
+
+def test_only_the_first_of_several_parts_is_used_and_a_note_says_so():
+    net, (images,) = small_network(0), image_batches(count=1)
+    index = torch.arange(len(images))
+    result = cp.compare(net, net, DataLoader(TensorDataset(images, index, index), batch_size=6), progress=False)
+    assert result.notes == (
+        "model_x (Sequential) was given the first of the 3 parts of each batch only; pass forward= to use more",
+    )
+    assert not cp.compare(net, net, DataLoader(TensorDataset(images, index), batch_size=6), progress=False).notes
+
+
+# --- masks, sizes, devices ----------------------------------------------------------------------------------------
+
+
+def test_the_attention_mask_of_a_batch():
+    mask = torch.ones(2, 3)
+    assert attention_mask({"attention_mask": mask}) is mask
+    assert attention_mask(({"attention_mask": mask}, torch.zeros(2))) is mask
+    assert attention_mask({"attention_mask": torch.ones(2, 1, 3, 3)}) is None
+    assert attention_mask({"attention_mask": None}) is None
+    assert attention_mask(torch.ones(2, 3)) is None
+    assert attention_mask([]) is None
+
+
+def test_the_number_of_samples():
+    images = torch.zeros(5, 3, 8, 8)
+    assert batch_size(images) == 5
+    assert batch_size((images, torch.zeros(5))) == 5
+    assert batch_size({"name": "x", "scale": torch.tensor(2.0), "image": images}) == 5
+    assert batch_size(["a"]) is None
+
+
+def test_a_list_of_images_is_not_three_samples():
+    images = tuple(torch.zeros(3, 8, 8) for _ in range(6))
+    boxes = tuple({"boxes": torch.zeros(3, 4)} for _ in range(6))
+    assert certain_batch_size((images, boxes)) is None
+    assert certain_batch_size((torch.zeros(5, 3), torch.zeros(5))) == 5
+    assert certain_batch_size((torch.zeros(5, 3), torch.zeros(4))) is None
+    assert certain_batch_size({"x": torch.zeros(5, 3), "scale": torch.tensor(1.0)}) is None
+    assert certain_batch_size("text") is None
+
+
+def test_detectors_are_compared_on_lists_of_images():
+    """The collate function of torchvision's detection examples: tuples of images and of targets."""
+
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images):
+            return self.body(torch.stack(images)).mean((2, 3))
+
+    net = Detector()
+    images = torch.randn(10, 3, 6, 6)
+    targets = [{"boxes": torch.zeros(3, 4), "labels": torch.zeros(3)} for _ in images]
+    data = [(list(images[:6]), targets[:6]), (list(images[6:]), targets[6:])]
+    result = cp.compare(net, net, data, forward=lambda model, batch: model(batch[0]), progress=False)
+    assert (result.meta["batches"], result.meta["samples"]) == (2, 10)
+    expected = cp.compare(net, net, [images[:6], images[6:]], forward=lambda model, x: model(list(x)), progress=False)
+    assert_allclose(result.values, expected.values, atol=1e-6)
+
+
+def test_moving_keeps_the_kinds():
+    class Graph:
+        def to(self, device):
+            return ("moved", device)
+
+    device = torch.device("meta")
+    packed = pack_sequence([torch.ones(3), torch.ones(2)])
+    batch = Pair((torch.ones(2), "name", Graph()), OrderedDict(x=[torch.ones(3)], packed=packed))
+    moved = move(batch, device)
+    assert isinstance(moved, Pair)
+    assert moved.image[0].device == device
+    assert moved.image[1:] == ("name", ("moved", device))
+    assert isinstance(moved.target, OrderedDict)
+    assert moved.target["x"][0].device == device
+    assert moved.target["packed"].data.device == device
+    assert moved.target["packed"].batch_sizes.device.type == "cpu"
+    assert batch.image[0].device.type == "cpu", "the batch itself is not changed"
+    assert batch.target["x"][0].device.type == "cpu"
+
+
+def test_a_batch_encoding_keeps_its_attributes():
+    transformers = pytest.importorskip("transformers")
+    batch = transformers.BatchEncoding({"input_ids": torch.ones(2, 3)})
+    moved = move(batch, torch.device("meta"))
+    assert moved.input_ids.device.type == "meta"
+    assert batch.input_ids.device.type == "cpu"
+
+
+def test_a_mapping_that_cannot_be_changed_becomes_a_dict():
+    from types import MappingProxyType
+
+    moved = move(MappingProxyType({"x": torch.ones(2)}), torch.device("meta"))
+    assert moved["x"].device.type == "meta"
+
+
+# --- joining ------------------------------------------------------------------------------------------------------
+
+
+def test_join_puts_samples_behind_each_other_in_every_kind_of_nesting():
+    a = {"x": torch.ones(2, 3), "names": ["a", "b"], "pair": Pair(torch.ones(2), None), "size": 7}
+    b = {"x": torch.zeros(1, 3), "names": ["c"], "pair": Pair(torch.zeros(1), None), "size": 7}
+    joined = join(a, b)
+    assert torch.equal(joined["x"], torch.tensor([[1.0] * 3, [1.0] * 3, [0.0] * 3]))
+    assert joined["names"] == ["a", "b", "c"]
+    assert isinstance(joined["pair"], Pair)
+    assert torch.equal(joined["pair"].image, torch.tensor([1.0, 1.0, 0.0]))
+    assert joined["pair"].target is None
+    assert joined["size"] == 7
+    assert a["x"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 4)),
+        (torch.ones(2, 3), torch.ones(2)),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        (torch.tensor(1.0), torch.tensor(1.0)),
+        ({"x": torch.ones(2)}, {"y": torch.ones(2)}),
+        ({"x": torch.ones(2), "t": 1}, {"x": torch.ones(2), "t": 2}),
+        ((torch.ones(2),), (torch.ones(2), torch.ones(2))),
+        (torch.ones(2), "text"),
+        (object(), object()),
+    ],
+)
+def test_join_refuses_what_does_not_fit(a, b):
+    assert join(a, b) is None
+
+
+def sizes_of(batches):
+    return [(len(batch), count) for batch, count in batches]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "joined"),
+    [
+        ([8, 8, 8], [(8, 1), (8, 1), (8, 1)]),
+        ([8, 8, 2], [(8, 1), (10, 2)]),
+        ([8, 2, 8], [(10, 2), (8, 1)]),
+        ([2, 8, 8], [(10, 2), (8, 1)]),
+        ([2, 2, 2, 2, 2], [(4, 2), (6, 3)]),
+        ([1] * 7, [(7, 7)]),
+        ([3, 3, 3, 3], [(6, 2), (6, 2)]),
+        ([8, 1, 1, 1, 1], [(8, 1), (4, 4)]),
+        ([4], [(4, 1)]),
+        ([3, 1], [(4, 2)]),
+    ],
+)
+def test_small_batches_are_joined_and_large_ones_left_alone(sizes, joined):
+    samples = torch.arange(sum(sizes))
+    notes = []
+    found = list(joined_batches(samples.split(sizes), 4, notes))
+    assert sizes_of(found) == joined
+    assert torch.equal(torch.cat([batch for batch, _ in found]), samples), "every sample once, in order"
+    assert not notes
+
+
+def test_memory_does_not_grow_when_all_batches_are_small():
+    found = list(joined_batches([torch.zeros(2) for _ in range(1000)], 4, []))
+    assert len(found) == 500
+
+
+def test_what_cannot_be_joined_is_left_out_with_a_note():
+    notes = []
+    batches = [torch.zeros(8, 3), torch.zeros(2, 5), torch.zeros(8, 3)]
+    assert sizes_of(joined_batches(batches, 4, notes)) == [(8, 1), (8, 1)]
+    reason = "at least 4 are needed and it could not be joined to another"
+    assert notes == [f"a batch of 2 samples was left out: {reason}"]
+    notes.clear()
+    assert sizes_of(joined_batches([torch.zeros(1, 5), torch.zeros(8, 3), torch.zeros(3, 5)], 4, notes)) == [(8, 1)]
+    assert notes == [f"a batch of {n} samples was left out: {reason}" for n in (1, 3)]
+
+
+def test_two_small_neighbours_of_different_shape():
+    notes = []
+    batches = [torch.zeros(8, 3), torch.zeros(2, 3), torch.zeros(2, 5), torch.zeros(8, 5)]
+    assert sizes_of(joined_batches(batches, 4, notes)) == [(10, 2), (10, 2)]
+    assert not notes
+
+
+def test_batches_of_unknown_size_are_passed_on():
+    batches = ["a", "b", "c"]
+    assert list(joined_batches(batches, 4, [])) == [("a", 1), ("b", 1), ("c", 1)]
+
+
+def test_no_batches():
+    assert list(joined_batches([], 4, [])) == []
+
+
+# --- two loaders --------------------------------------------------------------------------------------------------
+
+
+def test_a_shuffling_loader_cannot_be_paired():
+    net, (images,) = small_network(0), image_batches(count=1)
+    plain, shuffled = (DataLoader(images, batch_size=6, shuffle=flag) for flag in (False, True))
+    with pytest.raises(ValueError, match=r"`data_y` shuffles, so its samples are not in the order of the other\. Turn"):
+        cp.compare(net, net, plain, data_y=shuffled, progress=False)
+    with pytest.raises(ValueError, match=r"`data` shuffles"):
+        cp.compare(net, net, shuffled, data_y=shuffled, progress=False)
+
+
+def test_loaders_that_shuffle_alike_can_be_paired():
+    net, (images,) = small_network(0), image_batches(count=1)
+    loaders = [
+        DataLoader(images, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(4)) for _ in range(2)
+    ]
+    result = cp.compare(net, small_network(0), loaders[0], data_y=loaders[1], progress=False)
+    assert_allclose(result.values.diagonal(), 1.0, atol=1e-6)
+
+
+def test_a_single_shuffling_loader_is_fine():
+    net, (images,) = small_network(0), image_batches(count=1)
+    result = cp.compare(net, small_network(0), DataLoader(images, batch_size=6, shuffle=True), progress=False)
+    assert_allclose(result.values.diagonal(), 1.0, atol=1e-6)
