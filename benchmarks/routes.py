@@ -78,9 +78,9 @@ ROUTES: dict[str, Callable] = {
     "sketch (512)": lambda xs, ys: streamed(SketchCKA(size=512), xs, ys),
 }
 MOST = {
-    "whole Gram + jackknife": lambda n, d: n <= 4_000,
-    "moments": lambda n, d: d <= 1_024,
-    "blocks": lambda n, d: n <= 10_000,
+    "whole Gram + jackknife": lambda n, _: n <= 4_000,
+    "moments": lambda _, d: d <= 1_024,
+    "blocks": lambda n, _: n <= 10_000,
 }
 
 

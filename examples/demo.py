@@ -49,7 +49,7 @@ def train_students(
     teacher: nn.Module, few: torch.utils.data.Dataset, test: torch.utils.data.Dataset, seeds: int, epochs: int
 ) -> tuple[pd.DataFrame, nn.Module, nn.Module]:
     """Histories of all runs, and the first RCKA student before and after."""
-    # The weights of examples/recipes/digits.toml. The paper's 15 suit its 190,000 steps; in 300 they drown the labels.
+    # The weights of examples/recipes/digits.toml. The paper's 15 suit its 190,000 steps; in 200 they drown the labels.
     methods: dict[str, Callable[[], nn.Module] | None] = {
         "CE": None,
         "KD": KDLoss,
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "figures" / "demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--student-epochs", type=int, default=60)
+    parser.add_argument("--student-epochs", type=int, default=40)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     mpl.use("Agg")

@@ -1,0 +1,98 @@
+"""What RCKA adds to a training step of resnet32x4 -> resnet8x4 at batch 64, 32 x 32 images, 100 classes.
+
+python benchmarks/distill.py [--rounds 7] [--output benchmarks/results/distill.csv]
+
+Three kinds of step, interleaved: the student with its teacher's forward and the logits' KD loss, the same with taps, and
+the same with taps and RCKA. The difference that counts is RCKA against the same step without it: forward of both networks,
+backward, and the optimiser. Medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.nn import functional
+
+from cka_probe.capture import Probe
+from cka_probe.distill.losses import RCKALoss
+from cka_probe.distill.models import build
+
+STAGES = ["layer1", "layer2", "layer3"]
+
+
+def steps(batch: int) -> dict[str, Callable[[], None]]:
+    """One training step of each kind, on the same images."""
+    torch.manual_seed(0)
+    teacher, student = build("resnet32x4").eval(), build("resnet8x4").train()
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 100, (batch,))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
+    rcka = RCKALoss()
+
+    def step(taps: bool, with_rcka: bool) -> None:
+        layers = STAGES if taps else []
+        if taps:
+            with Probe(student, layers, None) as s, Probe(teacher, layers, None) as t:
+                logits = student(images)
+                with torch.no_grad():
+                    targets = teacher(images)
+                features = list(s.features.values()), list(t.features.values())
+        else:
+            logits, features = student(images), ([], [])
+            with torch.no_grad():
+                targets = teacher(images)
+        loss = functional.cross_entropy(logits, labels)
+        if with_rcka:
+            loss = loss + rcka(logits, targets, *features)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {
+        "without": lambda: step(False, False),
+        "with taps": lambda: step(True, False),
+        "with taps and RCKA": lambda: step(True, True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "distill.csv")
+    options = parser.parse_args()
+    kinds = steps(options.batch)
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for round_number in range(options.rounds + 1):
+        for name, step in kinds.items():
+            started = time.perf_counter()
+            step()
+            if round_number:  # the first warms up
+                seconds[name].append(time.perf_counter() - started)
+    floor = statistics.median(seconds["without"])
+    rows = []
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        rows.append({"step": name, "seconds": median, "fastest": min(values), "ratio": median / floor})
+        print(f"{name:20} {median:.3f} s   {median / floor:.3f} x   fastest {min(values):.3f} s")
+    table = pd.DataFrame(rows)
+    table["machine"] = (
+        f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    table["command"] = "python " + " ".join(sys.argv)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.output.with_suffix(".part")
+    table.to_csv(temporary, index=False)
+    temporary.replace(options.output)
+
+
+if __name__ == "__main__":
+    main()
