@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cka-probe-installed
 
-.PHONY: help setup demo test lint bench figures clean
+.PHONY: help setup demo test lint docs bench figures clean
 
 help:
 	@echo "make demo     compare two trained networks, distil one from the other, write the figures (5 minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
+	@echo "make docs     build the documentation into site/"
 	@echo "make bench    time and memory beside the peers and the forward pass alone"
 	@echo "make figures  remake the paper-style figures"
 	@echo "VENV=path reuses an environment; PYTHON=python3.12 chooses the interpreter of a new one"
@@ -24,8 +25,13 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
+# One thread for each of the parallel test processes: more would only wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,6 +41,10 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/routes.py
+	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/distill.py
+	$(BIN)/python benchmarks/coverage.py
 
 figures: $(STAMP)
 	$(BIN)/python -m figures

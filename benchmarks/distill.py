@@ -2,9 +2,8 @@
 
 python benchmarks/distill.py [--rounds 7] [--output benchmarks/results/distill.csv]
 
-Three kinds of step, interleaved: the student with its teacher's forward and the logits' KD loss, the same with taps, and
-the same with taps and RCKA. The difference that counts is RCKA against the same step without it: forward of both networks,
-backward, and the optimiser. Medians of the rounds.
+Three kinds of step, interleaved: forward of student and teacher, cross-entropy, backward and optimiser; the same with
+taps on three stages; the same with taps and RCKA. The first is what the other two are measured against. Medians.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class DatasetPass:
         """The similarities over all samples."""
         request, route = self.request, self.route
         assert route is not None
-        values, error, degrees = self._values(route)
+        values, error, degrees, chance = self._values(route)
         rows = [
             (r.name, layer) for r in (self.recorders[:1] if self.two_sided else self.recorders) for layer in r.names
         ]
@@ -133,7 +133,7 @@ class DatasetPass:
             [layer for _, layer in columns],
             standard_error=error,
             p_value=_p_value(values, self.samples) if unbiased and route.name != "sketch" else None,
-            chance=np.zeros_like(values) if unbiased else None,
+            chance=np.zeros_like(values) if unbiased else chance,
             notes=notes,
             measure=request.measure,
             meta={
@@ -144,34 +144,38 @@ class DatasetPass:
                 "samples": self.samples,
                 "batches": self.batches,
                 **({} if degrees is None else {"degrees_of_freedom": degrees}),
+                **_kind(request.measure),
                 **meta,
             },
             row_models=[model for model, _ in rows] if models else None,
             column_models=[model for model, _ in columns] if models else None,
         )
 
-    def _values(self, route: Route) -> tuple[np.ndarray, np.ndarray | None, int | None]:
-        """Values, standard errors and their degrees of freedom."""
+    def _values(self, route: Route) -> tuple[np.ndarray, np.ndarray | None, int | None, np.ndarray | None]:
+        """Values, standard errors, their degrees of freedom, and chance levels where a measure has them."""
         request = self.request
         if route.name == "moments":
             error = self.statistics.standard_error(request.estimator)
             values = self.statistics.compute(request.estimator).cpu().numpy()
-            return values, None if error is None else error.cpu().numpy(), min(GROUPS, self.batches) - 1
+            return values, None if error is None else error.cpu().numpy(), min(GROUPS, self.batches) - 1, None
         if route.name == "sketch":
-            return self.statistics.compute().cpu().numpy(), None, None
+            return self.statistics.compute().cpu().numpy(), None, None, None
         xs = self.left.arrays()
         ys = self.right.arrays() if self.two_sided else None
         if route.name == "blocks":
             stacks = 8 * self.samples**2 * (len(xs) + len(ys or ()))
             if self.samples >= 5 and stacks <= MEMORY // 8:
-                return self._with_jackknife(xs, ys)
+                return (*self._with_jackknife(xs, ys), None)
 
             def bar(blocks: Iterator[Any], total: int) -> Iterator[Any]:
                 return iter(tqdm(blocks, desc="blocks", total=total, disable=not request.progress, dynamic_ncols=True))
 
             values = blocked_cka(xs, ys, kernel=request.kernel, estimator=request.estimator, progress=bar)
-            return values.cpu().numpy(), None, None
-        return _measured(request.measure, xs, ys, request.progress), None, None
+            return values.cpu().numpy(), None, None, None
+        from .estimators.measures import MEASURES
+
+        found = MEASURES[request.measure].matrix(xs, ys)
+        return found.values.cpu().numpy(), None, None, None if found.chance is None else found.chance.cpu().numpy()
 
     def _with_jackknife(
         self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None
@@ -208,17 +212,13 @@ def run_dataset(
     return gathered.result(run.notes, {**meta, "partial": run.interrupted}, models=models)
 
 
-def _measured(measure: str, xs: list[torch.Tensor], ys: list[torch.Tensor] | None, progress: bool) -> np.ndarray:
-    """Another measure of every pair of layers."""
+def _kind(measure: str) -> dict[str, str]:
+    """What a reader of the result must know of another measure: whether more means more alike."""
+    if measure == "cka":
+        return {}
     from .estimators.measures import MEASURES
 
-    function = MEASURES[measure].function
-    columns = xs if ys is None else ys
-    values = np.empty((len(xs), len(columns)))
-    pairs = [(i, j) for i in range(len(xs)) for j in range(len(columns))]
-    for i, j in tqdm(pairs, desc=measure, disable=not progress, dynamic_ncols=True):
-        values[i, j] = float(function(xs[i], columns[j]))
-    return values
+    return {"kind": MEASURES[measure].kind, "invariances": MEASURES[measure].invariances}
 
 
 def _p_value(values: np.ndarray, samples: int) -> np.ndarray:

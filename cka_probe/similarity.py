@@ -122,6 +122,11 @@ class SimilarityMatrix:
             object.__setattr__(self, name, value)  # the class is frozen to everyone else
 
     @property
+    def is_distance(self) -> bool:
+        """Whether less means more alike (``meta["kind"]`` is "distance")."""
+        return self.meta.get("kind") == "distance"
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Number of row layers and of column layers."""
         return (len(self.rows), len(self.columns))
@@ -244,7 +249,7 @@ class SimilarityMatrix:
             table["p_value"] = self.p_value.ravel()
         if self.chance is not None:
             table["chance"] = self.chance.ravel()
-        return pd.DataFrame(table).sort_values("value", ascending=False, kind="stable", ignore_index=True)
+        return pd.DataFrame(table).sort_values("value", ascending=self.is_distance, kind="stable", ignore_index=True)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
         """The heatmap of the matrix; see :func:`cka_probe.plotting.plot_heatmap` for the keywords."""

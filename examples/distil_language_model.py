@@ -2,9 +2,9 @@
 
 python examples/distil_language_model.py [--steps 150]
 
-Both models are built from a config with random weights (nothing is downloaded): a teacher of 4 layers of width 64 and
-a student of 2 layers of width 32, over the characters of README.md and docs/. The student is trained on the text alone, and
-on the text and its teacher's hidden states, from the same start; padded positions take no part.
+Both models are built from a config with random weights (nothing is downloaded): a teacher of 4 layers of width 64, a
+student of 2 layers of width 32, over the characters of README.md and docs/. The student is trained on the text alone,
+and on the text and its teacher's hidden states, from the same start; padded positions take no part.
 """
 
 from __future__ import annotations

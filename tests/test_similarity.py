@@ -266,3 +266,13 @@ class TestSummary:
 def test_imports_no_torch():
     code = "import sys, cka_probe.similarity; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_a_distance_less_is_more_alike():
+    values = [[0.0, 0.4, 0.9], [0.4, 0.0, 0.7], [0.9, 0.7, 0.0]]
+    names = ["a", "b", "c"]
+    matrix = SimilarityMatrix(values, names, names, measure="procrustes", meta={"kind": "distance"})
+    assert "most like b of the others (0.400)" in repr(matrix)
+    assert "most like b of the others (0.700)" in repr(matrix)
+    assert matrix.pairs()["value"].is_monotonic_increasing
+    assert not SimilarityMatrix(values, names, names).is_distance

@@ -81,11 +81,13 @@ def _range(matrix: SimilarityMatrix) -> str:
 
 def _best_matches(matrix: SimilarityMatrix, limit: int = 6) -> list[tuple[str, str]]:
     """The counterpart of each row; of a model compared with itself, the best among the other layers."""
-    compared = np.where(np.isfinite(matrix.values), matrix.values, -np.inf)
+    sign = -1 if matrix.is_distance else 1
+    compared = np.where(np.isfinite(matrix.values), sign * matrix.values, -np.inf)
     itself = False
     if matrix.row_labels == matrix.column_labels:
         diagonal = np.diag(matrix.values)
-        itself = bool(np.allclose(diagonal[np.isfinite(diagonal)], 1, atol=1e-6))
+        perfect = 0 if matrix.is_distance else 1
+        itself = bool(np.allclose(diagonal[np.isfinite(diagonal)], perfect, atol=1e-6))
     if itself:
         np.fill_diagonal(compared, -np.inf)
     matches = []
@@ -93,7 +95,7 @@ def _best_matches(matrix: SimilarityMatrix, limit: int = 6) -> list[tuple[str, s
         if row.size and np.isfinite(row.max()):
             best = int(row.argmax())
             other = " of the others" if itself else ""
-            matches.append((label, f"most like {matrix.column_labels[best]}{other} ({row[best]:.3f})"))
+            matches.append((label, f"most like {matrix.column_labels[best]}{other} ({sign * row[best]:.3f})"))
     if len(matches) <= limit:
         return matches
     chosen = np.linspace(0, len(matches) - 1, limit).round().astype(int)
