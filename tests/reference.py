@@ -156,3 +156,28 @@ def minibatch_influence(batches) -> np.ndarray:
     m = h.mean(axis=0)
     c = m[0] / math.sqrt(m[1] * m[2])
     return c * (h[:, 0] / m[0] - h[:, 1] / (2 * m[1]) - h[:, 2] / (2 * m[2]))
+
+
+# --- few features ------------------------------------------------------------------------------------------------
+
+
+def double_debiased(x, y) -> float:
+    """CKA with self terms over pairs of different features only, one HSIC_1 for each pair of features."""
+    x, y = _rows(x), _rows(y)
+
+    def mean(a, b, different):
+        pairs = [(r, s) for r in range(a.shape[1]) for s in range(b.shape[1]) if not (different and r == s)]
+        return sum(hsic1(np.outer(a[:, r], a[:, r]), np.outer(b[:, s], b[:, s])) for r, s in pairs) / len(pairs)
+
+    return mean(x, y, False) / math.sqrt(mean(x, x, True)) / math.sqrt(mean(y, y, True))
+
+
+def double_debiased_error(x, y) -> float:
+    """Three jackknives, each by leaving out and recomputing: over samples, features of x, features of y."""
+    n, p, q = len(x), x.shape[1], y.shape[1]
+    errors = (
+        jackknife_error([double_debiased(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(n)]),
+        jackknife_error([double_debiased(np.delete(x, r, 1), y) for r in range(p)]),
+        jackknife_error([double_debiased(x, np.delete(y, s, 1)) for s in range(q)]),
+    )
+    return math.sqrt(sum(e**2 for e in errors))

@@ -18,7 +18,7 @@ from .alignment import ratio, self_term
 from .hsic import Centred, both_sides, pairwise_inner, row_inner
 from .kernels import Kernel, Linear
 from .layer_grams import check_layers, layer_rows
-from .validation import Array, check_estimator, check_pair
+from .validation import Array, as_numpy, check_estimator, check_pair
 
 BLOCK = 4_000_000
 """Numbers that the leave-one-out values of all pairs of layers may fill at a time."""
@@ -49,15 +49,19 @@ class Estimate:
     high: Array
     level: float
 
+    @classmethod
+    def of(cls, value: Array, error: Array, level: float, degrees: Array | int) -> Estimate:
+        """The interval of Student's t with ``degrees`` of freedom around a value with its error."""
+        from scipy.special import stdtrit
 
-def _estimate(value: Array, error: Array, level: float, samples: int) -> Estimate:
-    from scipy.special import stdtrit
+        quantile = stdtrit(degrees if isinstance(degrees, int) else as_numpy(degrees), (1 + level) / 2)
+        xp = array_namespace(value)
+        half = xp.asarray(quantile, dtype=xp.float64, device=value.device) * error
+        return cls(value, error, value - half, value + half, level)
 
-    half = float(stdtrit(samples - 1, (1 + level) / 2)) * error
-    return Estimate(value, error, value - half, value + half, level)
 
-
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raise a ValueError unless ``level`` is the coverage of an interval."""
     if not 0 < level < 1:
         raise ValueError(f"`level` must lie between 0 and 1, got {level!r}. Use 0.95 for a 95 % interval.")
 
@@ -67,7 +71,7 @@ def _minimum(estimator: str) -> int:
     return check_estimator(estimator) + 1
 
 
-def _without(total: Array, rows: Array, diagonal: Array | float, n: int, estimator: str) -> Array:
+def without_each(total: Array, rows: Array, diagonal: Array | float, n: int, estimator: str) -> Array:
     """The inner product without each sample, from the whole, the share of the sample and its diagonal product."""
     if estimator == "unbiased":
         return total - 2 * (n - 2) / (n - 3) * rows
@@ -91,7 +95,7 @@ def _leave_one_out(
         for _, floor in (self_term(xp, left), self_term(xp, right))
     ]
     whole = ratio(xp, *totals, *floors)
-    parts = [_without(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
+    parts = [without_each(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
     # The diagonal, which the unbiased estimator leaves out, would give one of a few samples much of the weight.
     weights = (_weights(xp, shares[1] - diagonals[1]), _weights(xp, shares[2] - diagonals[2]))
     return whole[..., 0], ratio(xp, *parts, *floors), weights
@@ -183,7 +187,7 @@ def cka_with_error(
     >>> bool(estimate.low < 0.5 < estimate.high)
     True
     """
-    _check_level(level)
+    check_level(level)
     xp, x, y = check_pair(x, y, minimum=_minimum(estimator))
     kernel = kernel or Linear()
     left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
@@ -193,7 +197,7 @@ def cka_with_error(
     n = left.samples
     spread = without - xp.mean(without, axis=-1, keepdims=True)
     error = xp.sqrt((n - 1) / n * xp.sum(spread * spread, axis=-1))
-    return _estimate(value, error, level, n)
+    return Estimate.of(value, error, level, n - 1)
 
 
 def sample_influence(
@@ -295,7 +299,7 @@ def cka_matrix_with_error(
     >>> cka_matrix_with_error([x, y, x + y]).standard_error.shape
     (3, 3)
     """
-    _check_level(level)
+    check_level(level)
     check_layers(xs, ys)
     kernel = kernel or Linear()
     sides = [_Side.of(xs, "xs", kernel, estimator)]
@@ -306,7 +310,7 @@ def cka_matrix_with_error(
             f"`xs` hold {left.samples} samples and `ys` {right.samples}. Both must be of the same samples."
         )
     value, error = _all_pairs(left, right, estimator)
-    return _estimate(value, error, level, left.samples)
+    return Estimate.of(value, error, level, left.samples - 1)
 
 
 @dataclass(frozen=True)
@@ -357,9 +361,9 @@ def _all_pairs(left: _Side, right: _Side, estimator: str) -> tuple[Array, Array]
             diagonals = [d_x[:, :, None] * d_y[:, None, :], d_x * d_x, d_y * d_y]
         without = ratio(
             xp,
-            _without(cross, shares, diagonals[0], n, estimator),
-            _without(self_x, of_x, diagonals[1], n, estimator)[:, :, None],
-            _without(self_y, of_y, diagonals[2], n, estimator)[:, None, :],
+            without_each(cross, shares, diagonals[0], n, estimator),
+            without_each(self_x, of_x, diagonals[1], n, estimator)[:, :, None],
+            without_each(self_y, of_y, diagonals[2], n, estimator)[:, None, :],
         )
         # Mean and sum of squares of the blocks so far and this one (Chan, Golub, LeVeque 1979).
         block_mean = xp.mean(without, axis=0)

@@ -1,0 +1,134 @@
+"""Linear CKA of the layers behind a few recorded features: debiased for few samples and for few features.
+
+HSIC_1 removes the bias of few samples. Its self term still counts every recorded feature with itself, so that few of
+many features (electrodes in a brain, a random subset of channels) make any layer less like any other. Here the features
+are a random sample too: the self term is taken over pairs of different features only.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from array_api_compat import array_namespace
+
+from .alignment import ratio
+from .hsic import CentredFeatures, scaled_features
+from .inference import Estimate, check_level, without_each
+from .validation import Array, check_pair
+
+
+def cka_double_debiased(x: Array, y: Array, *, level: float = 0.95) -> Estimate:
+    """Linear CKA of the layers that x and y are random samples of features of, with error and interval.
+
+    Use it when the recorded features are few of many, drawn at random and apart for x and y. When they are all the
+    features that there are, ``cka`` is the answer.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        n >= 5 samples of p >= 3 features on one scale: each column is a random feature of the layer.
+    y : array (..., n, q)
+        q >= 3 features of the same samples. No feature of ``x`` may be among them: a layer with itself gives more
+        than 1.
+    level : float
+        Coverage of the interval.
+
+    Returns
+    -------
+    Estimate
+        Arrays (...) of float64. The value is not bounded by 1. The error is that of drawing samples and features, from
+        a jackknife over each; the interval takes Student's t with the degrees of freedom of Satterthwaite. NaN where a
+        self term is not positive: no pair of features, or too few, have anything in common.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``cka``, for fewer than 5 samples or 3 features, and for a level outside (0, 1).
+
+    References
+    ----------
+    Chun, Canatar, Chung, Lee, Estimating Neural Representation Alignment from Sparsely Sampled Inputs and Features,
+    2025. MATH 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(200, 5))  # what both layers hold, seen by 20 random features each
+    >>> x, y = z @ rng.normal(size=(5, 20)), z @ rng.normal(size=(5, 20))
+    >>> found = cka_double_debiased(x, y)
+    >>> bool(found.low < 1 < found.high)
+    True
+    """
+    check_level(level)
+    xp, x, y = check_pair(x, y, minimum=5)
+    for features, name in ((x, "x"), (y, "y")):
+        if features.shape[-1] < 3:
+            raise ValueError(f"`{name}` has {features.shape[-1]} features, but at least 3 are needed. Use `cka`.")
+    left, right = (_Side(xp, xp.astype(side, xp.float64)) for side in (x, y))
+    n, p, q = left.n, left.p, right.p
+    cross_x, cross_y = left.columns.inner(right.whole), right.columns.inner(left.whole)  # (..., p) and (..., q)
+    cross = xp.sum(cross_x, axis=-1)
+    value = ratio(xp, cross / (p * q), left.self_term, right.self_term, left.floor, right.floor)
+
+    floors = left.floor[..., None], right.floor[..., None]
+    shares = left.samples.row_inner(right.samples)
+    by_sample = ratio(
+        xp,
+        without_each(cross[..., None], shares, 0.0, n, "unbiased") / (p * q),
+        left.self_without_each_sample(),
+        right.self_without_each_sample(),
+        *floors,
+    )
+    by_feature_x = ratio(
+        xp,
+        (cross[..., None] - cross_x) / ((p - 1) * q),
+        left.self_without_each_feature(),
+        right.self_term[..., None],
+        *floors,
+    )
+    by_feature_y = ratio(
+        xp,
+        (cross[..., None] - cross_y) / (p * (q - 1)),
+        left.self_term[..., None],
+        right.self_without_each_feature(),
+        *floors,
+    )
+    variances = [_jackknife_variance(xp, values) for values in (by_sample, by_feature_x, by_feature_y)]
+    total = variances[0] + variances[1] + variances[2]
+    squares = variances[0] ** 2 / (n - 1) + variances[1] ** 2 / (p - 1) + variances[2] ** 2 / (q - 1)
+    degrees = total * total / xp.where(squares > 0, squares, xp.ones_like(squares))
+    return Estimate.of(value, xp.sqrt(total), level, degrees)
+
+
+def _jackknife_variance(xp: ModuleType, values: Array) -> Array:
+    count = values.shape[-1]
+    spread = values - xp.mean(values, axis=-1, keepdims=True)
+    return (count - 1) / count * xp.sum(spread * spread, axis=-1)
+
+
+class _Side:
+    """One layer: all its features as one side of an inner product, and each feature as a side of its own."""
+
+    def __init__(self, xp: ModuleType, x: Array) -> None:
+        z, _ = scaled_features(x)
+        one = xp.ones(z.shape[:-2], dtype=z.dtype, device=z.device)
+        self.n, self.p = z.shape[-2:]
+        self.samples = CentredFeatures(z, one, self.n, True)
+        self.whole = CentredFeatures(z[..., None, :, :], one, self.n, True)  # beside each column
+        self.columns = CentredFeatures(xp.matrix_transpose(z)[..., None], one, self.n, True)
+        self.of_column = self.columns.inner(self.columns)  # (..., p)
+        self.with_others = self.columns.inner(self.whole) - self.of_column
+        self.total = xp.sum(self.with_others, axis=-1)
+        self.self_term = self.total / (self.p * (self.p - 1))
+        # Below this a self term is the rounding of the sums that it is the difference of.
+        spread = xp.sum(z * z, axis=(-2, -1))
+        self.floor = 16 * float(xp.finfo(z.dtype).eps) * spread * spread / (self.n * self.p * self.p)
+
+    def self_without_each_sample(self) -> Array:
+        xp = array_namespace(self.total)
+        shares = self.samples.row_inner(self.samples) - xp.sum(self.columns.row_inner(self.columns), axis=-2)
+        return without_each(self.total[..., None], shares, 0.0, self.n, "unbiased") / (self.p * (self.p - 1))
+
+    def self_without_each_feature(self) -> Array:
+        return (self.total[..., None] - 2 * self.with_others) / ((self.p - 1) * (self.p - 2))
