@@ -13,6 +13,7 @@ from types import ModuleType
 
 from array_api_compat import array_namespace
 
+from .closed_form import SampleTerms, unbiased_inner, unbiased_share
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
@@ -128,32 +129,24 @@ class CentredFeatures:
         value = _sum64(xp, cross * cross, (-2, -1))
         if not self.unbiased:
             return value
-        n = self.samples
         a = self.diagonal()
         b = a if other is self else other.diagonal()
-        total = xp.sum(a, axis=-1) * xp.sum(b, axis=-1)
-        return value - n / (n - 2) * xp.sum(a * b, axis=-1) + total / ((n - 1) * (n - 2))
+        totals = xp.sum(a, axis=-1), xp.sum(b, axis=-1)
+        return unbiased_inner(value, xp.sum(a * b, axis=-1), *totals, self.samples)
 
     def row_inner(self, other: CentredFeatures) -> Array:
-        """t_i = sum_j A_ij B_ij (..., n): the share of each sample in ``inner``.
-
-        With A_ij = x_i.x_j + u_i + a_j/(n-2), where x_i.x_j sums to -a_i over j != i, every sum over j has closed form.
-        """
+        """t_i = sum_j A_ij B_ij (..., n): the share of each sample in ``inner``."""
         xp = array_namespace(self.features)
-        x, y, n = self.features, other.features, self.samples
+        x, y = self.features, other.features
         products = _sum64(xp, (x @ (xp.matrix_transpose(x) @ y)) * y, (-1,))
         if not self.unbiased:
             return products
         a, b = self.diagonal(), other.diagonal()
-        sum_a, sum_b = (xp.sum(d, axis=-1, keepdims=True) for d in (a, b))
-        u, v = (d / (n - 2) - total / ((n - 1) * (n - 2)) for d, total in ((a, sum_a), (b, sum_b)))
-        ab = a * b
-        # sum_j b_j x_i.x_j and its mirror image
+        totals = xp.sum(a, axis=-1, keepdims=True), xp.sum(b, axis=-1, keepdims=True)
         x_of_b = xp.sum(x * (xp.matrix_transpose(b[..., :, None]) @ x), axis=-1)
         y_of_a = xp.sum(y * (xp.matrix_transpose(a[..., :, None]) @ y), axis=-1)
-        linear = (x_of_b + y_of_a - 2 * ab + u * (sum_b - b) + v * (sum_a - a)) / (n - 2)
-        squares = (xp.sum(ab, axis=-1, keepdims=True) - ab) / (n - 2) ** 2
-        return products - ab - a * v - b * u + (n - 1) * u * v + linear + squares
+        terms = SampleTerms(products, a, b, x_of_b, y_of_a)
+        return unbiased_share(terms, xp.sum(a * b, axis=-1, keepdims=True), *totals, self.samples)
 
     def diagonal(self) -> Array:
         """|x_i|^2 (..., n): the diagonal of the centred Gram matrix before U-centring."""
