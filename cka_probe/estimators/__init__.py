@@ -1,6 +1,7 @@
 """Arrays in, numbers out: numpy, torch and CuPy alike."""
 
 from .alignment import chance_level, cka, cka_from_grams, participation_ratio
+from .canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
 from .corridor import (
     Corridor,
     CorridorCurves,
@@ -8,6 +9,8 @@ from .corridor import (
     alignment_corridor_from_covariances,
     corridor_curves,
 )
+from .dissimilarities import rsa
+from .double_debiasing import cka_double_debiased
 from .hsic import center_gram, hsic, hsic_from_grams, u_center_gram
 from .inference import Estimate, OutlierWarning, cka_matrix_with_error, cka_with_error, sample_influence
 from .kernels import (
@@ -22,9 +25,14 @@ from .kernels import (
     median_distance,
     squared_distances,
 )
+from .layer_mmd import layer_mmd_squared, mmd_matrix
+from .measures import MEASURES, Measure, MeasureMatrix, uncentred_alignment
 from .minibatch import MinibatchCKA, cka_matrix
 from .mmd import Distance, MMDTest, energy_distance, mmd_squared, mmd_test
+from .neighbours import cknna, mutual_knn
 from .permutation import PermutationTest, cka_matrix_test, cka_test
+from .predictors import gulp, linear_regression_r2
+from .shapes import angular_distance, normalized_bures_similarity, procrustes_distance
 from .theory import CKAMMDBounds, Statement, cka_mmd_bounds
 
 __all__ = [
@@ -51,6 +59,7 @@ __all__ = [
     "cka_with_error",
     "cka_matrix_with_error",
     "sample_influence",
+    "cka_double_debiased",
     "Estimate",
     "OutlierWarning",
     "cka_test",
@@ -61,6 +70,25 @@ __all__ = [
     "MMDTest",
     "energy_distance",
     "Distance",
+    "layer_mmd_squared",
+    "mmd_matrix",
+    "MEASURES",
+    "Measure",
+    "MeasureMatrix",
+    "procrustes_distance",
+    "angular_distance",
+    "normalized_bures_similarity",
+    "canonical_correlations",
+    "mean_cca",
+    "cca_r2",
+    "svcca",
+    "pwcca",
+    "linear_regression_r2",
+    "gulp",
+    "rsa",
+    "mutual_knn",
+    "cknna",
+    "uncentred_alignment",
     "cka_mmd_bounds",
     "CKAMMDBounds",
     "Statement",
