@@ -86,8 +86,8 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
         activation = activation.flatten(2)  # heads of a token belong to it
     if pooling == "flatten":
         if real is not None:
-            # where, not a product: padding may hold NaN.
-            activation = torch.where(real[:, :, None], activation, 0.0)
+            # A fill, not a product: padding may hold NaN. (torch.where with a number would wait for the GPU.)
+            activation = activation.masked_fill(~real[:, :, None], 0.0)
         return activation.reshape(activation.shape[0], -1)
     if activation.ndim == 3:
         return _pool_tokens(activation, pooling, real)
@@ -108,16 +108,17 @@ def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) 
             return _mean(tokens, 1)
         return tokens[:, 0] if pooling == "cls" else tokens[:, -1]
     if pooling == "mean":
-        # where, not a product: padding may hold NaN. A sample without any real token gives NaN.
-        kept = torch.where(real[:, :, None], tokens, 0.0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
+        # A fill, not a product: padding may hold NaN. A sample without any real token gives NaN.
+        kept = tokens.masked_fill(~real[:, :, None], 0.0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
         return kept / real.sum(1, keepdim=True)
     # The first or last that is real: right for padding on either side.
     places = torch.arange(tokens.shape[1], device=tokens.device)
-    place = (places.where(real, tokens.shape[1]).amin(1) if pooling == "cls" else places.where(real, -1).amax(1))[
-        :, None
-    ]
+    places = places.expand_as(real)
+    first = pooling == "cls"
+    places = places.masked_fill(~real, tokens.shape[1] if first else -1)
+    place = (places.amin(1) if first else places.amax(1))[:, None]
     found = tokens.take_along_dim((place % tokens.shape[1])[:, :, None], 1)[:, 0]
-    return torch.where(real.any(1, keepdim=True), found, torch.nan)
+    return found.masked_fill(~real.any(1, keepdim=True), torch.nan)
 
 
 def _pool_map(maps: torch.Tensor, pooling: str) -> torch.Tensor:

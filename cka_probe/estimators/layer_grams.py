@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from array_api_compat import array_namespace, device
 
@@ -34,14 +34,56 @@ def _rounding(xp: ModuleType, gram: Array) -> float:
     rows = xp.sum(gram, axis=1) - diagonal
     total = float(xp.sum(rows))
     squares = float(xp.sum(gram * gram)) - float(xp.sum(diagonal * diagonal))
-    # ||A||^2 of the U-centred A, written out; its own rounding matters only where the answer is "far too large".
-    spread = squares - 2 / (n - 2) * float(xp.sum(rows * rows)) + total * total / ((n - 1) * (n - 2))
+    spread = _spread(squares, float(xp.sum(rows * rows)), total, n)
     if not spread > 64 * eps * squares:
         return math.inf
     return abs(total) / n / n / math.sqrt(spread) * eps / EPS32
 
 
 EPS32 = 2.0**-23
+
+
+def _spread(squares: Any, row_squares: Any, total: Any, n: int) -> Any:
+    """||A||^2 of the U-centred A, written out; its own rounding matters only where the answer is "far too large"."""
+    return squares - 2 / (n - 2) * row_squares + total * total / ((n - 1) * (n - 2))
+
+
+def mean_over_spread(grams: Array) -> Array:
+    """Squared mean of the features over n times the spread of the U-centred Gram matrix, for a stack of layers.
+
+    The measure that ``layer_gram`` holds against ``MEAN_LIMIT``, but without reading a single number to the host: on a
+    GPU it is gathered for every minibatch and read once, at the end.
+
+    Parameters
+    ----------
+    grams : array (layers, n, n)
+        Linear Gram matrices of magnitude 1 (``unit_stack``), n >= 4.
+
+    Returns
+    -------
+    array (layers,) of float64
+        0 where the Gram matrix is zero, infinite where nothing of it is above rounding, NaN where it is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean_over_spread(np.array([np.eye(4), np.zeros((4, 4)), np.ones((4, 4))])).tolist()
+    [0.0, 0.0, inf]
+    """
+    xp = array_namespace(grams)
+    n = grams.shape[-1]
+    eps = float(xp.finfo(grams.dtype).eps)
+    diagonal = xp.astype(xp.linalg.diagonal(grams), xp.float64)
+    rows = xp.sum(grams, axis=-1, dtype=xp.float64) - diagonal
+    total = xp.sum(rows, axis=-1)
+    squares = xp.sum(grams * grams, axis=(-2, -1), dtype=xp.float64) - xp.sum(diagonal * diagonal, axis=-1)
+    spread = _spread(squares, xp.sum(rows * rows, axis=-1), total, n)
+    told = spread > 64 * eps * squares
+    ratio = xp.abs(total) / n / n / xp.sqrt(xp.where(told, spread, xp.ones_like(spread))) * (eps / EPS32)
+    size = xp.sum(diagonal, axis=-1)
+    ratio = xp.where(told | (total == 0), ratio, xp.full_like(ratio, math.inf))
+    # A product with a number that is not finite, times 0, is NaN; of all others it is 0.
+    return ratio + 0.0 * (total + size)
 
 
 class LayerGram(NamedTuple):
@@ -51,8 +93,19 @@ class LayerGram(NamedTuple):
     factor: Array | float
     shifted: bool
 
+    @property
+    def mode(self) -> Mode:
+        """How the features were prepared."""
+        if not isinstance(self.factor, float):
+            return "scaled"
+        return "shifted" if self.shifted else "raw"
 
-def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False) -> LayerGram:
+
+Mode = Literal["raw", "shifted", "scaled"]
+"""Features as they are, minus the first sample, or centred and divided by their largest magnitude."""
+
+
+def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, limit: float = MEAN_LIMIT) -> LayerGram:
     """The Gram matrix of one layer, as accurate as its features allow.
 
     The linear Gram matrix of raw features is tried first and asked whether it is safe to centre: its own sums tell the
@@ -67,6 +120,8 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False) -
         Linear when left out.
     shift : bool
         Skip the raw attempt: an earlier minibatch of this layer had to be shifted.
+    limit : float
+        How far the mean may lie above the spread before the features are shifted.
 
     Returns
     -------
@@ -80,10 +135,40 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False) -
         for shifted in (False, True)[int(shift) :]:
             z = x - x[:1, :] if shifted else x
             gram = z @ xp.matrix_transpose(z)
-            if _rounding(xp, gram) < MEAN_LIMIT:
+            if _rounding(xp, gram) < limit:
                 return LayerGram(gram, 1.0, shifted)
     z, scale = scaled_features(x)
     return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
+
+
+def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None = None) -> LayerGram:
+    """The linear Gram matrix of features prepared as an earlier minibatch of the layer was: nothing is read or decided.
+
+    Parameters
+    ----------
+    x : array (n, p)
+        Features, float32 or float64.
+    mode : "raw", "shifted" or "scaled"
+        The ``mode`` of what ``layer_gram`` gave for the first minibatch.
+    product : callable, optional
+        Features to Gram matrix; the plain product when left out.
+
+    Returns
+    -------
+    LayerGram
+        As ``layer_gram``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> repeated_gram(np.array([[5.0], [7.0]]), "shifted").gram.tolist()
+    [[0.0, 0.0], [0.0, 4.0]]
+    """
+    product = product or Linear()
+    if mode == "scaled":
+        z, scale = scaled_features(x)
+        return LayerGram(product(z), scale * scale, True)
+    return LayerGram(product(x - x[:1, :] if mode == "shifted" else x), 1.0, mode == "shifted")
 
 
 def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tuple[Array, Array]:
@@ -101,7 +186,12 @@ def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tupl
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     divisors = xp.astype(largest[:, 0, 0], xp.float64)
     if any(isinstance(f, float) is False or f != 1.0 for f in factors):
-        divisors = divisors * xp.stack([xp.asarray(f, dtype=xp.float64, device=stack.device) for f in factors], axis=0)
+        # full, not asarray: a copy of a Python number to a GPU would wait for the GPU.
+        arrays = [
+            xp.full((), f, dtype=xp.float64, device=stack.device) if isinstance(f, float) else xp.astype(f, xp.float64)
+            for f in factors
+        ]
+        divisors = divisors * xp.stack(arrays, axis=0)
     return stack / largest, divisors
 
 
