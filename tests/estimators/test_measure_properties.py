@@ -5,8 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.linalg
-import scipy.spatial
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st

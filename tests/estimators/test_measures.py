@@ -2,13 +2,12 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
-import scipy.linalg
 import scipy.spatial
-import scipy.stats
 import torch
 from array_api_compat import array_namespace
 from libraries import to_numpy
@@ -245,3 +244,18 @@ def test_the_layer_mmd_is_the_one_that_the_theory_bounds(pair):
     assert_allclose(layer_mmd_squared(*pair, kernel=RBF(bandwidth=1.7)), terms.gaussian_mmd_squared, rtol=1e-12)
     quadratic = Polynomial(degree=2, offset=0.0, gamma=1.0)
     assert_allclose(layer_mmd_squared(*pair, kernel=quadratic), terms.quadratic_mmd_squared, rtol=1e-9)
+
+
+def test_the_table_in_the_documentation_is_that_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    table = {row[0].strip("`"): row for row in rows if len(row) == 6}
+    assert list(table) == list(MEASURES)
+    for name, measure in MEASURES.items():
+        _, function, kind, _, _, chance = table[name]
+        assert function.strip("`") == measure.function.__name__
+        assert kind.startswith(measure.kind), name
+        assert ("not symmetric" in kind) != measure.symmetric, name
+        assert (chance == "-") == (measure.chance is None), name
