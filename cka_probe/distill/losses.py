@@ -37,6 +37,8 @@ from .contract import (
     unit_rows,
 )
 from .defined import check_classes, check_defined, check_samples
+from .dense.alignments import both_of_matrix, cka_of_centred
+from .grams import centred_wide_gram
 from .uncentred import uncentred_cka
 
 __all__ = ["FeatureCKALoss", "LogitCKALoss", "RCKALoss"]
@@ -138,6 +140,8 @@ class FeatureCKALoss(DistillationLoss):
         check_samples(len(x), self.estimator)
         if self.variant == "released":
             value = uncentred_cka(unit_rows(x @ x.mT), unit_rows(y @ y.mT), rows_scaled=False)
+        elif isinstance(self.kernel, Linear) and len(x) <= min(x.shape[1], y.shape[1]):
+            value = cka_of_centred(centred_wide_gram(x)[None], centred_wide_gram(y)[None], self.estimator)[0]
         else:
             value = cka_of_features(torch, x, y, self.kernel, self.kernel, self.estimator)
         check_defined(value, x, y, f"feature {index}")
@@ -244,25 +248,33 @@ class LogitCKALoss(DistillationLoss):
         soft_x, soft_y = x, y
         if self.temperature is not None:
             soft_x, soft_y = (torch.softmax(z / self.temperature, dim=1) for z in (x, y))
-        released = self.variant == "released"
-        terms = {}
-        if self.intra_weight:
+        intra, inter = bool(self.intra_weight), bool(self.inter_weight)
+        if intra:
             check_samples(len(x), self.estimator)
-            terms["intra"] = self.intra_weight * self._distance(soft_x, soft_y, "logits")
-        if self.inter_weight:
+        if inter:
             check_classes(x.shape[1], self.estimator)
-            weight = self.intra_weight if released else self.inter_weight
+        released = self.variant == "released"
+        if intra and inter and not released and self.estimator == "biased" and isinstance(self.kernel, Linear):
+            over_samples, over_classes = both_of_matrix(soft_x, soft_y)
+        else:
             over_x, over_y = (x, y) if released else (soft_x, soft_y)
-            terms["inter"] = weight * self._distance(over_x.mT, over_y.mT, "transposed logits")
+            over_samples = self._alignment(soft_x, soft_y) if intra else x.new_zeros(())
+            over_classes = self._alignment(over_x.mT, over_y.mT) if inter else x.new_zeros(())
+        terms = {}
+        if intra:
+            check_defined(over_samples, soft_x, soft_y, "logits")
+            terms["intra"] = self.intra_weight * _distance(over_samples, self.variant).to(x.dtype)
+        if inter:
+            check_defined(over_classes, soft_x.mT, soft_y.mT, "transposed logits")
+            # Departure 3: the released code weighs inter by the intra weight.
+            weight = self.intra_weight if released else self.inter_weight
+            terms["inter"] = weight * _distance(over_classes, self.variant).to(x.dtype)
         return terms
 
-    def _distance(self, x: Tensor, y: Tensor, what: str) -> Tensor:
+    def _alignment(self, x: Tensor, y: Tensor) -> Tensor:
         if self.variant == "released":
-            value = uncentred_cka(x, y, rows_scaled=True)
-        else:
-            value = cka_of_features(torch, x, y, self.kernel, self.kernel, self.estimator)
-        check_defined(value, x, y, what)
-        return _distance(value, self.variant).to(x.dtype)
+            return uncentred_cka(x, y, rows_scaled=True)
+        return cka_of_features(torch, x, y, self.kernel, self.kernel, self.estimator)
 
     def extra_repr(self) -> str:
         """The settings, as they are given."""

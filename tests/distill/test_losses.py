@@ -8,6 +8,7 @@ import reference
 import torch
 from torch import nn
 
+from cka_probe.distill import grams
 from cka_probe.distill.losses import FeatureCKALoss, LogitCKALoss, RCKALoss
 from cka_probe.estimators import RBF, Laplacian
 
@@ -117,6 +118,14 @@ def test_the_gradient_is_the_one_derived_in_closed_form():
     np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-12)
 
 
+def test_wide_features_are_centred_some_columns_at_a_time(monkeypatch):
+    monkeypatch.setattr(grams, "CHUNK", 12)
+    x, y = normal(5, 31, offset=3.0).requires_grad_(), normal(5, 17, seed=1)
+    value = FeatureCKALoss()(None, None, [x], [y])
+    assert float(value.detach()) == pytest.approx(1 - reference.cka(flat(x.detach()), flat(y), "biased"), abs=1e-12)
+    assert torch.autograd.gradcheck(lambda z: FeatureCKALoss()(None, None, [z], [y]), x, atol=1e-7)
+
+
 def test_the_teacher_gets_no_gradient():
     x, y = normal(6, 5).requires_grad_(), normal(6, 5, seed=1).requires_grad_()
     RCKALoss()(x, y, [x], [y]).backward()
@@ -140,8 +149,9 @@ def test_half_precision_and_autocast_compute_in_float32(dtype):
     assert bool(torch.isfinite(x.grad).all())
 
 
-def test_float32_far_from_the_origin():
-    x, y = normal(32, 20, offset=1000.0), normal(32, 30, seed=1, offset=-1e4)
+@pytest.mark.parametrize("widths", [(20, 30), (200, 900)])
+def test_float32_far_from_the_origin(widths):
+    x, y = normal(32, widths[0], offset=1000.0), normal(32, widths[1], seed=1, offset=-1e4)
     exact = 1 - reference.cka(x.float().double().numpy(), y.float().double().numpy(), "biased")
     assert float(FeatureCKALoss()(None, None, [x.float()], [y.float()])) == pytest.approx(exact, abs=1e-6)
 

@@ -9,9 +9,16 @@ from ...estimators.alignment import cka_of_features, ratio
 from ...estimators.hsic import CentredGram, centred_gram
 from ...estimators.kernels import Linear, center_features
 from ..uncentred import uncentred_cka
-from .patches import PatchProducts
+from .patches import PatchProducts, patch_products
 
-__all__ = ["inter_of_products", "intra_of_products", "of_stacks", "value_and_chance"]
+__all__ = [
+    "both_of_matrix",
+    "cka_of_centred",
+    "inter_of_products",
+    "intra_of_products",
+    "of_stacks",
+    "value_and_chance",
+]
 
 
 def intra_of_products(products: PatchProducts, estimator: str) -> Tensor:
@@ -20,23 +27,59 @@ def intra_of_products(products: PatchProducts, estimator: str) -> Tensor:
     Slices that are constant in the teacher are left out; those constant in the student alone count as 0. NaN where
     all are constant in the teacher, or anything is NaN.
     """
-    left, right = (_one_side(gram, estimator) for gram in (products.gram_x, products.gram_y))
-    value = ratio(torch, left.inner(right), left.inner(left), right.inner(right))
-    grams = (products.gram_x, products.gram_y)
-    return _mean(value, *(_trace(gram) <= floor for gram, floor in zip(grams, products.floors, strict=True)))
+    return _mean(*_intra(products, estimator))
 
 
 def inter_of_products(products: PatchProducts) -> Tensor:
     """The mean over slices of the biased alignment over entries, by <X'X, Y'Y> = ||X Y'||^2; as `intra_of_products`."""
-    inner = (products.inner_x, products.inner_y)
-    scale_x, scale_y = (_largest(gram) for gram in inner)
+    return _mean(*_inter(products))
+
+
+def both_of_matrix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The biased linear CKA of two matrices (n, p) over rows, and that of their transposes over columns, float64.
+
+    From three small products instead of the five of two separate alignments. NaN where a side is constant.
+
+    References
+    ----------
+    PAPER.md, Cost.
+    """
+    wide = x.shape[0] <= x.shape[1]
+    # Rows as the patches of one sample, with a column in each channel.
+    maps = [(z.mT if wide else z)[None, :, :, None] for z in (x, y)]
+    products = patch_products(maps[0], maps[1], 1, "sample", centred=True, inter=True)
+    found = []
+    for value, dead_x, dead_y in (_intra(products, "biased"), _inter(products)):
+        found.append(torch.where(dead_x | dead_y, torch.full_like(value, torch.nan), value)[0])
+    return (found[0], found[1]) if wide else (found[1], found[0])
+
+
+def cka_of_centred(gram_x: Tensor, gram_y: Tensor, estimator: str) -> Tensor:
+    """The CKA of Gram matrices (L, n, n) that are centred already, shape (L,), float64; NaN where one is zero."""
+    left, right = (_one_side(gram, estimator) for gram in (gram_x, gram_y))
+    return ratio(torch, left.inner(right), left.inner(left), right.inner(right))
+
+
+Values = tuple[Tensor, Tensor, Tensor]
+
+
+def _intra(products: PatchProducts, estimator: str) -> Values:
+    """The alignment of each slice over patches, and which slices are constant in the student and in the teacher."""
+    value = cka_of_centred(products.gram_x, products.gram_y, estimator)
+    return value, _trace(products.gram_x) <= products.floors[0], _trace(products.gram_y) <= products.floors[1]
+
+
+def _inter(products: PatchProducts) -> Values:
+    """The same over entries."""
+    inner_x, inner_y = products.inner_x, products.inner_y
+    scale_x, scale_y = _largest(inner_x), _largest(inner_y)
     value = ratio(
         torch,
         _square_sum(products.cross / scale_x.sqrt() / scale_y.sqrt()),
-        _square_sum(products.inner_x / scale_x),
-        _square_sum(products.inner_y / scale_y),
+        _square_sum(inner_x / scale_x),
+        _square_sum(inner_y / scale_y),
     )
-    return _mean(value, *(_trace(gram) <= floor for gram, floor in zip(inner, products.inner_floors, strict=True)))
+    return value, _trace(inner_x) <= products.inner_floors[0], _trace(inner_y) <= products.inner_floors[1]
 
 
 def of_stacks(x: Tensor, y: Tensor, estimator: str, variant: str) -> Tensor:

@@ -203,16 +203,14 @@ def _operands(z: Tensor, options: _Options) -> Iterator[_Operand]:
         part = view[start : start + step]
         stack = buffer[: len(part) * inner]
         target = stack[:, :n].unflatten(0, part.shape[:first]).unflatten(first, part.shape[first : first + 2])
-        target = target.unflatten(first + 2, part.shape[first + 2 :])
+        target.unflatten(first + 2, part.shape[first + 2 :]).copy_(part)
         means, size = z.new_zeros(stack.shape[:2]), z.new_zeros(len(stack))
-        if not options.centred:
-            target.copy_(part)
-        else:
+        if options.centred:
             # One entry goes off first: exactly zero for a constant slice, and no digits lost to a large mean.
-            entry = part[(slice(None),) * first + (slice(1),) * (6 - first)]
-            torch.sub(part, entry, out=target)
+            entry = stack[:, 0, :1].clone()
+            stack[:, :n] -= entry[:, :, None]
             mean = stack[:, :n].mean(1)
-            size = (mean + entry.reshape(-1, 1)).square().sum(1)
+            size = (mean + entry).square().sum(1)
             stack[:, :n] -= mean[:, None]
             if extra:
                 stack[:, n] = mean

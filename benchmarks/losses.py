@@ -1,0 +1,250 @@
+"""Time and memory of the CKA losses, forward and backward: batched form, per-channel loop, bare matrix products.
+
+    python benchmarks/losses.py                  everything, under three minutes on a quiet machine
+    python benchmarks/losses.py --no-loop        without the loops, which take most of it
+    python benchmarks/losses.py --device cuda
+
+Forms: "loop" is the released code as PAPER.md describes it (un-centred, trace(K @ L), x[i] for each channel),
+"released" the same number by batched products, "paper" the centred one, "floor" the matrix products that it needs and
+nothing else. Each form runs in a process of its own, so that peaks of memory do not mix. Times are the least of the
+repetitions. Results go to benchmarks/results/losses.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
+from cka_probe.distill.dense.patches import patch_size, patch_stack, resized
+from cka_probe.distill.losses import LogitCKALoss
+
+RESULTS = Path(__file__).parent / "results" / "losses.csv"
+LEVELS = ((128, 160), (64, 80), (32, 40), (16, 20))
+LOGITS = ((64, 100), (256, 1000))
+# Loops that need more than a minute, or gigabytes of memory: inter forms a Gram matrix over 1024 entries per channel.
+TOO_LONG = {("128x160", "intra + inter"), ("64x80", "intra + inter")}
+
+
+# --- the loops ----------------------------------------------------------------------------------------------------
+
+
+def alignment_by_traces(x: Tensor, y: Tensor, scaled: bool = False) -> Tensor:
+    """The released code's alignment: full products, of which the trace is kept."""
+    k, other = x @ x.T, y @ y.T
+    if scaled:
+        k, other = (gram / gram.diag().sqrt()[:, None] for gram in (k, other))
+    return (k @ other.T).trace() / ((k @ k.T).trace() * (other @ other.T).trace()).sqrt()
+
+
+def patch_loop(x: Tensor, y: Tensor, inter: bool) -> Tensor:
+    height, width = (-(-side // 16) * 16 for side in x.shape[2:])
+    x, y = (patch_stack(resized(z, height, width), 16, "patch") for z in (x, y))
+    total = x.new_zeros(())
+    for i in range(len(x)):
+        total = total - 10 * alignment_by_traces(x[i], y[i])
+        if inter:
+            total = total - 10 * alignment_by_traces(x[i].T, y[i].T)
+    return total / len(x)
+
+
+def logit_loop(x: Tensor, y: Tensor) -> Tensor:
+    return -15 * alignment_by_traces(x, y, True) - 15 * alignment_by_traces(x.T, y.T, True)
+
+
+# --- the floors ---------------------------------------------------------------------------------------------------
+
+
+def patch_floor(x: Tensor, y: Tensor, inter: bool, patch: int) -> Callable[[], None]:
+    """Both Gram matrices and the gradient; with inter the cross product and its gradient too."""
+    height, width = (-(-side // patch) * patch for side in x.shape[2:])
+    x, y = (patch_stack(resized(z.detach(), height, width), patch, "patch") for z in (x, y))
+
+    def run() -> None:
+        gram = x @ x.mT
+        torch.bmm(y, y.mT)
+        result = gram @ x
+        if inter:
+            result.baddbmm_(x @ y.mT, y)
+
+    return run
+
+
+def logit_floor(x: Tensor, y: Tensor) -> Callable[[], None]:
+    x, y = x.detach(), y.detach()
+
+    def run() -> None:
+        gram, cross = x @ x.T, x @ y.T
+        _ = y @ y.T
+        _ = gram @ x
+        _ = cross @ y
+
+    return run
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def cases(loops: bool) -> list[tuple[str, str, str, tuple[int, ...]]]:
+    """(what, size, form, shape), the slow ones last."""
+    listed: list[tuple[str, str, str, tuple[int, ...]]] = []
+    for height, width in LEVELS:
+        for what in ("intra", "intra + inter"):
+            size = f"{height}x{width}"
+            forms = ["floor", "released", "paper"] + ["loop"] * (loops and (size, what) not in TOO_LONG)
+            listed += [(what, size, form, (4, 256, height, width)) for form in forms]
+    for shape in LOGITS:
+        forms = ["floor", "released", "paper"] + ["loop"] * loops
+        listed += [("intra + inter", "logits {}x{}".format(*shape), form, shape) for form in forms]
+    listed.append(("intra + inter", "scores 64x128", "paper", (4, 19, 64, 128)))
+    return sorted(listed, key=lambda case: case[2] == "loop")
+
+
+def task(what: str, size: str, form: str, shape: tuple[int, ...], device: str) -> Callable[[], float]:
+    """One forward and backward pass, as a function that returns the loss."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    x.requires_grad_()
+    inter = what != "intra"
+    if len(shape) == 2:
+        variant = "paper" if form == "paper" else "released"
+        logit_loss = LogitCKALoss(variant=variant)
+        if form == "floor":
+            bare = logit_floor(x, y)
+        forward = (lambda: logit_loop(x, y)) if form == "loop" else (lambda: logit_loss(x, y))
+    elif size.startswith("scores"):
+        score_loss = SegmentationCKALoss()
+        forward = lambda: score_loss(x, y)  # noqa: E731
+    else:
+        weight = 10.0 * inter
+        patch_loss = PatchCKALoss(inter_weight=weight, variant="paper" if form == "paper" else "released")
+        if form == "floor":
+            bare = patch_floor(x, y, inter, patch_size(shape[2], shape[3], 16, 16))
+        forward = (lambda: patch_loop(x, y, inter)) if form == "loop" else (lambda: patch_loss(None, None, [x], [y]))
+
+    def run() -> float:
+        if form == "floor":
+            bare()
+            return float("nan")
+        x.grad = None
+        value = forward()
+        value.backward()
+        return value.item()
+
+    return run
+
+
+def peak_mib(run: Callable[[], float], device: str) -> tuple[float, float]:
+    """The loss, and how much the first run adds to memory at its peak; NaN where the system does not tell."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        value = run()
+        return value, (torch.cuda.max_memory_allocated() - before) / 2**20
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        return run(), float("nan")
+
+    def field(name: str) -> float:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) / 1024
+
+    reset.write_text("5")
+    before = field("VmRSS:")
+    value = run()
+    return value, field("VmHWM:") - before
+
+
+def measure(
+    case: tuple[str, str, str, tuple[int, ...]], device: str, threads: int, seconds: float
+) -> tuple[float, ...]:
+    """Least milliseconds, peak MiB and value of one form."""
+    torch.set_num_threads(threads)
+    run = task(*case, device)
+
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    if device != "cpu":
+        timed()  # the libraries' own start
+    start = time.perf_counter()
+    value, memory = peak_mib(run, device)
+    first = time.perf_counter() - start
+    times = [first]
+    while sum(times) < seconds or len(times) < 3:
+        if first > seconds:  # a slow loop is run once
+            break
+        times.append(timed())
+    return min(times) * 1e3, memory, value
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no-loop", action="store_true", help="leave out the per-channel loops")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of repetitions for each form")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    machine = processor() if options.device == "cpu" else "GPU"
+    rows = []
+    # A fork of a process that has computed nothing yet: a clean peak, without a new import of torch.
+    context = multiprocessing.get_context("fork")
+    for case in cases(not options.no_loop):
+        what, size, form, _ = case
+        with context.Pool(1) as pool:
+            milliseconds, memory, value = pool.apply(measure, (case, options.device, options.threads, options.seconds))
+            if options.device == "cuda":
+                machine = pool.apply(torch.cuda.get_device_name)
+        rows.append({"size": size, "terms": what, "form": form, "milliseconds": milliseconds, "peak_mib": memory})
+        rows[-1] |= {"loss": value, "device": machine, "cores": os.cpu_count(), "threads": options.threads}
+        rows[-1] |= {"torch": torch.__version__, "python": platform.python_version(), "date": date.today().isoformat()}
+        rows[-1]["command"] = shlex.join(["python", "benchmarks/losses.py", *sys.argv[1:]])
+        print(f"{size:18} {what:14} {form:9} {milliseconds:10.1f} ms {memory:9.1f} MiB", flush=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.output.with_suffix(".part")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(
+            {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
+        )
+    partial.replace(options.output)
+    print(f"\n{'':33} {'x floor':>8} {'x faster than the loop':>24} {'memory':>8}")
+    for row in rows:
+        same = {
+            other["form"]: other for other in rows if (other["size"], other["terms"]) == (row["size"], row["terms"])
+        }
+        if row["form"] in ("released", "paper"):
+            floor, loop = same.get("floor"), same.get("loop")
+            texts = [f"{row['milliseconds'] / floor['milliseconds']:8.2f}" if floor else 8 * " "]
+            texts.append(f"{loop['milliseconds'] / row['milliseconds']:24.1f}" if loop else 24 * " ")
+            texts.append(f"{loop['peak_mib'] / row['peak_mib']:8.1f}" if loop and row["peak_mib"] > 0 else "")
+            print(f"{row['size']:18} {row['terms']:14} {row['form']:9}", *texts)
+    print(f"\nwritten to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
