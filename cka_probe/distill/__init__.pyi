@@ -1,5 +1,6 @@
 from . import baselines, losses, models
 from .data import cifar100, digits, imagenet
+from .dense import PatchCKALoss, SegmentationCKALoss
 from .diagnostics import Diagnostics
 from .losses import FeatureCKALoss, LogitCKALoss, RCKALoss
 from .recipe import Recipe
@@ -14,7 +15,9 @@ __all__ = [
     "DistillationResult",
     "FeatureCKALoss",
     "LogitCKALoss",
+    "PatchCKALoss",
     "RCKALoss",
+    "SegmentationCKALoss",
     "Recipe",
     "StepDecay",
     "baselines",

@@ -1,7 +1,7 @@
 """The centred Gram matrix of wide features without a copy of them: what a training step can afford.
 
 The estimators centre and scale whole activations, which for a training step costs more time and memory than the
-products themselves. Here some columns at a time are centred in a buffer that stays in the cache, forwards and backwards.
+products themselves. Here some columns at a time are centred, in a buffer that stays in the cache.
 """
 
 from __future__ import annotations
