@@ -1,4 +1,4 @@
-"""Recipes: messages that name the key, and every recipe of examples/recipes runs one step on files of the right format."""
+"""Recipes: messages that name the key; every recipe of examples/recipes runs one step on files of the right format."""
 
 import hashlib
 import json
@@ -131,7 +131,7 @@ def test_messages_name_the_key(tmp_path, changes, message):
 def test_missing_sections_files_and_broken_toml(tmp_path):
     with pytest.raises(ValueError, match="'student' is missing"):
         recipe(tmp_path, SMALL.replace("[student]", "[other]"))
-    with pytest.raises(ValueError, match="'student.model' is missing"):
+    with pytest.raises(ValueError, match=r"'student\.model' is missing"):
         recipe(tmp_path, SMALL.replace('[student]\nmodel = "resnet8"', "[student]"))
     with pytest.raises(ValueError, match=r"small.toml is not a TOML file: .*line 2"):
         recipe(tmp_path, "\n[teacher\n")
@@ -163,7 +163,7 @@ def test_methods_take_their_own_options(tmp_path):
     assert chosen.with_method("lcka").loss.options == {"intra_weight": 4}
     assert chosen.with_method("lcka").loss.ce_weight == 0.5
     assert chosen.with_method("kd").loss.options == {}
-    with pytest.raises(ValueError, match="no method 'kdd'. Did you mean 'kd'"):
+    with pytest.raises(ValueError, match=r"no method 'kdd'\. Did you mean 'kd'"):
         chosen.with_method("kdd")
 
 
@@ -174,7 +174,7 @@ def test_losses_by_name():
     assert loss.kernel.fraction == 0.5
     with pytest.raises(ValueError, match="loss fcka: `weight` must not be negative"):
         build_loss("fcka", {"weight": -1})
-    with pytest.raises(ValueError, match="fcka has no option 'wieght'. Did you mean 'weight'"):
+    with pytest.raises(ValueError, match=r"fcka has no option 'wieght'\. Did you mean 'weight'"):
         build_loss("fcka", {"wieght": -1})
     with pytest.raises(ValueError, match="ce has no option 'weight'"):
         build_loss("ce", {"weight": 1})
