@@ -16,6 +16,7 @@ from cka_probe.estimators import (
     gulp,
     normalized_bures_similarity,
     procrustes_distance,
+    rsa,
 )
 
 NAMES = list(MEASURES)
@@ -81,6 +82,14 @@ def test_what_a_measure_is_invariant_to_and_what_not(name, how, side):
         assert max(moved) < 1e-9
     else:
         assert max(moved) > 1e-3
+
+
+def test_rsa_of_distances_is_invariant_to_shapes(pair):
+    x, y = pair
+    value = rsa(x, y, dissimilarity="euclidean")
+    for how in (SHIFT, SCALE, ROTATION, LINEAR):
+        after = rsa(changed(x, how, np.random.default_rng(0)), y, dissimilarity="euclidean")
+        assert (abs(after - value) < 1e-9) == (how != LINEAR), how
 
 
 @pytest.mark.parametrize("name", NAMES)
