@@ -13,9 +13,14 @@ from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear
 from .validation import Array, check_estimator, check_layer_features, namespace
 
-MEAN_LIMIT = 2.0
+MEAN_LIMIT = 0.5
 """A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
-mean square of the result. The rounding of the mean then costs CKA less than 5e-7 in float32, measured on ResNets."""
+mean square of the result. The rounding of the mean then costs CKA less than 6e-7 in float32 over all pairs of leaves of
+ResNet-18 and -50, DenseNet-121 and Swin-T with 16 to 64 samples (at a limit of 2 up to 1.8e-6)."""
+
+FEW = 16
+"""Below this many samples Gram matrices are taken in float64: so few entries do not average the rounding of a float32
+product out, which costs up to 7e-6 at 8 samples even if the features are centred."""
 
 
 def _rounding(xp: ModuleType, gram: Array) -> float:
@@ -131,6 +136,7 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, l
     if kernel is not None and not isinstance(kernel, Linear):
         return LayerGram(kernel(x), 1.0, False)
     xp = array_namespace(x)
+    x = _wide_if_few(xp, x)
     if x.shape[0] > 3:
         for shifted in (False, True)[int(shift) :]:
             z = x - x[:1, :] if shifted else x
@@ -165,10 +171,15 @@ def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None
     [[0.0, 0.0], [0.0, 4.0]]
     """
     product = product or Linear()
+    x = _wide_if_few(array_namespace(x), x)
     if mode == "scaled":
         z, scale = scaled_features(x)
         return LayerGram(product(z), scale * scale, True)
     return LayerGram(product(x - x[:1, :] if mode == "shifted" else x), 1.0, mode == "shifted")
+
+
+def _wide_if_few(xp: ModuleType, x: Array) -> Array:
+    return xp.astype(x, xp.float64) if x.shape[0] < FEW and x.dtype != xp.float64 else x
 
 
 def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tuple[Array, Array]:
