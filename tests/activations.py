@@ -20,18 +20,24 @@ def cloned(
     batch: torch.Tensor,
     chosen: Callable[[str, nn.Module], bool] | None = None,
     run: Callable[[nn.Module, torch.Tensor], object] | None = None,
+    features: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.reshape(x.shape[0], -1),
 ) -> Batch:
-    """Every activation of the chosen modules (leaves when left out), cloned the moment it is there."""
+    """Every activation of the chosen modules (leaves when left out), cloned the moment it is there.
+
+    ``features`` makes the matrix (n, d) of a clone in float64.
+    """
     chosen = chosen or (lambda _name, module: not list(module.children()))
     found: Batch = {}
     calls: dict[str, int] = {}
 
     def watch(name: str):
         def hook(_module, _inputs, output):
-            output = output if isinstance(output, torch.Tensor) else output[0]
+            while not isinstance(output, torch.Tensor):
+                output = output[0]
             calls[name] = calls.get(name, 0) + 1
             key = name if calls[name] == 1 else f"{name}#{calls[name]}"
-            found[key] = output.detach().clone().double().reshape(output.shape[0], -1).numpy()
+            output = output.detach().clone()
+            found[key] = features(output.double() if output.is_floating_point() else output).numpy()
 
         return hook
 

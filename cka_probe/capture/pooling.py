@@ -107,18 +107,18 @@ def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) 
         if pooling == "mean":
             return _mean(tokens, 1)
         return tokens[:, 0] if pooling == "cls" else tokens[:, -1]
-    if pooling == "mean":
-        # A fill, not a product: padding may hold NaN. A sample without any real token gives NaN.
-        kept = tokens.masked_fill(~real[:, :, None], 0.0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
-        return kept / real.sum(1, keepdim=True)
     # The first or last that is real: right for padding on either side.
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    places = places.expand_as(real)
-    first = pooling == "cls"
-    places = places.masked_fill(~real, tokens.shape[1] if first else -1)
-    place = (places.amin(1) if first else places.amax(1))[:, None]
-    found = tokens.take_along_dim((place % tokens.shape[1])[:, :, None], 1)[:, 0]
-    return found.masked_fill(~real.any(1, keepdim=True), torch.nan)
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(real)
+    last = pooling == "last"
+    places = places.masked_fill(~real, -1 if last else tokens.shape[1])
+    place = (places.amax(1) if last else places.amin(1)) % tokens.shape[1]
+    found = tokens.take_along_dim(place[:, None, None], 1)
+    if pooling == "mean":
+        # Differences to the first of them: a layer that is constant stays so, whatever the number of tokens. In float32
+        # at least. A fill, not a product: padding may hold NaN. A sample without any real token gives NaN.
+        apart = tokens.to(torch.promote_types(tokens.dtype, torch.float32)) - found
+        return found[:, 0] + apart.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True)
+    return found[:, 0].masked_fill(~real.any(1, keepdim=True), torch.nan)
 
 
 def _pool_map(maps: torch.Tensor, pooling: str) -> torch.Tensor:

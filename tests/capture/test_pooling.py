@@ -110,6 +110,12 @@ def test_a_mask_of_other_tokens_is_not_applied(tokens):
     assert torch.equal(pool(tokens, "auto", mask), pool(tokens, "flatten"))
 
 
+def test_the_mean_of_constant_tokens_is_that_token_whatever_their_number(mask):
+    """Sums of 3 and of 4 times 0.1 round differently; the layer would not be constant any more."""
+    constant = torch.full((3, 4, 2), 0.1)
+    assert torch.equal(pool(constant, "mean", mask), torch.full((3, 2), 0.1))
+
+
 @pytest.mark.parametrize("pooling", ["flatten", "mean", "cls", "last", "all", "spatial", "auto"])
 def test_matrices_are_features_already(pooling):
     x = torch.randn(4, 3)
