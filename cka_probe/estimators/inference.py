@@ -161,8 +161,9 @@ def cka_with_error(
     -------
     Estimate
         Arrays (...) of float64; NaN where a side is constant. The interval is the value plus and minus Student's t of
-        n - 1 degrees of freedom times the error. It covers the truth about as often as it says from n = 64 on; for
-        unrelated features it is too wide, and ``cka_test`` is the right question.
+        n - 1 degrees of freedom times the error. A 95 % interval held the truth in 93 to 98 % of simulations with 32
+        to 256 samples, and in more than 99 % for unrelated features, for which ``cka_test`` is the right question
+        (benchmarks/coverage.py).
 
     Raises
     ------

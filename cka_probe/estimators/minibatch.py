@@ -270,8 +270,8 @@ class MinibatchCKA:
         """The chance that unrelated layers score as high, when samples are shuffled within each minibatch.
 
         With ``skewness=True`` that of the Pearson III distribution with the exact mean, variance and skewness of the
-        null, otherwise that of the normal distribution: too small by a factor of 2 to 10 below 0.01 when there are few
-        minibatches of skewed features.
+        null, otherwise that of the normal distribution, which rejects up to 2.6 times too often at 0.01 when features
+        have heavy tails (benchmarks/coverage.py).
 
         Returns
         -------

@@ -23,6 +23,7 @@ from cka_probe.estimators import (
     cka_from_grams,
     participation_ratio,
 )
+from cka_probe.estimators.alignment import cka_of_features
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 KERNELS = pytest.mark.parametrize(
@@ -132,6 +133,21 @@ def test_gradient_is_the_closed_form(rng):
         cka(tensor, torch.tensor(y), estimator=estimator).backward()
         assert_allclose(tensor.grad.numpy(), expected, atol=1e-12)
         assert_allclose(np.sum(expected * x), 0, atol=1e-12)
+
+
+# torch warns of a cache in array_api_compat that it traces through; what it caches is the namespace of a type.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_compiled_is_eager(rng):
+    """One graph without breaks, forward and backward: what a compiled training step calls."""
+    x, y = (torch.tensor(f, dtype=torch.float32, requires_grad=True) for f in pair(rng))
+    values, gradients = [], []
+    for compute in (cka_of_features, torch.compile(cka_of_features, backend="aot_eager", fullgraph=True)):
+        values.append(compute(torch, x, y, Linear(), Linear(), "unbiased"))
+        gradients.append(torch.autograd.grad(values[-1], (x, y)))
+    torch._dynamo.reset()
+    assert_allclose(*(to_numpy(v) for v in values), rtol=1e-6)
+    for eager, compiled in zip(*gradients, strict=True):
+        assert_allclose(compiled.numpy(), eager.numpy(), rtol=1e-4, atol=1e-7)
 
 
 def _u_centred(K):
