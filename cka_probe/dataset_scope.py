@@ -25,9 +25,6 @@ from .similarity import SimilarityMatrix
 MEMORY = 4 * 2**30
 """Bytes that statistics and kept features of a data set may take before a sketch takes over."""
 
-GROUPS = 10
-"""Groups of batches for the standard error of the moment route, where their memory is small."""
-
 
 def keep_features(_name: str, features: torch.Tensor) -> torch.Tensor:
     """A copy of the features: the activation itself may be changed in place by what follows.
@@ -98,8 +95,7 @@ class DatasetPass:
             self.route = choose_route(expected, widths_x, widths_y, kernel=request.kernel, memory=MEMORY)
         self.left.rows = self.right.rows = expected
         if self.route.name == "moments":
-            small = 8 * (sum(widths_x) + sum(widths_y or ())) ** 2 * GROUPS <= MEMORY // 8
-            self.statistics = MomentCKA(groups=GROUPS if small else 1)
+            self.statistics = MomentCKA()
         elif self.route.name == "sketch":
             if request.estimator != "unbiased":
                 raise ValueError(
@@ -155,9 +151,10 @@ class DatasetPass:
         """Values, standard errors, their degrees of freedom, and chance levels where a measure has them."""
         request = self.request
         if route.name == "moments":
-            error = self.statistics.standard_error(request.estimator)
-            values = self.statistics.compute(request.estimator).cpu().numpy()
-            return values, None if error is None else error.cpu().numpy(), min(GROUPS, self.batches) - 1, None
+            values, error = (
+                f(request.estimator).cpu().numpy() for f in (self.statistics.compute, self.statistics.standard_error)
+            )
+            return values, error, self.statistics.degrees_of_freedom, None
         if route.name == "sketch":
             return self.statistics.compute().cpu().numpy(), None, None, None
         xs = self.left.arrays()
