@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from .capture.buffers import require_cupy
+from .capture.state import device_of
 from .estimators.kernels import Kernel
+from .gram_keeper import BACKENDS
 from .streaming import Pass, SampleOrder
 
 SCOPES = ("minibatch", "dataset")
@@ -32,12 +36,32 @@ class Request:
     autocast: torch.dtype | None
     checkpoint: Path | None
     distributed: bool
+    backend: str
+    tf32: bool
     progress: bool
     square: bool
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f'`scope` must be "minibatch" or "dataset", got {self.scope!r}.')
+        if self.backend not in BACKENDS:
+            raise ValueError(f'`backend` must be "torch" or "cupy", got {self.backend!r}.')
+        if self.scope != "minibatch" and (self.backend != "torch" or self.tf32):
+            raise ValueError('`backend` and `tf32` are for scope="minibatch". Leave them out.')
+        if self.backend == "cupy":
+            require_cupy()
+
+    def check_devices(self, models: Sequence[nn.Module]) -> None:
+        """Raise a ValueError unless all models run where ``backend`` and ``tf32`` have a meaning."""
+        if self.backend == "torch" and not self.tf32:
+            return
+        option = 'backend="cupy"' if self.backend == "cupy" else "tf32=True"
+        for model in models:
+            device = device_of(model) if self.device is None else torch.device(self.device)
+            if device.type != "cuda":
+                raise ValueError(
+                    f'{option} is for an NVIDIA GPU, but {type(model).__name__} is on {device}. Pass device="cuda".'
+                )
 
     def make_pass(self, recorders: list[Any], minimum: int, order: SampleOrder | None = None) -> Pass:
         """A pass of these models over the data."""

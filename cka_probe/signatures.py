@@ -23,8 +23,9 @@ from .capture.pooling import Pooling
 from .capture.recorder import LayerRecorder
 from .estimators.kernels import Kernel, Linear, kernel_from_name
 from .estimators.minibatch import MinibatchCKA
+from .gram_keeper import GramKeeper
 from .similarity import SimilarityMatrix
-from .statistics import centred_rows, keep_gram, minibatch_result
+from .statistics import centred_rows, minibatch_result
 from .streaming import Pass, SampleOrder
 
 FORMAT = "cka_probe.signature"
@@ -160,15 +161,16 @@ def signature(
     """
     kernel = kernel or Linear()
     minimum = MinibatchCKA(kernel=kernel, estimator=estimator).minimum
-    recorder = LayerRecorder(model, "model", layers, pooling, keep_gram(kernel), forward)
+    keeper = GramKeeper(kernel)
+    recorder = LayerRecorder(model, "model", layers, pooling, keeper, forward)
     order = SampleOrder()
     run = Pass([recorder], minimum, device=device, progress=progress, label="signature", order=order)
     grams: list[np.ndarray] = []
     scales: list[np.ndarray] = []
     sizes: list[int] = []
 
-    def consume(_index: int, kept: list[list[Any]], samples: int) -> None:
-        rows, scale = centred_rows(kept[0], estimator, torch.device("cpu"))
+    def consume(index: int, kept: list[list[Any]], samples: int) -> None:
+        rows, scale = centred_rows(kept[0], estimator, torch.device("cpu"), keeper, recorder.names, index)
         upper = np.triu_indices(samples)
         grams.append(rows.float().numpy().reshape(-1, samples, samples)[:, *upper])
         scales.append(scale.numpy())
@@ -185,7 +187,11 @@ def signature(
         kernel=repr(kernel),
         estimator=estimator,
         pooling=pooling if isinstance(pooling, str) else getattr(pooling, "__name__", repr(pooling)),
-        notes=(*run.notes, *(f"{layer!r} was left out: {why}" for layer, why in recorder.left_out.items())),
+        notes=(
+            *run.notes,
+            *keeper.finish(name or type(recorder.model).__name__, recorder.names),
+            *(f"{layer!r} was left out: {why}" for layer, why in recorder.left_out.items()),
+        ),
         samples=tuple(sizes),
         grams=tuple(grams),
         scales=tuple(scales),

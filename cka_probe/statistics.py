@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .capture.recorder import Keep, LayerRecorder, NotFiniteError
+from .capture.recorder import LayerRecorder
 from .capture.state import device_of
-from .estimators.hsic import flat_centred
-from .estimators.kernels import Kernel, Linear
-from .estimators.layer_grams import LayerGram, layer_gram, unit_stack
+from .estimators.kernels import Kernel
+from .estimators.layer_grams import LayerGram, unit_stack
 from .estimators.minibatch import MinibatchCKA
+from .gram_keeper import GramKeeper
 from .request import Request
 from .similarity import SimilarityMatrix
 from .streaming import SampleOrder
@@ -26,26 +26,19 @@ CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
 
 
-def keep_gram(kernel: Kernel) -> Keep:
-    """What a minibatch comparison does with features inside the hook: their Gram matrix, and nothing kept."""
-    shifted: dict[str, bool] = {}
-
-    def keep(name: str, features: torch.Tensor) -> LayerGram:
-        result = layer_gram(features, kernel, shift=shifted.get(name, False))
-        shifted[name] = result.shifted
-        # A Gram matrix whose own sums passed as safe (factor 1.0 of the linear kernel) is finite.
-        passed = isinstance(kernel, Linear) and isinstance(result.factor, float)
-        if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
-            raise NotFiniteError
-        return result
-
-    return keep
-
-
-def centred_rows(kept: Sequence[LayerGram], estimator: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def centred_rows(
+    kept: Sequence[LayerGram],
+    estimator: str,
+    device: torch.device,
+    keeper: GramKeeper,
+    names: Sequence[str],
+    batch: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Flattened centred Gram matrices (layers, n * n) of one model and one batch, and their divisors, on ``device``."""
     stack, divisors = unit_stack([g.gram for g in kept], [g.factor for g in kept])
-    return flat_centred(stack, estimator).to(device), divisors.to(device)
+    rows = keeper.centred(stack, estimator)
+    keeper.observe(batch, names, stack, rows)
+    return rows.to(device), divisors.to(device)
 
 
 class MinibatchPass:
@@ -54,7 +47,7 @@ class MinibatchPass:
     Parameters
     ----------
     recorders : sequence of LayerRecorder
-        One, two, or with ``square`` any number.
+        One, two, or with ``square`` any number; each keeps by a ``GramKeeper``.
     kernel, estimator
         As ``compare``.
     square : bool
@@ -65,13 +58,18 @@ class MinibatchPass:
         self, recorders: Sequence[LayerRecorder], kernel: Kernel, estimator: str, *, square: bool = False
     ) -> None:
         self.recorders = recorders
+        self.keepers = [recorder.keep for recorder in recorders if isinstance(recorder.keep, GramKeeper)]
         self.square = square or len(recorders) == 1
         self.statistics = MinibatchCKA(kernel=kernel, estimator=estimator)
         self.home = device_of(recorders[0].model)
+        self.found: list[str] = []
 
-    def consume(self, _index: int, kept: list[list[Any]], samples: int) -> None:
+    def consume(self, index: int, kept: list[list[Any]], samples: int) -> None:
         """Add one batch."""
-        sides = [centred_rows(grams, self.statistics.estimator, self.home) for grams in kept]
+        sides = [
+            centred_rows(grams, self.statistics.estimator, self.home, keeper, recorder.names, index)
+            for grams, recorder, keeper in zip(kept, self.recorders, self.keepers, strict=True)
+        ]
         if self.square:
             rows = sides[0][0] if len(sides) == 1 else torch.cat([rows for rows, _ in sides])
             scale = sides[0][1] if len(sides) == 1 else torch.cat([scale for _, scale in sides])
@@ -89,11 +87,24 @@ class MinibatchPass:
             return every, every
         return named[0], named[1]
 
+    def finish(self) -> None:
+        """Read what the keepers found on the device, once.
+
+        Raises
+        ------
+        CaptureError
+            If a layer gave NaN or infinity.
+        """
+        for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
+            self.found += keeper.finish(recorder.name, recorder.names)
+
     def result(self, notes: Sequence[str], meta: dict[str, Any], *, models: bool = False) -> SimilarityMatrix:
         """The similarities with their errors, p-values, chance levels and notes."""
+        self.finish()
         rows, columns = self._sides
         notes = [
             *notes,
+            *self.found,
             *(note for r in self.recorders for note in r.notes()),
         ]
         return minibatch_result(self.statistics, rows, columns, notes, meta, models=models)
@@ -136,15 +147,23 @@ class MinibatchPass:
         self.statistics.batches = sum(part["batches"] for part in gathered)
 
     def save(self, path: Path, order: str, done: int) -> None:
-        """Write everything that a resumed run needs, whole or not at all."""
+        """Write everything that a resumed run needs, whole or not at all.
+
+        Raises
+        ------
+        CaptureError
+            If a layer gave NaN or infinity: what is saved is finite.
+        """
+        self.finish()
         state = self.statistics.state_dict()
-        sums = {f"sum_{name}": _numpy(total) for name, total in state.pop("sums").items()}
+        sums: dict[str, Any] = {f"sum_{name}": _numpy(total) for name, total in state.pop("sums").items()}
         header = {
             **state,
             "format": "cka_probe.checkpoint",
             "done": done,
             "order": order,
             "layers": [(r.name, r.names, r.left_out) for r in self.recorders],
+            "modes": [keeper.modes for keeper in self.keepers],
         }
         temporary = path.with_name(f".{path.name}.part")
         try:
@@ -185,6 +204,8 @@ class MinibatchPass:
             raise ValueError(f"{path}: {error}") from error
         for recorder, (_, layers, left_out) in zip(self.recorders, header["layers"], strict=True):
             recorder.names, recorder.left_out = layers, left_out
+        for keeper, modes in zip(self.keepers, header["modes"], strict=True):
+            keeper.modes = modes
         return int(header["done"]), str(header["order"])
 
 

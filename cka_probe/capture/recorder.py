@@ -192,7 +192,7 @@ class LayerRecorder:
         if callable(self.pooling) and self._samples not in (None, tensor.shape[0], features.shape[0]):
             self._leave_out(name, self._misplaced(tensor))
             return
-        if features.dtype not in (torch.float32, torch.float64):
+        if features.dtype not in (torch.float32, torch.float64) and not getattr(self.keep, "takes_half", False):
             features = features.float()
         try:
             self._kept[name] = self.keep(name, features)

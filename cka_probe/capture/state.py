@@ -52,7 +52,7 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
 
 def reduces_products(device: torch.device) -> bool:
     """Whether torch is set to take products of float32 in TF32 or bfloat16 on this device."""
-    matmul = _matmul_settings(device)
+    matmul = matmul_settings(device)
     return matmul is not None and matmul.fp32_precision not in ("none", "ieee")
 
 
@@ -62,7 +62,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Those are for the network. A Gram matrix in bfloat16 would be off by 1e-3, in TF32 by 1e-4.
     """
-    matmul = _matmul_settings(device) if reduces_products(device) else None
+    matmul = matmul_settings(device) if reduces_products(device) else None
     before = None if matmul is None else matmul.fp32_precision
     try:
         if matmul is not None:
@@ -74,7 +74,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
             matmul.fp32_precision = before
 
 
-def _matmul_settings(device: torch.device) -> Any:
+def matmul_settings(device: torch.device) -> Any:
     """Where torch keeps the precision of matrix products of this kind of device; None before torch 2.9."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     matmul = getattr(backend, "matmul", None)

@@ -78,6 +78,8 @@ def mean_over_spread(grams: Array) -> Array:
     xp = array_namespace(grams)
     n = grams.shape[-1]
     eps = float(xp.finfo(grams.dtype).eps)
+    finite = xp.all(xp.isfinite(grams), axis=(-2, -1))
+    grams = xp.where(finite[:, None, None], grams, xp.zeros_like(grams))
     diagonal = xp.astype(xp.linalg.diagonal(grams), xp.float64)
     rows = xp.sum(grams, axis=-1, dtype=xp.float64) - diagonal
     total = xp.sum(rows, axis=-1)
@@ -85,10 +87,8 @@ def mean_over_spread(grams: Array) -> Array:
     spread = _spread(squares, xp.sum(rows * rows, axis=-1), total, n)
     told = spread > 64 * eps * squares
     ratio = xp.abs(total) / n / n / xp.sqrt(xp.where(told, spread, xp.ones_like(spread))) * (eps / EPS32)
-    size = xp.sum(diagonal, axis=-1)
     ratio = xp.where(told | (total == 0), ratio, xp.full_like(ratio, math.inf))
-    # A product with a number that is not finite, times 0, is NaN; of all others it is 0.
-    return ratio + 0.0 * (total + size)
+    return xp.where(finite, ratio, xp.full_like(ratio, math.nan))
 
 
 class LayerGram(NamedTuple):
@@ -101,7 +101,7 @@ class LayerGram(NamedTuple):
     @property
     def mode(self) -> Mode:
         """How the features were prepared."""
-        if not isinstance(self.factor, float):
+        if type(self.factor) is not float:  # a number of numpy is a float, and comes from scaling
             return "scaled"
         return "shifted" if self.shifted else "raw"
 
