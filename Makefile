@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cka-probe-installed
 
-.PHONY: help setup demo test lint docs bench figures clean
+.PHONY: help setup demo test lint docs bench gpu figures clean
 
 help:
 	@echo "make demo     compare two trained networks, distil one from the other, write the figures (5 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     build the documentation into site/"
 	@echo "make bench    time and memory beside the peers and the forward pass alone"
+	@echo "make gpu      tests and benchmark on an NVIDIA GPU; VENV= uses PYTHON as it is"
 	@echo "make figures  remake the paper-style figures"
 	@echo "VENV=path reuses an environment; PYTHON=python3.12 chooses the interpreter of a new one"
 
@@ -45,6 +46,14 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/coverage.py
+
+# Both run whatever the other says: a machine with a GPU may be at hand for minutes only. OUTPUT=folder for the table.
+OUTPUT ?= benchmarks/results
+gpu: $(if $(VENV),$(STAMP))
+	status=0; export PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH}; \
+	$(if $(VENV),$(BIN)/python,$(PYTHON)) -m pytest tests/gpu -q --durations=5 || status=1; \
+	$(if $(VENV),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --output $(OUTPUT) || status=1; \
+	exit $$status
 
 figures: $(STAMP)
 	$(BIN)/python -m figures

@@ -1,0 +1,36 @@
+"""Every test here needs an NVIDIA GPU, and is skipped without one; those with CuPy need CuPy as well."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture
+def cupy():
+    return pytest.importorskip("cupy", reason='needs CuPy: pip install "cka-probe[cuda13]"')
+
+
+@pytest.fixture
+def no_waiting():
+    """A context in which torch raises an error wherever the host would wait for the GPU."""
+
+    class Watch:
+        def __enter__(self):
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *_):
+            torch.cuda.set_sync_debug_mode("default")
+
+    yield Watch()
+    torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,181 @@
+"""compare on a GPU: the CPU's values, no waiting inside the loop, half precision, CuPy, notes and errors."""
+
+import pytest
+import torch
+from gpu_networks import convolutional, full_precision_convolutions, images
+from numpy.testing import assert_allclose
+from torch import nn
+
+import cka_probe as cp
+from cka_probe.capture.cuda import by_cupy, fused_u_centre, half_gram, syrk_gram
+from cka_probe.capture.hooks import CaptureError
+from cka_probe.estimators.hsic import flat_centred
+
+KERNELS = pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.Cosine()], ids=lambda k: type(k).__name__)
+
+
+class Watched:
+    """Batches that forbid waiting from the second on, until they are exhausted."""
+
+    def __init__(self, batches, watch):
+        self.batches, self.watch = batches, watch
+
+    def __iter__(self):
+        yield self.batches[0]
+        with self.watch:
+            yield from self.batches[1:]
+
+
+@KERNELS
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_equals_the_cpu(kernel, estimator, offset):
+    with full_precision_convolutions():
+        options = {"kernel": kernel, "estimator": estimator, "progress": False}
+        on_gpu = cp.compare(convolutional(offset), convolutional(seed=1), images(), **options)
+        expected = cp.compare(convolutional(offset).cpu(), convolutional(seed=1).cpu(), images(device="cpu"), **options)
+    assert_allclose(on_gpu.values, expected.values, atol=1e-5)
+    assert_allclose(on_gpu.standard_error, expected.standard_error, atol=1e-5)
+    assert on_gpu.notes == expected.notes
+
+
+@KERNELS
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_waits_for_nothing_after_the_first_batch(no_waiting, kernel, offset):
+    data = Watched(images(), no_waiting)
+    result = cp.compare(convolutional(offset), convolutional(seed=1), data, kernel=kernel, progress=False)
+    assert result.meta["batches"] == 4
+
+
+def test_waits_for_nothing_under_autocast_with_tokens(no_waiting):
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)).cuda()
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(32, 6, dtype=torch.bool)
+    mask[::2, 4:] = False
+    data = [{"x": torch.randn(32, 6, 8, generator=generator).cuda(), "attention_mask": mask.cuda()} for _ in range(3)]
+    for pooling in ("auto", "flatten", "cls", "last"):
+        cp.compare(
+            model,
+            model,
+            Watched(data, no_waiting),
+            forward=lambda model, batch: model(batch["x"]),
+            pooling=pooling,
+            autocast=torch.bfloat16,
+            progress=False,
+        )
+
+
+def test_the_profiler_counts_as_many_synchronisations_for_many_batches_as_for_few():
+    """By the driver's own record, not torch's."""
+    models = convolutional(), convolutional(seed=1)
+
+    def waits(data):
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            cp.compare(*models, data, progress=False)
+        return sum(
+            e.count for e in profile.key_averages() if e.key in ("cudaStreamSynchronize", "cudaEventSynchronize")
+        )
+
+    few, many = images(2), images(8)
+    waits(few)
+    assert waits(many) == waits(few)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_equals_float32_of_the_same_features(dtype):
+    class Cast(nn.Module):
+        def __init__(self, *steps):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, device="cuda"))
+            self.steps = steps
+
+        def forward(self, x):
+            for step in self.steps:
+                x = x.to(step)
+            return x
+
+    whole = {"layers": lambda name, _: not name, "progress": False}
+    data, other = images(), [batch.flip(1) + 0.1 * batch**2 for batch in images()]
+    half = cp.compare(Cast(dtype), Cast(dtype), data, data_y=other, **whole)
+    single = cp.compare(Cast(dtype, torch.float32), Cast(dtype, torch.float32), data, data_y=other, **whole)
+    assert_allclose(half.values, single.values, atol=1e-4)
+
+
+def test_autocast_is_near_float32():
+    half = cp.compare(convolutional(), convolutional(), images(), autocast=torch.bfloat16, progress=False)
+    whole = cp.compare(convolutional(), convolutional(), images(), progress=False)
+    assert_allclose(half.values, whole.values, atol=2e-2)
+
+
+def test_half_gram():
+    x = torch.randn(64, 5000, device="cuda", dtype=torch.bfloat16)
+    expected = (x.double() @ x.double().T).cpu().numpy()
+    assert_allclose(half_gram(x).cpu().numpy(), expected, atol=1e-5 * expected.max())
+
+
+def test_nan_is_named_with_model_layer_and_batch():
+    data = images()
+    data[2][5, 0, 0, 0] = torch.nan
+    with pytest.raises(CaptureError, match=r"Layer '0' of model_x \(Sequential\) gave NaN or infinity in batch 2"):
+        cp.compare(convolutional(), convolutional(), data, progress=False)
+
+
+def test_a_mean_that_grows_is_noted():
+    data = images()
+    data[3] += 30.0
+    model = nn.Sequential(nn.Conv2d(3, 4, 1)).cuda()
+    result = cp.compare(model, model, data, progress=False)
+    assert any("'0' lay further above its spread" in note for note in result.notes)
+
+
+def test_tf32_is_near_and_is_given_back():
+    before = torch.backends.cuda.matmul.fp32_precision
+    found = cp.compare(convolutional(), convolutional(seed=1), images(), tf32=True, progress=False)
+    expected = cp.compare(convolutional(), convolutional(seed=1), images(), progress=False)
+    assert_allclose(found.values, expected.values, atol=1e-2)
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+class TestCupy:
+    @KERNELS
+    @pytest.mark.parametrize("offset", [0.0, 100.0])
+    def test_equals_torch(self, cupy, kernel, offset):
+        models = convolutional(offset), convolutional(seed=1)
+        found = cp.compare(*models, images(), kernel=kernel, backend="cupy", progress=False)
+        expected = cp.compare(*models, images(), kernel=kernel, progress=False)
+        assert_allclose(found.values, expected.values, atol=1e-5)
+
+    @pytest.mark.parametrize("shape", [(5, 1), (16, 3), (64, 5000), (33, 17)])
+    def test_syrk(self, cupy, shape):
+        x = torch.randn(shape, device="cuda")
+        expected = (x.double() @ x.double().T).cpu().numpy()
+        assert_allclose(syrk_gram(x).cpu().numpy(), expected, atol=1e-5 * expected.max())
+        assert_allclose(syrk_gram(x.T.contiguous().T).cpu().numpy(), expected, atol=1e-5 * expected.max())
+
+    def test_on_a_stream_of_its_own(self, cupy):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            x = torch.randn(64, 20_000, device="cuda")
+            found = syrk_gram(x)
+            assert_allclose(found.cpu().numpy(), (x @ x.T).cpu().numpy(), rtol=1e-4, atol=0.1)
+
+    def test_a_kernel_of_the_estimators(self, cupy):
+        x = torch.randn(32, 7, device="cuda")
+        assert_allclose(by_cupy(cp.RBF(), x).cpu().numpy(), cp.RBF()(x).cpu().numpy(), atol=1e-6)
+
+    @pytest.mark.parametrize("n", [4, 5, 31, 256, 300])
+    def test_fused_u_centring(self, cupy, n):
+        grams = torch.randn(3, n, n, device="cuda")
+        grams = grams + grams.mT + 3
+        grams[1] = 0
+        grams[2] = 1 / 3
+        expected = flat_centred(grams.double().cpu(), "unbiased").numpy()
+        assert_allclose(fused_u_centre(grams).cpu().numpy(), expected, atol=2e-6)
+        assert (fused_u_centre(grams)[1:] == 0).all()
+
+    def test_fused_u_centring_keeps_nan(self, cupy):
+        grams = torch.eye(8, device="cuda").repeat(2, 1, 1)
+        grams[1, 2, 3] = torch.nan
+        found = fused_u_centre(grams)
+        assert not found[0].isnan().any()
+        assert found[1].isnan().any()
