@@ -1,6 +1,7 @@
 """Arrays in, numbers out: numpy, torch and CuPy alike."""
 
 from .alignment import chance_level, cka, cka_from_grams, participation_ratio
+from .blocks import blocked_cka
 from .canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
 from .corridor import (
     Corridor,
@@ -29,10 +30,13 @@ from .layer_mmd import layer_mmd_squared, mmd_matrix
 from .measures import MEASURES, Measure, MeasureMatrix, uncentred_alignment
 from .minibatch import MinibatchCKA, cka_matrix
 from .mmd import Distance, MMDTest, energy_distance, mmd_squared, mmd_test
+from .moments import MomentCKA
 from .neighbours import cknna, mutual_knn
 from .permutation import PermutationTest, cka_matrix_test, cka_test
 from .predictors import gulp, linear_regression_r2
+from .routes import Route, choose_route
 from .shapes import angular_distance, normalized_bures_similarity, procrustes_distance
+from .sketch import SketchCKA
 from .theory import CKAMMDBounds, Statement, cka_mmd_bounds
 
 __all__ = [
@@ -56,6 +60,11 @@ __all__ = [
     "chance_level",
     "participation_ratio",
     "MinibatchCKA",
+    "MomentCKA",
+    "blocked_cka",
+    "SketchCKA",
+    "choose_route",
+    "Route",
     "cka_with_error",
     "cka_matrix_with_error",
     "sample_influence",

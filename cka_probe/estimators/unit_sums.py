@@ -6,7 +6,7 @@ from types import ModuleType
 
 from array_api_compat import array_namespace
 
-from .closed_form import SampleTerms, unbiased_inner, unbiased_share
+from .closed_form import unbiased_inner
 from .validation import Array
 
 
@@ -65,28 +65,10 @@ class UnitSums:
     def inner(self) -> Array:
         """<A, A> of each unit (units,), from centred sums."""
         assert self.products is not None
-        xp, s, n = array_namespace(self.products), self.products, self._samples
+        xp, s = array_namespace(self.products), self.products
         covariance = s[:, 2:, 2:]
         cross = xp.sum(covariance * covariance, axis=(1, 2))
-        return unbiased_inner(cross, s[:, 1, 1], s[:, 0, 1], s[:, 0, 1], n)
-
-    def shares(self, v: Array) -> Array:
-        """t_i (m, units): the share of centred samples v (m, units * size) in ``inner``, from centred sums."""
-        assert self.products is not None
-        xp, s = array_namespace(v), self.products
-        u = xp.reshape(v, (v.shape[0], -1, self.size))
-        a = xp.sum(u * u, axis=2)
-        columns = range(self.size)
-        product = sum(u[:, :, i] * u[:, :, j] * s[None, :, 2 + i, 2 + j] for i in columns for j in columns)
-        with_norms = sum(u[:, :, i] * s[None, :, 1, 2 + i] for i in columns)
-        total = s[None, :, 0, 1]
-        terms = SampleTerms(product, a, a, with_norms, with_norms)
-        return unbiased_share(terms, s[None, :, 1, 1], total, total, self._samples)
-
-    @property
-    def _samples(self) -> int:
-        assert self.products is not None
-        return round(float(self.products[0, 0, 0]))
+        return unbiased_inner(cross, s[:, 1, 1], s[:, 0, 1], s[:, 0, 1], round(float(s[0, 0, 0])))
 
 
 def _change(xp: ModuleType, d: Array) -> Array:
