@@ -143,8 +143,14 @@ def main() -> None:
         result.save(options.output / f"{name}.npz")
 
     print("5. The figures")
-    save(plot_heatmap(itself, title="teacher x teacher"), options.output / "teacher_teacher.png")
-    save(plot_before_after(first, second)[0], options.output / "before_after.png")
+    ax = plot_heatmap(itself, title="teacher x teacher")
+    ax.set(xlabel="teacher, resnet20", ylabel="teacher, resnet20")
+    save(ax, options.output / "teacher_teacher.png")
+    axes = plot_before_after(first, second)
+    axes[0].set_ylabel("teacher, resnet20")
+    for ax in axes:
+        ax.set_xlabel("student, resnet8")
+    save(axes[0], options.output / "before_after.png")
     save(plot_training_curves(histories), options.output / "training_curves.png")
     accuracies = last.rename(columns={"test_accuracy": "accuracy"})
     save(plot_accuracies(accuracies, from_zero=False), options.output / "accuracy.png")
