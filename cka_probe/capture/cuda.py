@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -83,11 +83,9 @@ extern "C" __global__ void u_centre(const float* gram, const double* sums, const
 @contextmanager
 def tf32_products(device: torch.device) -> Iterator[None]:
     """Products of float32 in TF32 inside the block; the caller's setting is as before on the way out."""
-    matmul = matmul_settings(device)
+    matmul, name, value = matmul_settings(device), "fp32_precision", cast(Any, "tf32")
     if matmul is None:  # before torch 2.9
         matmul, name, value = torch.backends.cuda.matmul, "allow_tf32", True
-    else:
-        name, value = "fp32_precision", "tf32"
     before = getattr(matmul, name)
     try:
         setattr(matmul, name, value)
