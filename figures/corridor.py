@@ -1,0 +1,94 @@
+"""Figure 3: theorem T3. CKA fixes the quadratic-kernel MMD² between 4(1 - c)²/rank and 2(1 - c²); both are sharp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+import cka_probe as cp
+from cka_probe.plotting import plot_corridor
+from figures.networks import CACHE, FULL, SHOWN, Budget, images, student, teacher, untrained_student
+from figures.saving import FOLDER, save
+
+
+def points(source: str, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
+    """One line for each pair of a stack of features."""
+    found = cp.alignment_corridor(x, y)
+    names = ("cka", "mmd_squared", "lower", "upper", "rank")
+    columns = {name: np.atleast_1d(getattr(found, name).detach().numpy()) for name in names}
+    return pd.DataFrame({"source": source, **columns})
+
+
+def random_pairs(count: int, samples: int, width: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features from unrelated to nearly equal, with few and with many large directions."""
+    x, noise = torch.randn(2, count, samples, width, dtype=torch.float64, generator=random)
+    scales = torch.exp(1.5 * torch.randn(2, count, 1, width, dtype=torch.float64, generator=random))
+    mix = torch.rand(count, 1, 1, dtype=torch.float64, generator=random)
+    x = x * scales[0]
+    return x, mix * x + (1 - mix) * noise * scales[1]
+
+
+def adversaries(side: str, count: int, samples: int, width: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features pushed by gradients towards one curve, each at a CKA of its own."""
+    random = torch.Generator().manual_seed(1)
+    x, y = (z.requires_grad_() for z in random_pairs(count, samples, width, random))
+    target = torch.linspace(0.03, 0.97, count, dtype=torch.float64)
+    descent = torch.optim.Adam([x, y], lr=0.05)
+    for step in range(steps):
+        descent.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
+        found = cp.alignment_corridor(x, y)
+        c, q = found.cka, found.mmd_squared
+        ratio = -q / (1 - c**2) if side == "upper" else q / (1 - c) ** 2
+        loss = (ratio + 100 * (c - target) ** 2).sum()
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    return x.detach(), y.detach()
+
+
+def training_pairs(cache: Path, budget: Budget, samples: int) -> list[pd.DataFrame]:
+    """Every layer of the teacher with every layer of a student, before and after distillation."""
+    pixels = images(samples)
+    theirs = cp.extract(teacher(budget, cache), pixels, SHOWN, progress=False)
+    students = {"student, untrained": untrained_student(0)} | {
+        f"student after {method}": student(method, 0, budget, cache) for method in ("CE", "RCKA")
+    }
+    return [
+        points(name, x.double(), y.double())
+        for name, network in students.items()
+        for y in cp.extract(network, pixels, SHOWN, progress=False).values()
+        for x in theirs.values()
+    ]
+
+
+def make(
+    folder: Path = FOLDER,
+    *,
+    cache: Path = CACHE,
+    budget: Budget = FULL,
+    count: int = 400,
+    adversarial: int = 30,
+    steps: int = 400,
+    samples: int = 128,
+) -> pd.DataFrame:
+    size = (12, 2)  # samples and features: the difference of the Grams has rank 4
+    parts = [
+        points("random", *random_pairs(count, *size, torch.Generator().manual_seed(0))),
+        points("adversarial, up", *adversaries("upper", adversarial, *size, steps)),
+        points("adversarial, down", *adversaries("lower", adversarial, *size, steps)),
+    ]
+    small = pd.concat(parts, ignore_index=True)
+    training = pd.concat(training_pairs(cache, budget, samples), ignore_index=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained")
+    plot_corridor(small, ax=axes[0])
+    plot_corridor(training, ax=axes[1])
+    for ax, what in zip(axes, (f"{size[0]} samples, {size[1]} features", f"digits, {samples} samples"), strict=True):
+        outside = ax.get_title()
+        ax.set_title(f"{what}: {outside or 'no point outside'}", fontsize="medium")
+    table = pd.concat([small.assign(panel="small"), training.assign(panel="training")], ignore_index=True)
+    save(folder, "corridor", figure, corridor=table)
+    return table

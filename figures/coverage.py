@@ -1,0 +1,53 @@
+"""Figure 12: do 95 % intervals hold the truth in 95 % of cases, and do tests at 5 % reject in 5 % of null cases?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from figures.saving import BENCHMARKS, FOLDER, save
+
+STYLES = [("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", ":"), ("#CC79A7", "D", "-.")]
+
+
+def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "coverage.csv") -> pd.DataFrame | None:
+    if not source.is_file():
+        print(f"  skipped: {source.name} is not there. `make bench` measures it.", flush=True)
+        return None
+    table = pd.read_csv(source)
+    kinds = [kind for kind in dict.fromkeys(table["what"]) if "interval" in kind]
+    tests = table[table["what"].str.contains("rejections") & (table["nominal"].round(3) == 0.05)]
+    figure, axes = plt.subplots(1, len(kinds) + 1, figsize=(4.4 * (len(kinds) + 1), 3.8), layout="constrained")
+    for ax, kind in zip(axes, kinds, strict=False):
+        part = table[(table["what"] == kind) & (table["true_cka"] > 0)]
+        for (name, group), style in zip(part.groupby("data", sort=False), STYLES, strict=False):
+            rates = group.groupby("samples")["rate"]
+            _line(ax, rates.mean(), name, style)
+            ax.fill_between(rates.mean().index, rates.min(), rates.max(), color=style[0], alpha=0.15, linewidth=0)
+        ax.axhline(0.95, color="black", linewidth=1)
+        ax.set(title=f"{kind}\ntrue CKA > 0 (band: least to greatest)", ylabel="intervals that hold the truth")
+    ax = axes[-1]
+    for (name, group), (colour, _, _) in zip(tests.groupby("data", sort=False), STYLES, strict=False):
+        for (how, part), (_, marker, dashes) in zip(group.groupby("what", sort=False), STYLES, strict=False):
+            label = f"{name}, {how.removeprefix('rejections, ')}"
+            _line(ax, part.set_index("samples")["rate"].sort_index(), label, (colour, marker, dashes))
+    ax.axhline(0.05, color="black", linewidth=1)
+    ax.set(title="tests at 5 %, independent features", ylabel="null cases rejected")
+    ax.set_ylim(bottom=0)
+    for ax in axes:
+        ax.set_xlabel("samples")
+        ax.title.set_fontsize("medium")
+        ax.legend(frameon=False, fontsize="x-small")
+        ax.spines[["top", "right"]].set_visible(False)
+    save(folder, "coverage", figure, coverage=table)
+    return table
+
+
+def _line(ax: plt.Axes, rates: pd.Series, label: str, style: tuple[str, str, str]) -> None:
+    colour, marker, dashes = style
+    ax.plot(rates.index, rates, color=colour, marker=marker, linestyle=dashes, markersize=4, label=label)
+    ax.set_xscale("log", base=2)
+    ticks = sorted({*ax.get_lines()[0].get_xdata(), *rates.index})
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -1,0 +1,63 @@
+"""Figure 8: what the students of eight methods reach on few labels, with paired tests seed by seed.
+
+The numbers of figures/data/methods.csv are drawn when every cell is there; otherwise the runs are made (or read from
+the cache) first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cka_probe.distill.tables import summarise
+from cka_probe.plotting import plot_accuracies
+from figures.networks import CACHE, FULL, METHODS, Budget, accuracy, student, teacher, train_all
+from figures.saving import FOLDER, save
+
+
+def runs(folder: Path, methods: Sequence[str], seeds: int, budget: Budget, cache: Path) -> pd.DataFrame:
+    """One line for each method and seed: the fraction of the test images that the student gets right."""
+    file = folder / "data" / "methods.csv"
+    wanted = [(method, seed) for method in methods for seed in range(seeds)]
+    budget_text = str(budget._asdict())
+    if file.is_file():
+        known = pd.read_csv(file)
+        if list(zip(known["method"], known["seed"], strict=True)) == wanted and set(known["budget"]) == {budget_text}:
+            return known
+    train_all(list(methods), seeds, budget, cache)
+    reference = accuracy(teacher(budget, cache))
+    lines = [
+        {"method": method, "seed": seed, "accuracy": accuracy(student(method, seed, budget, cache))}
+        for method, seed in wanted
+    ]
+    return pd.DataFrame(lines).assign(teacher=reference, budget=budget_text)
+
+
+def make(
+    folder: Path = FOLDER,
+    *,
+    cache: Path = CACHE,
+    budget: Budget = FULL,
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: int = 5,
+) -> pd.DataFrame:
+    table = runs(folder, methods, seeds, budget, cache)
+    percent = 100 * table["accuracy"]
+    graded = table.assign(recipe="digits", last=percent, best=percent)
+    tests = pd.concat([summarise(graded, against=base).assign(against=base) for base in ("CE", "KD")])
+    tests = tests[["method", "against", "seeds", "last_mean", "last_sd", "difference", "p"]]
+    tests = tests.rename(columns={"last_mean": "mean", "last_sd": "sd", "p": "p_holm"})
+    p = {base: part.set_index("method")["p_holm"] for base, part in tests.groupby("against")}
+
+    def named(method: str) -> str:
+        against = [f"p = {p[base][method]:.3f} {base}" for base in ("CE", "KD") if pd.notna(p[base].get(method))]
+        return f"{method} ({', '.join(against)})" if against else method
+
+    drawn = table.assign(method=table["method"].map(named))
+    ax = plot_accuracies(drawn, from_zero=False, references={"teacher": table["teacher"].iloc[0]})
+    ax.set_xlabel("test accuracy (diamond: mean, line: 95 % interval, circles: seeds)")
+    ax.set_ylabel("p: paired t-test against CE and KD, Holm", fontsize="small")
+    save(folder, "methods_table", ax.figure, methods=table, methods_tests=tests)
+    return tests.reset_index(drop=True)

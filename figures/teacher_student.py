@@ -1,0 +1,43 @@
+"""Figure 7: how alike teacher and student become with labels alone (CE), logits (KD) and structure (RCKA)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import cka_probe as cp
+from cka_probe.plotting import plot_heatmap_grid
+from figures.networks import CACHE, FULL, SHOWN, Budget, images, student, teacher, untrained_student
+from figures.saving import FOLDER, save
+
+METHODS = ["untrained", "CE", "KD", "RCKA"]
+COUNTERPARTS = {"layer1.2": "layer1.0", "layer2.2": "layer2.0", "layer3.2": "layer3.0", "fc": "fc"}
+
+
+def make(
+    folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, seeds: int = 5, samples: int = 384
+) -> pd.DataFrame:
+    batches = images(samples).split(128)
+    master = teacher(budget, cache)
+    rows, panels = [], {}
+    for method in METHODS:
+        for seed in range(seeds):
+            pupil = untrained_student(seed) if method == "untrained" else student(method, seed, budget, cache)
+            result = cp.compare(master, pupil, batches, layers=SHOWN, progress=False)
+            if seed == 0:
+                panels[method] = result
+            frame = result.to_frame()
+            for theirs in result.rows:
+                for ours in result.columns:
+                    line = {"method": method, "seed": seed, "teacher_layer": theirs, "student_layer": ours}
+                    rows.append(line | {"cka": frame.loc[theirs, ours], "pair": COUNTERPARTS.get(theirs) == ours})
+    table = pd.DataFrame(rows)
+    fc = table[(table["teacher_layer"] == "fc") & (table["student_layer"] == "fc")].groupby("method")["cka"]
+    titles = {f"{name}\nlogits {fc.mean()[name]:.2f} ± {fc.std()[name]:.2f}": part for name, part in panels.items()}
+    grid = plot_heatmap_grid(titles, columns=4, vmin=0)
+    for ax in np.ravel(grid):
+        ax.title.set_fontsize("medium")
+    save(folder, "teacher_student", np.ravel(grid)[0].figure, teacher_student=table)
+    return table

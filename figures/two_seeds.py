@@ -1,0 +1,83 @@
+"""Figure 1: two seeds of one network, and whether each layer finds its counterpart (Kornblith's sanity check).
+
+Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, section 6.1: networks that differ
+in their initialisation only; for each layer of one, is the most similar layer of the other the one at the same depth?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+import cka_probe as cp
+from cka_probe.estimators import MEASURES
+from cka_probe.plotting import plot_heatmap
+from figures.networks import CACHE, FULL, Budget, images, trained
+from figures.saving import FOLDER, save
+
+LAYERS = ["conv1", "layer?.?"]
+POOLING = {"maps": "flatten", "channel means": "mean"}
+
+Matrix = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
+
+
+def measures() -> dict[str, tuple[Matrix, int]]:
+    """The matrix of each measure over two lists of layers, and the sign that turns it into a similarity."""
+    found: dict[str, tuple[Matrix, int]] = {
+        "CKA, linear": (cp.cka_matrix, 1),
+        "CKA, linear, biased": (lambda xs, ys: cp.cka_matrix(xs, ys, estimator="biased"), 1),
+        "CKA, Gaussian": (lambda xs, ys: cp.cka_matrix(xs, ys, kernel=cp.RBF(bandwidth="median")), 1),
+    }
+    for name, measure in MEASURES.items():
+        sign = 1 if measure.kind == "similarity" else -1
+        found[name] = (lambda xs, ys, measure=measure: measure.matrix(xs, ys).values, sign)
+    return found
+
+
+def make(
+    folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, seeds: int = 3, samples: int = 512
+) -> pd.DataFrame:
+    networks = [trained(budget.teacher, seed, budget.teacher_epochs, cache) for seed in range(seeds)]
+    pixels = images(samples)
+    rows = []
+    for features, pooling in POOLING.items():
+        layers = [cp.extract(network, pixels, LAYERS, pooling=pooling, progress=False) for network in networks]
+        for name, (matrix, sign) in measures().items():
+            hits = []
+            for one, other in permutations(range(seeds), 2):
+                values = sign * np.asarray(matrix(list(layers[one].values()), list(layers[other].values())))
+                best = values.max(axis=1, keepdims=True)
+                # A tie finds nothing: CCA of more features than samples is 1 everywhere.
+                found = (np.diagonal(values)[:, None] >= best - 1e-9).squeeze(1) & (
+                    (values >= best - 1e-9).sum(axis=1) == 1
+                )
+                hits.append(found.mean())
+            row = {"features": features, "measure": name, "accuracy": np.mean(hits)}
+            rows.append(row | {"layers": len(layers[0]), "ordered_pairs": len(hits), "samples": samples})
+    table = pd.DataFrame(rows)
+
+    figure, axes = plt.subplots(1, 3, figsize=(14.5, 5.0), layout="constrained", width_ratios=(1, 1, 1.1))
+    batches = pixels.split(128)
+    for ax, other in zip(axes, (0, 1), strict=False):
+        result = cp.compare(networks[0], networks[other], batches, layers=LAYERS, progress=False)
+        plot_heatmap(result, ax=ax, title=f"seed 0 (rows) × seed {other} (columns)")
+    pivot = table.pivot(index="measure", columns="features", values="accuracy").loc[list(measures())]
+    places = np.arange(len(pivot))
+    for i, (name, colour) in enumerate((("maps", "#0072B2"), ("channel means", "#E69F00"))):
+        axes[2].barh(places + 0.4 * (i - 0.5), pivot[name], 0.36, color=colour, label=name, hatch=("", "///")[i])
+        for place, value in zip(places, pivot[name], strict=True):
+            axes[2].text(value + 0.01, place + 0.4 * (i - 0.5), f"{value:.0%}", va="center", fontsize="x-small")
+    axes[2].axvline(1 / len(layers[0]), color="black", linestyle="--", linewidth=1, label="chance")
+    axes[2].set_yticks(places, list(pivot.index), fontsize="small")
+    axes[2].set(xlim=(0, 1.08), xlabel="layers that find their counterpart")
+    axes[2].invert_yaxis()
+    axes[2].legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    axes[2].spines[["top", "right"]].set_visible(False)
+    save(folder, "two_seeds", figure, two_seeds=table)
+    return table
