@@ -18,6 +18,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_every_part_runs_on_the_cpu(tmp_path):
     done = run("--cpu-smoke", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
