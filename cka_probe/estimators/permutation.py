@@ -266,7 +266,8 @@ def _test(
 ) -> PermutationTest:
     """The test of all pairs of rows; ``pick`` takes what the caller asked for out of every array."""
     xp = array_namespace(rows_x, rows_y)
-    (units_x, cubes_x), (units_y, cubes_y) = (_unit_rows(rows, n) for rows in (rows_x, rows_y))
+    units_x, cubes_x = _unit_rows(rows_x, n)
+    units_y, cubes_y = (units_x, cubes_x) if rows_y is rows_x else _unit_rows(rows_y, n)
     value = pairwise_inner(units_x, units_y)
     deviation = math.sqrt(2 / (n * (n - 3)))
     z_score = value / deviation
@@ -291,18 +292,24 @@ def _unit_rows(rows: Array, n: int) -> tuple[Array, Array]:
 def _count_as_high(
     units_x: Array, units_y: Array, value: Array, n: int, permutations: int, seed: int | np.random.Generator
 ) -> Array:
-    """How many random shuffles of the samples of ``units_y`` give every pair at least its value."""
+    """How many random shuffles of the samples of ``units_y`` give every pair at least its value.
+
+    Only entries i < j are kept, half of the Gram matrix: a shuffle picks each of them once, in a new order.
+    """
     import numpy as np
 
     xp = array_namespace(units_x, units_y)
     generator = np.random.default_rng(seed)
-    grams = xp.reshape(units_y, (-1, n, n))
+    i, j = np.triu_indices(n, 1)
+    entries = xp.asarray(i * n + j, device=units_x.device)
+    packed_x, packed_y = (xp.take(units, entries, axis=1) for units in (units_x, units_y))
     # A shuffle that leaves the value as it is must count, whatever the order of the sum.
     least = value - 64 * float(xp.finfo(units_x.dtype).eps)
     as_high = xp.zeros_like(value)
     for _ in range(permutations):
-        order = xp.asarray(generator.permutation(n), device=grams.device)
-        shuffled = xp.take(xp.take(grams, order, axis=1), order, axis=2)
-        null = pairwise_inner(units_x, xp.reshape(shuffled, (-1, n * n)))
+        order = generator.permutation(n)
+        low, high = np.minimum(order[i], order[j]), np.maximum(order[i], order[j])
+        picked = xp.asarray(low * (2 * n - low - 1) // 2 + high - low - 1, device=units_y.device)
+        null = 2 * pairwise_inner(packed_x, xp.take(packed_y, picked, axis=1))
         as_high = as_high + xp.astype(null >= least, xp.float64)
     return as_high
