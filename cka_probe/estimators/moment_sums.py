@@ -13,18 +13,16 @@ samples away from squares of sums, so samples far out (8 times the usual distanc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from .closed_form import SampleTerms, unbiased_inner, unbiased_share
-from .inference import without_each
+from .centred_sums import CentredSums
 from .moment_layout import Layout, Strip
 from .unit_sums import UnitSums
-from .validation import Array
+from .validation import Array, namespace
 
 ROWS = 1024
 """Samples that are multiplied at a time: float32 rounding stays small, and adding up in float64 costs little."""
@@ -72,10 +70,25 @@ class MomentSums:
 
     def add(self, x: Array, *, single: bool) -> None:
         """Add samples x (n, columns); with ``single`` their products may be taken in float32. Holds on to ``x``."""
+        self.check_home(x, "This batch")
         self._pending.append((x, single))
         self.samples += x.shape[0]
         if sum(x.shape[0] for x, _ in self._pending) >= self._chunk:
             self.flush()
+
+    @property
+    def _some_array(self) -> Array:
+        """Any array of the samples so far, or None."""
+        return self._pending[0][0] if self._pending else self.shift
+
+    def check_home(self, x: Array, what: str) -> None:
+        """Raise unless ``x`` is of the library and on the device of the samples so far."""
+        before = self._some_array
+        if before is None:
+            return
+        namespace(x, before, names=(what.lower(), "those before"))
+        if device(x) != device(before):
+            raise ValueError(f"{what} is on {device(x)}, those before on {device(before)}. Move it first.")
 
     @property
     def _chunk(self) -> int:
@@ -142,11 +155,12 @@ class MomentSums:
             rows, taken = xp.astype(rows, xp.float64), xp.astype(taken, xp.float64)
         self.rows = xp.concat([rows, taken], axis=0)
 
-    def _scaled(self, xp: ModuleType, x: Array) -> Array:
+    def scaled(self, xp: ModuleType, x: Array) -> Array:
+        """Samples less the shift, each layer divided by its scale, in float64."""
         return (xp.astype(x, xp.float64) - self.shift) / self.layout.spread(xp, self.scale)
 
     def _take(self, xp: ModuleType, x: Array, single: bool) -> None:
-        v = self._scaled(xp, x)
+        v = self.scaled(xp, x)
         spans = self.layout.part_spans
         norms = self.layout.cut(spans, (0, v.shape[1])).sum_columns(xp, v * v)
         w = xp.concat([xp.ones_like(v[:, :1]), norms], axis=1)
@@ -170,6 +184,8 @@ class MomentSums:
 
     def merge(self, other: MomentSums) -> None:
         """Add the samples of ``other``, of the same layout, library and device, whatever its shift and scale."""
+        if other._some_array is not None:
+            self.check_home(other._some_array, "The other side")
         self.flush()
         other.flush()
         if other.shift is None:
@@ -300,85 +316,3 @@ class MomentSums:
 def _copy(array: Array) -> Array:
     """A copy, because sums grow in place."""
     return None if array is None else array_namespace(array).asarray(array, copy=True)
-
-
-@dataclass(frozen=True)
-class CentredSums:
-    """Sums about the mean, in units of the scale of each layer, and what they give for all pairs that are needed.
-
-    Attributes
-    ----------
-    sums : MomentSums
-        What they come from.
-    samples : int
-        Number of samples.
-    delta : array (columns,)
-        What the mean asks to be added to each column.
-    ww, wu : array
-        Sums of w w' and w u' about the mean.
-    cross : array (parts, parts)
-        ||C||_F^2 of all pairs of parts.
-    """
-
-    sums: MomentSums
-    samples: int
-    delta: Array
-    ww: Array
-    wu: Array
-    cross: Array
-
-    def inner(self, estimator: str) -> Array:
-        """<A, B> (parts, parts) of centred ("biased") or U-centred Gram matrices."""
-        if estimator == "biased":
-            return self.cross
-        totals = self.ww[0, 1:]
-        return unbiased_inner(self.cross, self.ww[1:, 1:], totals[:, None], totals[None, :], self.samples)
-
-    def layers(self, of_parts: Array) -> Array:
-        """Sums (layers, layers) over the parts of layers, of sums (parts, parts) over theirs."""
-        xp, gather = array_namespace(of_parts), self.sums.layout.gather_parts
-        return xp.matrix_transpose(gather(xp, xp.matrix_transpose(gather(xp, of_parts))))
-
-    def floor(self) -> Array:
-        """Self terms (layers,) below this are the rounding of the sums that they are the difference of."""
-        xp = array_namespace(self.ww)
-        totals = self.sums.layout.gather_parts(xp, self.ww[0, 1:])
-        return 64 * float(xp.finfo(xp.float64).eps) * totals * totals
-
-    def of_samples(self, x: Array) -> Array:
-        """Samples x (m, columns) as the sums have them: centred and scaled, float64."""
-        return self.sums._scaled(array_namespace(x), x) + self.delta
-
-    def without_each(self, v: Array, estimator: str) -> Array:
-        """<A, B> (m, layers, layers) without one of the samples v (m, columns) of ``of_samples`` at a time."""
-        xp, layout, n = array_namespace(v), self.sums.layout, self.samples
-        count = len(layout.widths)
-        a = layout.cut(layout.layer_spans, (0, layout.columns)).sum_columns(xp, v * v)
-        product = xp.zeros((v.shape[0], count, count), dtype=xp.float64, device=v.device)
-
-        def multiply(index: int, products: Array) -> None:
-            strip = layout.strips[index]
-            rows, columns = (layout.cut(layout.layer_spans, span) for span in strip)
-            right = v[:, slice(*strip.columns)] * strip.weights(xp, v)
-            left = v[:, slice(*strip.rows)]
-            for layer, k in zip(range(rows.first, rows.last), rows.slices, strict=True):
-                sums = columns.sum_columns(xp, (left[:, k] @ products[k, :]) * right)
-                product[:, layer, columns.first : columns.last] += sums
-                product[:, columns.first : columns.last, layer] += sums
-
-        self.sums.moved(None, self.delta, multiply)
-        diagonal = a[:, :, None] * a[:, None, :]
-        total = self.layers(self.inner(estimator))
-        if estimator == "biased":
-            return without_each(total, product, diagonal, n, estimator)
-        share = self._shares(xp, v, a, product)
-        return without_each(total, share, diagonal, n, estimator)
-
-    def _shares(self, xp: ModuleType, v: Array, a: Array, product: Array) -> Array:
-        layout, gather = self.sums.layout, self.sums.layout.gather_parts
-        ww = self.layers(self.ww[1:, 1:])
-        totals = gather(xp, self.ww[0, 1:])
-        with_norms = xp.matrix_transpose(gather(xp, xp.matrix_transpose(self.wu[1:, :])))  # sum_j b_j x_j of all layers
-        x_of_b = xp.stack([v[:, b:e] @ xp.matrix_transpose(with_norms[:, b:e]) for b, e in layout.layer_spans], axis=1)
-        terms = SampleTerms(product, a[:, :, None], a[:, None, :], x_of_b, xp.permute_dims(x_of_b, (0, 2, 1)))
-        return unbiased_share(terms, ww, totals[:, None], totals[None, :], self.samples)

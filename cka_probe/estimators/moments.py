@@ -9,10 +9,11 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from .alignment import ratio
+from .centred_sums import CentredSums
 from .hsic import normalizer
 from .layer_grams import check_layers
 from .moment_layout import Layout
-from .moment_sums import CentredSums, MomentSums
+from .moment_sums import MomentSums
 from .validation import Array, check_estimator, check_layer_features, constant
 
 PRODUCTS = 2**24

@@ -14,10 +14,11 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from .alignment import ratio
+from .centred_sums import CentredSums
 from .hsic import u_center_gram
 from .kernels import RBF, Kernel, Linear
 from .moment_layout import Layout
-from .moment_sums import CentredSums, MomentSums
+from .moment_sums import MomentSums
 from .moments import check_layout, checked_layers, jackknife_error
 from .projections import Frequencies, Signs
 from .validation import Array, as_numpy
@@ -118,6 +119,7 @@ class SketchCKA:
         assert self.features is not None
         assert self.sums is not None
         check_layout(layout, self.features)
+        self.sums.check_home(features[0], "This batch")
         if not self._projections:
             self._projections = [self._projection(i, x) for i, x in enumerate(features)]
         joined = xp.concat([project(x) for project, x in zip(self._projections, features, strict=True)], axis=1)
