@@ -19,7 +19,11 @@ def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "coverage.csv") -
     table = pd.read_csv(source)
     kinds = [kind for kind in dict.fromkeys(table["what"]) if "interval" in kind]
     tests = table[table["what"].str.contains("rejections") & (table["nominal"].round(3) == 0.05)]
-    figure, axes = plt.subplots(1, len(kinds) + 1, figsize=(4.4 * (len(kinds) + 1), 3.8), layout="constrained")
+    lines = -(-(len(kinds) + 1) // 3)
+    figure, grid = plt.subplots(lines, 3, figsize=(11.5, 3.6 * lines), layout="constrained", squeeze=False)
+    axes = list(grid.flat[: len(kinds) + 1])
+    for unused in grid.flat[len(kinds) + 1 :]:
+        unused.axis("off")
     for ax, kind in zip(axes, kinds, strict=False):
         part = table[(table["what"] == kind) & (table["true_cka"] > 0)]
         for (name, group), style in zip(part.groupby("data", sort=False), STYLES, strict=False):
@@ -28,6 +32,7 @@ def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "coverage.csv") -
             ax.fill_between(rates.mean().index, rates.min(), rates.max(), color=style[0], alpha=0.15, linewidth=0)
         ax.axhline(0.95, color="black", linewidth=1)
         ax.set(title=f"{kind}\ntrue CKA > 0 (band: least to greatest)", ylabel="intervals that hold the truth")
+        ax.set_ylim(min(0.85, part["rate"].min()), 1)
     ax = axes[-1]
     for (name, group), (colour, _, _) in zip(tests.groupby("data", sort=False), STYLES, strict=False):
         for (how, part), (_, marker, dashes) in zip(group.groupby("what", sort=False), STYLES, strict=False):
@@ -39,7 +44,7 @@ def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "coverage.csv") -
     for ax in axes:
         ax.set_xlabel("samples")
         ax.title.set_fontsize("medium")
-        ax.legend(frameon=False, fontsize="x-small")
+        ax.legend(frameon=False, fontsize="x-small", loc="lower left", ncols=1)
         ax.spines[["top", "right"]].set_visible(False)
     save(folder, "coverage", figure, coverage=table)
     return table

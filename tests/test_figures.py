@@ -1,0 +1,162 @@
+"""The figures' scripts with tiny settings: they write what they say, and small data bear the claims out."""
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from figures import (  # noqa: E402
+    bounds_along_training,
+    centring_and_kernels,
+    corridor,
+    coverage,
+    estimators,
+    grams,
+    methods_table,
+    peers,
+    slack,
+    teacher_student,
+    two_seeds,
+)
+from figures.__main__ import NAMES  # noqa: E402
+from figures.networks import Budget  # noqa: E402
+
+TINY = Budget(teacher="resnet8", teacher_epochs=1, student_epochs=2, train_per_class=2, batch_size=20)
+
+
+@pytest.fixture(autouse=True)
+def _no_window():
+    mpl.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Where networks that learned next to nothing are kept, and how they are asked for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield {"cache": tmp_path_factory.mktemp("networks"), "budget": TINY}
+    torch.set_num_threads(threads)
+
+
+def written(folder: Path, name: str) -> pd.DataFrame:
+    for ending in ("png", "pdf"):
+        assert (folder / f"{name}.{ending}").stat().st_size > 1000
+    return pd.read_csv(folder / "data" / f"{name}.csv")
+
+
+def test_every_script_is_in_the_list():
+    scripts = {path.stem for path in (ROOT / "figures").glob("*.py")} - {"__init__", "__main__", "saving", "networks"}
+    assert scripts <= set(NAMES)
+
+
+def test_the_corridor_holds_all_points_and_adversaries_come_near_both_curves(tmp_path):
+    x, y = corridor.random_pairs(50, 12, 2, torch.Generator().manual_seed(0))
+    parts = [corridor.points("random", x, y)]
+    for side in ("upper", "lower"):
+        parts.append(corridor.points(side, *corridor.adversaries(side, 4, 12, 2, 150)))
+    table = pd.concat(parts)
+    assert (table["mmd_squared"] <= table["upper"] + 1e-9).all()
+    assert (table["mmd_squared"] >= table["lower"] - 1e-9).all()
+    share = (table["mmd_squared"] / table["upper"]).groupby(table["source"])
+    assert share.max()["upper"] > 0.9
+    excess = (table["mmd_squared"] / table["lower"]).groupby(table["source"])
+    assert excess.max()["lower"] < excess.median()["random"]
+
+
+def test_corridor_of_networks(tmp_path, networks):
+    corridor.make(tmp_path, **networks, count=5, adversarial=2, steps=2, samples=16)
+    assert set(written(tmp_path, "corridor")["panel"]) == {"small", "training"}
+
+
+def test_no_bound_is_broken_and_the_fourth_power_wins_at_wide_bandwidths(tmp_path, networks):
+    slack.make(tmp_path, **networks, samples=16, count=2, bandwidths=3)
+    table = written(tmp_path, "slack")
+    assert (table["slack"] >= 1 - 1e-6).all()
+    widest = table[np.isclose(table["tau_squared"], 100)].groupby("bound")["slack"].min()
+    assert widest["T4"] < widest["T1"]
+
+
+def test_unbiased_cka_of_unrelated_images_is_about_zero_and_biased_is_at_its_chance_level(tmp_path, networks):
+    estimators.make(tmp_path, **networks, sizes=(8, 32), repeats=20)
+    table = written(tmp_path, "estimators")
+    unrelated = table[table["pairs"] == "different images"].groupby("batch_size").mean(numeric_only=True)
+    assert (unrelated["unbiased"].abs() < 0.15).all()
+    assert (unrelated["biased"] - unrelated["chance"]).abs().max() < 0.1
+    assert (unrelated["chance"] > 0.02).all()
+
+
+def test_two_seeds(tmp_path, networks):
+    two_seeds.make(tmp_path, **networks, seeds=2, samples=64)
+    table = written(tmp_path, "two_seeds")
+    assert table["accuracy"].between(0, 1).all()
+    # With more features than samples CCA is 1 everywhere and finds nothing.
+    assert table.set_index(["features", "measure"])["accuracy"]["maps", "cca"] == 0
+
+
+def test_bounds_along_training_hold_at_every_epoch(tmp_path, networks):
+    bounds_along_training.make(tmp_path, **networks, samples=24)
+    table = written(tmp_path, "bounds_along_training")
+    assert sorted(table["epoch"].unique()) == [0, 1, 2]
+    for bound in bounds_along_training.BOUNDS:
+        assert (table["mmd_squared"] <= table[bound] + 1e-9).all()
+
+
+def test_uncentred_alignment_of_unrelated_images_is_high(tmp_path, networks):
+    centring_and_kernels.make(tmp_path, **networks, samples=48)
+    table = written(tmp_path, "centring_and_kernels")
+    unrelated = table.groupby(["kernel", "centred"])["different_images"].median()
+    assert unrelated["linear", False] > unrelated["linear", True]
+
+
+def test_teacher_and_students(tmp_path, networks):
+    teacher_student.make(tmp_path, **networks, seeds=2, samples=256)
+    table = written(tmp_path, "teacher_student")
+    assert set(table["method"]) == set(teacher_student.METHODS)
+    assert table["cka"].notna().all()
+
+
+def test_methods_table_runs_once_and_is_read_afterwards(tmp_path, networks, monkeypatch):
+    settings = {**networks, "methods": ("CE", "KD"), "seeds": 2}
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    first = methods_table.make(tmp_path, **settings)
+    runs = pd.read_csv(tmp_path / "data" / "methods.csv")
+    assert list(runs["method"]) == ["CE", "CE", "KD", "KD"]
+    monkeypatch.setattr(methods_table, "train_all", pytest.fail)
+    second = methods_table.make(tmp_path, **settings)
+    np.testing.assert_allclose(first["mean"], second["mean"], atol=1e-3)
+
+
+def test_grams(tmp_path, networks):
+    grams.make(tmp_path, **networks, samples=40)
+    table = written(tmp_path, "grams")
+    assert set(table["n"]) == {40, 10}
+    np.testing.assert_allclose(table.loc[table["network"] == "teacher", "cka_with_teacher"], 1)
+
+
+def test_figures_of_benchmarks_say_what_is_missing(tmp_path, capsys):
+    for script in (peers, coverage):
+        assert script.make(tmp_path, source=tmp_path / "compare.csv") is None
+    assert capsys.readouterr().out.count("skipped: compare.csv is not there. `make bench` measures it.") == 2
+
+
+def test_figures_of_benchmarks(tmp_path):
+    source = tmp_path / "costs.csv"
+    columns = {"peer": ["ours", "theirs"], "case": "ResNet-18", "seconds": 1.0, "peak_mb": 10.0, "max_error": 0.0}
+    pd.DataFrame({**columns, "ratio_to_floor": [1.1, 3.0]}).to_csv(source)
+    peers.make(tmp_path, source=source)
+    written(tmp_path, "peers")
+    rows = [
+        {"what": what, "data": "gaussian", "samples": n, "true_cka": c, "nominal": nominal, "rate": nominal}
+        for what, c, nominal in (("95 % interval, jackknife", 0.5, 0.95), ("rejections, normal", 0.0, 0.05))
+        for n in (16, 32)
+    ]
+    pd.DataFrame(rows).to_csv(source)
+    coverage.make(tmp_path, source=source)
+    written(tmp_path, "coverage")
