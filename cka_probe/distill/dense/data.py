@@ -1,0 +1,215 @@
+"""COCO detections and Cityscapes-style label maps as data sets of tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.datasets import Cityscapes, CocoDetection
+from torchvision.transforms import v2
+
+from ..data import IMAGENET_DEVIATION, IMAGENET_MEAN
+
+__all__ = ["CITYSCAPES_TRAIN_IDS", "IGNORED", "CocoBoxes", "LabelMaps", "collate_lists"]
+
+IGNORED = 255
+"""The label of pixels that neither train nor count."""
+
+CITYSCAPES_TRAIN_IDS: dict[int, int] = {
+    entry.id: entry.train_id for entry in Cityscapes.classes if 0 <= entry.train_id < IGNORED
+}
+"""The 19 evaluated classes of Cityscapes; every other label is ignored."""
+
+
+class CocoBoxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Pictures and boxes of a COCO file, as torchvision's detectors want them.
+
+    Parameters
+    ----------
+    images : path
+        The folder of the pictures.
+    annotations : path
+        The COCO file.
+    flip : float
+        Probability of a horizontal flip.
+    keep_ids : bool
+        Whether labels are COCO's own category ids (1 to 90 with gaps, as in torchvision's weights). Without it they are
+        1, 2, ... in the order of the ids; 0 is the background either way.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names by label, "background" first and "" for gaps.
+    notes : tuple of str
+        How many boxes were clipped to their picture or left out because nothing of them lies in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder or file is missing.
+    ValueError
+        If the flip is no probability.
+
+    Notes
+    -----
+    An item is (image, target): float32 (3, H, W) in [0, 1], and boxes float32 (N, 4) as left, top, right, bottom,
+    labels int64 (N,) and image_id. A picture without boxes has N = 0. Crowd regions are left out, as in training
+    torchvision's references.
+    """
+
+    def __init__(
+        self, images: Path | str, annotations: Path | str, *, flip: float = 0.0, keep_ids: bool = False
+    ) -> None:
+        for path, what in ((Path(images), "folder of pictures"), (Path(annotations), "annotation file")):
+            if not path.exists():
+                raise FileNotFoundError(f"There is no {what} {path}.")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"`flip` must be a probability, got {flip!r}.")
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
+            self._coco = CocoDetection(images, annotations)
+        categories = {entry["id"]: entry["name"] for entry in self._coco.coco.dataset["categories"]}
+        ids = sorted(categories)
+        self._labels = {old: old if keep_ids else new for new, old in enumerate(ids, 1)}
+        names = {self._labels[old]: categories[old] for old in ids}
+        self.classes = ("background", *(names.get(label, "") for label in range(1, max(names) + 1)))
+        self.flip = flip
+        self.notes = self._inspected()
+
+    def _inspected(self) -> tuple[str, ...]:
+        clipped = outside = 0
+        for index in range(len(self)):
+            facts = self._coco.coco.loadImgs(self._coco.ids[index])[0]
+            for entry in self._entries(index):
+                left, top, width, height = entry["bbox"]
+                inside = _clipped(entry["bbox"], facts["height"], facts["width"])
+                if inside is None:
+                    outside += 1
+                elif inside != [left, top, left + width, top + height]:
+                    clipped += 1
+        notes = []
+        if clipped:
+            notes.append(f"{clipped} boxes reach out of their pictures and were clipped.")
+        if outside:
+            notes.append(f"{outside} boxes have no area within their pictures and were left out.")
+        return tuple(notes)
+
+    def _entries(self, index: int) -> list[dict[str, Any]]:
+        coco = self._coco.coco
+        found = coco.loadAnns(coco.getAnnIds(self._coco.ids[index]))
+        return [entry for entry in found if not entry.get("iscrowd", 0)]
+
+    def __len__(self) -> int:
+        return len(self._coco)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        picture, _ = self._coco[index]
+        image = v2.functional.to_dtype(v2.functional.pil_to_tensor(picture.convert("RGB")), scale=True)
+        height, width = image.shape[1:]
+        boxes, labels = [], []
+        for entry in self._entries(index):
+            box = _clipped(entry["bbox"], height, width)
+            if box is not None:
+                boxes.append(box)
+                labels.append(self._labels[entry["category_id"]])
+        target = {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "image_id": torch.tensor(self._coco.ids[index]),
+        }
+        if self.flip and float(torch.rand(())) < self.flip:
+            image = image.flip(2)
+            target["boxes"][:, [0, 2]] = width - target["boxes"][:, [2, 0]]
+        return image, target
+
+
+def _clipped(box: Sequence[float], height: int, width: int) -> list[float] | None:
+    """COCO's left, top, width, height as corners within the picture; None when nothing of it is there."""
+    left, top = max(0.0, float(box[0])), max(0.0, float(box[1]))
+    right, bottom = min(float(width), box[0] + box[2]), min(float(height), box[1] + box[3])
+    return [left, top, right, bottom] if right > left and bottom > top else None
+
+
+class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures and label maps of Cityscapes-style folders (leftImg8bit, gtFine).
+
+    Parameters
+    ----------
+    root : path
+        Holds leftImg8bit and gtFine.
+    split : str
+        "train", "val" or "test".
+    labels : mapping of int to int, optional
+        From the labels in the files to classes; what is not in it is ignored. ``CITYSCAPES_TRAIN_IDS`` for Cityscapes.
+        None takes the labels as they are.
+    crop : tuple of int, optional
+        Height and width of a random crop.
+    flip : float
+        Probability of a horizontal flip.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folders are missing.
+    ValueError
+        If the flip is no probability.
+
+    Notes
+    -----
+    An item is (image, labels): float32 (3, H, W), normalised as ImageNet, and int64 (H, W) with 255 for ignored pixels.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        *,
+        labels: Mapping[int, int] | None = None,
+        crop: tuple[int, int] | None = None,
+        flip: float = 0.0,
+    ) -> None:
+        if not 0 <= flip <= 1:
+            raise ValueError(f"`flip` must be a probability, got {flip!r}.")
+        for folder in (Path(root) / "leftImg8bit" / split, Path(root) / "gtFine" / split):
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"There is no folder {folder}; Cityscapes has leftImg8bit and gtFine side by side."
+                )
+        self._data = Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
+        self._table: Tensor | None = None
+        if labels is not None:
+            self._table = torch.full((256,), IGNORED)
+            for old, new in labels.items():
+                self._table[old] = new
+        steps: list[Any] = [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
+        if crop is not None:
+            fill: Any = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}
+            steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip(flip))
+        steps.append(v2.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION))
+        self._transform = v2.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture, found = self._data[index]
+        labels = v2.functional.pil_to_tensor(found)[0].long()
+        if self._table is not None:
+            labels = self._table[labels]
+        image, mask = self._transform(
+            tv_tensors.Image(v2.functional.pil_to_tensor(picture.convert("RGB"))), tv_tensors.Mask(labels)
+        )
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+def collate_lists(batch: Sequence[tuple[Any, ...]]) -> tuple[list[Any], ...]:
+    """A batch as lists, for pictures and targets of different size."""
+    return tuple(list(column) for column in zip(*batch, strict=True))
