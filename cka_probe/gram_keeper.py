@@ -182,7 +182,7 @@ class GramKeeper:
             )
         notes = []
         for layer, name in enumerate(names):
-            if self.modes.get(name, "scaled") == "scaled":
+            if self.modes.get(name, "scaled") != "raw":
                 continue
             beyond = [(float(m), b) for m, b in zip(measures[:, layer], batches, strict=True) if m > MEAN_LIMIT]
             if beyond:

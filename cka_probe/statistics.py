@@ -265,7 +265,7 @@ def minibatch_result(
         [layer for _, layer in rows],
         [layer for _, layer in columns],
         standard_error=_numpy(statistics.standard_error()) if statistics.batches > 1 else None,
-        p_value=_normal_p(_numpy(statistics.z_score())) if statistics.estimator == "unbiased" else None,
+        p_value=_numpy(statistics.p_value()) if statistics.estimator == "unbiased" else None,
         chance=_numpy(statistics.chance_level()),
         notes=notes,
         measure="cka",
@@ -281,12 +281,6 @@ def minibatch_result(
         row_models=[model for model, _ in rows] if models else None,
         column_models=[model for model, _ in columns] if models else None,
     )
-
-
-def _normal_p(z: np.ndarray) -> np.ndarray:
-    from scipy import stats
-
-    return stats.norm.sf(z)
 
 
 def _numpy(values: Any) -> np.ndarray:

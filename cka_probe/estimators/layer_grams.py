@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from array_api_compat import array_namespace, device
 
 from .hsic import flat_centred, scaled_features
-from .kernels import Kernel, Linear
+from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_layer_features, namespace
 
 MEAN_LIMIT = 0.5
@@ -21,6 +21,10 @@ ResNet-18 and -50, DenseNet-121 and Swin-T with 16 to 64 samples (at a limit of 
 FEW = 16
 """Below this many samples Gram matrices are taken in float64: so few entries do not average the rounding of a float32
 product out, which costs up to 7e-6 at 8 samples even if the features are centred."""
+
+
+CPU_BLOCK, GPU_BLOCK = 2**18, 2**27
+"""Numbers that are shifted at a time: what stays in a core's cache, and what keeps a GPU busy."""
 
 
 def _rounding(xp: ModuleType, gram: Array) -> float:
@@ -107,15 +111,15 @@ class LayerGram(NamedTuple):
 
 
 Mode = Literal["raw", "shifted", "scaled"]
-"""Features as they are, minus the first sample, or centred and divided by their largest magnitude."""
+"""Features as they are, minus their mean, or minus their mean and divided by their largest magnitude."""
 
 
 def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, limit: float = MEAN_LIMIT) -> LayerGram:
     """The Gram matrix of one layer, as accurate as its features allow.
 
     The linear Gram matrix of raw features is tried first and asked whether it is safe to centre: its own sums tell the
-    mean against the spread. If not, the first sample is subtracted from all (one pass, exact for a constant layer), and
-    only then are features centred and scaled. Centring every activation would cost more than most forwards.
+    mean against the spread. If not, the features are centred before the product, and if their squares leave the range
+    of the dtype, scaled as well. Centring every activation would cost more than most forwards.
 
     Parameters
     ----------
@@ -136,14 +140,13 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, l
     if kernel is not None and not isinstance(kernel, Linear):
         return LayerGram(kernel(x), 1.0, False)
     xp = array_namespace(x)
-    x = _wide_if_few(xp, x)
     if x.shape[0] > 3:
         for shifted in (False, True)[int(shift) :]:
-            z = x - x[:1, :] if shifted else x
-            gram = z @ xp.matrix_transpose(z)
-            if _rounding(xp, gram) < limit:
+            gram = _gram(xp, x, shifted)
+            # A centred Gram matrix has no mean left; what would still speak against it is infinite.
+            if _rounding(xp, gram) < (math.inf if shifted else limit):
                 return LayerGram(gram, 1.0, shifted)
-    z, scale = scaled_features(x)
+    z, scale = scaled_features(_wide_if_few(xp, x))
     return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
 
 
@@ -168,14 +171,41 @@ def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None
     --------
     >>> import numpy as np
     >>> repeated_gram(np.array([[5.0], [7.0]]), "shifted").gram.tolist()
-    [[0.0, 0.0], [0.0, 4.0]]
+    [[1.0, -1.0], [-1.0, 1.0]]
     """
-    product = product or Linear()
-    x = _wide_if_few(array_namespace(x), x)
+    xp = array_namespace(x)
     if mode == "scaled":
-        z, scale = scaled_features(x)
-        return LayerGram(product(z), scale * scale, True)
-    return LayerGram(product(x - x[:1, :] if mode == "shifted" else x), 1.0, mode == "shifted")
+        z, scale = scaled_features(_wide_if_few(xp, x))
+        return LayerGram((product or Linear())(z), scale * scale, True)
+    shifted = mode == "shifted"
+    if product is None:
+        return LayerGram(_gram(xp, x, shifted), 1.0, shifted)
+    x = _wide_if_few(xp, x)
+    return LayerGram(product(center_features(x) if shifted else x), 1.0, shifted)
+
+
+def _gram(xp: ModuleType, x: Array, shifted: bool) -> Array:
+    """The Gram matrix of features as they are or minus their mean, without a copy of all of them.
+
+    Some columns at a time are centred (and, of few samples, made float64), so that the copy stays in the cache: a whole
+    one costs passes over the memory and, for wide layers, half as much memory as the forward.
+    """
+    few = x.shape[0] < FEW and x.dtype != xp.float64
+    if not shifted and not few:
+        return x @ xp.matrix_transpose(x)
+    width = x.shape[1]
+    columns = max(1, (CPU_BLOCK if "cpu" in str(x.device).lower() else GPU_BLOCK) // x.shape[0])
+    if width <= columns:
+        part = _wide_if_few(xp, x)
+        part = center_features(part) if shifted else part
+        return part @ xp.matrix_transpose(part)
+    total = None
+    for start in range(0, width, columns):
+        part = _wide_if_few(xp, x[:, start : min(start + columns, width)])
+        part = center_features(part) if shifted else part
+        product = xp.astype(part @ xp.matrix_transpose(part), xp.float64)
+        total = product if total is None else total + product
+    return total if few else xp.astype(total, x.dtype)
 
 
 def _wide_if_few(xp: ModuleType, x: Array) -> Array:
