@@ -51,7 +51,8 @@ class CentredSums:
     def layers(self, of_parts: Array) -> Array:
         """Sums (layers, layers) over the parts of layers, of sums (parts, parts) over theirs."""
         xp, gather = array_namespace(of_parts), self.sums.layout.gather_parts
-        return xp.matrix_transpose(gather(xp, xp.matrix_transpose(gather(xp, of_parts))))
+        sums = xp.matrix_transpose(gather(xp, xp.matrix_transpose(gather(xp, of_parts))))
+        return (sums + xp.matrix_transpose(sums)) / 2  # symmetric to the last bit
 
     def floor(self) -> Array:
         """Self terms (layers,) below this are the rounding of the sums that they are the difference of."""
