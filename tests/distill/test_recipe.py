@@ -104,7 +104,7 @@ def test_every_recipe_runs_one_step(path, files):
         (["train.epochs=many"], "'train.epochs': input should be a valid integer.*, got 'many'"),
         (["train.batch_size=1"], "'train.batch_size': input should be greater than or equal to 4, got 1"),
         (["train.schedule=steps"], "'train.schedule': input should be 'step' or 'cosine', got 'steps'"),
-        (["train.schedule=cosine", "train.decay=0.5"], "train: `milestones` and `decay` belong to schedule = \"step\""),
+        (["train.schedule=cosine", "train.decay=0.5"], 'train: `milestones` and `decay` belong to schedule = "step"'),
         (["train.optimizer=adamw", "train.momentum=0.5"], "train: `momentum` belongs to optimizer"),
         (["data.name=cifar10"], "'data.name': input should be 'digits', 'cifar100' or 'imagenet'"),
         (["data.name=cifar100"], "data: cifar100 needs `root`"),
