@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from cka_probe.distill.tables import summarise
 from cka_probe.plotting import plot_accuracies
@@ -52,12 +53,19 @@ def make(
     p = {base: part.set_index("method")["p_holm"] for base, part in tests.groupby("against")}
 
     def named(method: str) -> str:
-        against = [f"p = {p[base][method]:.3f} {base}" for base in ("CE", "KD") if pd.notna(p[base].get(method))]
-        return f"{method} ({', '.join(against)})" if against else method
+        against = {base: p[base].get(method) for base in ("CE", "KD")}
+        parts = [f"{_p(value)} {base}" for base, value in against.items() if pd.notna(value)]
+        return f"{method} ({', '.join(parts)})" if parts else method
 
     drawn = table.assign(method=table["method"].map(named))
     ax = plot_accuracies(drawn, from_zero=False, references={"teacher": table["teacher"].iloc[0]})
     ax.set_xlabel("test accuracy (diamond: mean, line: 95 % interval, circles: seeds)")
     ax.set_ylabel("p: paired t-test against CE and KD, Holm", fontsize="small")
+    ax.xaxis.set_major_locator(MultipleLocator(0.02))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     save(folder, "methods_table", ax.figure, methods=table, methods_tests=tests)
     return tests.reset_index(drop=True)
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from cka_probe.plotting import plot_time_and_memory
@@ -15,6 +16,12 @@ def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "compare.csv") ->
         print(f"  skipped: {source.name} is not there. `make bench` measures it.", flush=True)
         return None
     table = pd.read_csv(source)
-    axes = plot_time_and_memory(table)
+    drawn = table[table["tool"] != "forward alone"].rename(
+        columns={"tool": "peer", "times_floor": "ratio_to_floor", "largest_error": "max_error"}
+    )
+    drawn["peak_mb"] = drawn["peak_mib"] * 2**20 / 1e6
+    drawn["case"] = drawn["case"].str.replace(", ", "\n")
+    _, axes = plt.subplots(1, 2, figsize=(10.5, 5.0), layout="constrained", width_ratios=(3, 2))
+    plot_time_and_memory(drawn, axes=axes)
     save(folder, "peers", axes[0].figure, peers=table)
     return table

@@ -148,8 +148,8 @@ def test_figures_of_benchmarks_say_what_is_missing(tmp_path, capsys):
 
 def test_figures_of_benchmarks(tmp_path):
     source = tmp_path / "costs.csv"
-    columns = {"peer": ["ours", "theirs"], "case": "ResNet-18", "seconds": 1.0, "peak_mb": 10.0, "max_error": 0.0}
-    pd.DataFrame({**columns, "ratio_to_floor": [1.1, 3.0]}).to_csv(source)
+    columns = {"tool": ["forward alone", "ours", "theirs"], "case": "ResNet-18", "peak_mib": 10.0, "largest_error": 0.0}
+    pd.DataFrame({**columns, "times_floor": [1.0, 1.1, 3.0]}).to_csv(source)
     peers.make(tmp_path, source=source)
     written(tmp_path, "peers")
     rows = [
