@@ -56,6 +56,7 @@ class _Settings:
     most: int
     smallest: int
     largest: int
+    contrast: float
     seed: int
 
 
@@ -68,6 +69,7 @@ def make_scenes(
     most: int = 4,
     smallest: int = 16,
     largest: int = 44,
+    contrast: float = 0.0,
     seed: int = 0,
 ) -> SceneFolders:
     """Writes scenes of 0 to ``most`` digits each on a piece of a photograph, once; the folders where they lie.
@@ -87,6 +89,9 @@ def make_scenes(
         Digits in a picture, at most; some pictures have none.
     smallest, largest : int
         Side of a digit before its margins are cut off, in pixels.
+    contrast : float
+        In [0, 1). Photographs are darkened by it and colours start there: from 0.5 on every digit is lighter than what it
+        covers, and learned many times sooner.
     seed : int
         Decides everything.
 
@@ -118,8 +123,10 @@ def make_scenes(
             f"`smallest` <= `largest` <= `size` <= 250 must hold, got {smallest}, {largest} and {size}: digits must "
             "fit into the picture, and the picture into a part of a photograph of 427 x 640."
         )
+    if not 0 <= contrast < 1:
+        raise ValueError(f"`contrast` must be in [0, 1), got {contrast}.")
     root = Path(root)
-    settings = _Settings(train, val, size, most, smallest, largest, seed)
+    settings = _Settings(train, val, size, most, smallest, largest, contrast, seed)
     folders = SceneFolders(
         root=root,
         train_images=root / "train2017",
@@ -201,7 +208,7 @@ def _scene(
     top, left = (rng.integers(side - size + 1) for side in photo.shape[:2])
     picture = photo[top : top + size, left : left + size].astype(np.float64)
     picture = picture[:, ::-1] if rng.random() < 0.5 else picture
-    picture = picture * rng.uniform(0.6, 1.1)
+    picture = picture * rng.uniform(0.6, 1.1) * (1 - settings.contrast)
     label_map = np.zeros((size, size), np.uint8)
     boxes: list[tuple[int, tuple[int, int, int, int]]] = []
     for _ in range(rng.integers(settings.most + 1)):
@@ -220,7 +227,7 @@ def _scene(
                 break
         else:  # no room beside the others: one digit less
             continue
-        colour = rng.uniform(0, 255, 3)
+        colour = rng.uniform(255 * settings.contrast, 255, 3)
         area = picture[y : y + height, x : x + width]
         picture[y : y + height, x : x + width] = area + alpha[..., None] * (colour - area)
         label_map[y : y + height, x : x + width][alpha > INK] = labels[chosen] + 1

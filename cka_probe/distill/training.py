@@ -278,13 +278,18 @@ def distill(
                 agreement = partial(
                     similarities, master, pupil, tests, share, distributed=accelerator.num_processes > 1
                 )
+                # A loss on logits alone taps no layer: its pair is that of the networks' outputs.
+                tapped = (layers_y, layers) if layers else ("", "")
                 if run.epoch % diagnostics.every == 0 or run.epoch == epochs:
-                    matrix = agreement((layers_y, layers))
-                    run.diagnostics += pair_similarities(run.epoch, matrix, list(zip(layers_y, layers, strict=True)))
+                    matrix = agreement(tapped)
+                    pairs = (
+                        zip(layers_y, layers, strict=True) if layers else zip(matrix.rows, matrix.columns, strict=True)
+                    )
+                    run.diagnostics += pair_similarities(run.epoch, matrix, list(pairs))
                     run.diagnostics += gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator)
                 if diagnostics.heatmap_every and run.epoch % diagnostics.heatmap_every == 0:
                     chosen = diagnostics.heatmap_layers
-                    both = (layers_y, layers) if chosen is None else (chosen, chosen)
+                    both = tapped if chosen is None else (chosen, chosen)
                     files.save_heatmap(agreement(both), run.epoch)
 
             facts = {"epoch": run.epoch, "test_accuracy": row["test_accuracy"], "seed": seed}

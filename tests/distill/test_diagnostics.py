@@ -8,6 +8,7 @@ from small_runs import Mimic, Noisy, images, network, run, weights
 from torch.nn import functional
 
 import cka_probe
+from cka_probe.distill.baselines import KDLoss
 from cka_probe.distill.diagnostics import Diagnostics
 
 
@@ -52,6 +53,16 @@ def test_cka_of_the_pairs_is_that_of_compare():
         assert line.chance == 0.0
         assert line.standard_error > 0
     assert found["first"].tolist() == ["norm", "fc"]
+
+
+def test_a_loss_on_logits_alone_compares_the_outputs():
+    """Such methods tap no layer; in a table of several methods the diagnostics are on for all of them."""
+    teacher = network(2)
+    kept = go(teacher=teacher, loss=KDLoss(), student_layers=(), diagnostics=Diagnostics(every=3, samples=24))
+    (line,) = kept.diagnostics.query("quantity == 'cka'").itertuples()
+    assert (line.first, line.second) == ("model", "model")
+    expected = cka_probe.compare(teacher, kept.student, images(24, seed=1).tensors[0].split(8), layers="fc")
+    assert line.value == pytest.approx(expected.values[0, 0], abs=1e-6)
 
 
 def test_gradient_cosines_by_hand():
