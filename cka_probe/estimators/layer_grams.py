@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 
 from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear, center_features
-from .validation import Array, check_estimator, check_layer_features, namespace
+from .validation import Array, check_estimator, check_layer_features, constant, namespace
 
 MEAN_LIMIT = 0.5
 """A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
@@ -34,19 +34,23 @@ def _rounding(xp: ModuleType, gram: Array) -> float:
     """
     n = gram.shape[0]
     eps = float(xp.finfo(gram.dtype).eps)
+    norm = xp.linalg.vector_norm
     diagonal = xp.linalg.diagonal(gram)
-    size = float(xp.sum(diagonal)) / n
-    low, high = (1e-30, 1e30) if gram.dtype == xp.float32 else (1e-250, 1e250)
-    if not low < size < high:
+    if not _in_range(xp, gram.dtype, float(xp.sum(diagonal)) / n):
         return math.inf
-    gram, diagonal = gram / size, diagonal / size
     rows = xp.sum(gram, axis=1) - diagonal
     total = float(xp.sum(rows))
-    squares = float(xp.sum(gram * gram)) - float(xp.sum(diagonal * diagonal))
-    spread = _spread(squares, float(xp.sum(rows * rows)), total, n)
+    squares = float(norm(gram)) ** 2 - float(norm(diagonal)) ** 2
+    spread = _spread(squares, float(norm(rows)) ** 2, total, n)
     if not spread > 64 * eps * squares:
         return math.inf
     return abs(total) / n / n / math.sqrt(spread) * eps / EPS32
+
+
+def _in_range(xp: ModuleType, dtype: Any, size: float) -> bool:
+    """Whether the squares of numbers of this size neither overflow nor vanish; False for NaN."""
+    low, high = (1e-15, 1e15) if dtype == xp.float32 else (1e-125, 1e125)
+    return low < size < high
 
 
 EPS32 = 2.0**-23
@@ -141,11 +145,17 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, l
         return LayerGram(kernel(x), 1.0, False)
     xp = array_namespace(x)
     if x.shape[0] > 3:
-        for shifted in (False, True)[int(shift) :]:
-            gram = _gram(xp, x, shifted)
-            # A centred Gram matrix has no mean left; what would still speak against it is infinite.
-            if _rounding(xp, gram) < (math.inf if shifted else limit):
-                return LayerGram(gram, 1.0, shifted)
+        if not shift and not _clearly_off(xp, x, limit):
+            gram = _gram(xp, x)
+            if _rounding(xp, constant(gram)) < limit:
+                return LayerGram(gram, 1.0, False)
+        gram, mean_square = _less_mean(xp, x)
+        size = float(xp.sum(xp.linalg.diagonal(constant(gram)))) / x.shape[0]
+        # What the rounding of the mean leaves in the features is the same for all samples, and small beside their
+        # spread, unless that is lost in the mean (or is none: a constant layer).
+        lost = (512 * float(xp.finfo(gram.dtype).eps)) ** 2
+        if _in_range(xp, gram.dtype, size) and size > lost * mean_square:
+            return LayerGram(gram, 1.0, True)
     z, scale = scaled_features(_wide_if_few(xp, x))
     return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
 
@@ -179,31 +189,65 @@ def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None
         return LayerGram((product or Linear())(z), scale * scale, True)
     shifted = mode == "shifted"
     if product is None:
-        return LayerGram(_gram(xp, x, shifted), 1.0, shifted)
+        return LayerGram(_gram(xp, x, center_features if shifted else None), 1.0, shifted)
     x = _wide_if_few(xp, x)
     return LayerGram(product(center_features(x) if shifted else x), 1.0, shifted)
 
 
-def _gram(xp: ModuleType, x: Array, shifted: bool) -> Array:
-    """The Gram matrix of features as they are or minus their mean, without a copy of all of them.
+def _clearly_off(xp: ModuleType, x: Array, limit: float) -> bool:
+    """Whether a few columns of wide features tell already that the raw Gram matrix will not do.
+
+    Of independent columns the mean grows faster than the spread, of alike ones as fast: all tell no less than some.
+    """
+    if x.shape[0] < FEW or x.shape[1] < 16 * SAMPLED:
+        return False
+    starts = [quarter * (x.shape[1] // 4) for quarter in range(4)]
+    some = xp.concat([constant(x)[:, start : start + SAMPLED] for start in starts], axis=1)
+    return not _rounding(xp, some @ xp.matrix_transpose(some)) < 2 * limit
+
+
+SAMPLED = 64
+"""Neighbouring columns that are looked at in each quarter of the features."""
+
+
+def _less_mean(xp: ModuleType, x: Array) -> tuple[Array, float]:
+    """The Gram matrix of the features minus their mean, and the squared length of that mean.
+
+    One pass where ``center_features`` takes two; a constant column is left with the rounding of its mean.
+    """
+    squares = []
+    n = x.shape[0]
+    weights = xp.full((1, n), 1.0 / n, dtype=xp.float64 if n < FEW else x.dtype, device=device(x))
+
+    def centre(part: Array) -> Array:
+        # On a CPU a product takes the mean several times faster than the reduction over rows.
+        mean = weights @ part
+        squares.append(float(xp.sum(constant(mean * mean))))
+        return part - mean
+
+    return _gram(xp, x, centre), sum(squares)
+
+
+def _gram(xp: ModuleType, x: Array, centre: Callable[[Array], Array] | None = None) -> Array:
+    """The Gram matrix of features as they are or centred, without a copy of all of them.
 
     Some columns at a time are centred (and, of few samples, made float64), so that the copy stays in the cache: a whole
     one costs passes over the memory and, for wide layers, half as much memory as the forward.
     """
     few = x.shape[0] < FEW and x.dtype != xp.float64
-    if not shifted and not few:
+    if centre is None and not few:
         return x @ xp.matrix_transpose(x)
     width = x.shape[1]
     columns = max(1, (CPU_BLOCK if "cpu" in str(x.device).lower() else GPU_BLOCK) // x.shape[0])
-    if width <= columns:
-        part = _wide_if_few(xp, x)
-        part = center_features(part) if shifted else part
-        return part @ xp.matrix_transpose(part)
     total = None
     for start in range(0, width, columns):
-        part = _wide_if_few(xp, x[:, start : min(start + columns, width)])
-        part = center_features(part) if shifted else part
-        product = xp.astype(part @ xp.matrix_transpose(part), xp.float64)
+        part = x if width <= columns else x[:, start : min(start + columns, width)]
+        part = _wide_if_few(xp, part)
+        part = part if centre is None else centre(part)
+        product = part @ xp.matrix_transpose(part)
+        if width <= columns:
+            return product
+        product = xp.astype(product, xp.float64)
         total = product if total is None else total + product
     return total if few else xp.astype(total, x.dtype)
 

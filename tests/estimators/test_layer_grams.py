@@ -1,0 +1,90 @@
+"""Gram matrices of single layers: right to float32 whatever the mean, and exactly nothing for a constant layer."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from libraries import to_numpy
+
+from cka_probe.estimators.layer_grams import CPU_BLOCK, FEW, layer_gram
+
+WIDE = 4096
+
+
+def centred(x):
+    """U-centred Gram matrix of the definition, in float64."""
+    x = x.astype(np.float64)
+    x = x - x.mean(0)
+    return u_centred(x @ x.T)
+
+
+def u_centred(gram):
+    gram = gram.copy()
+    n = len(gram)
+    np.fill_diagonal(gram, 0)
+    rows, total = gram.sum(1), gram.sum()
+    gram = gram - rows[:, None] / (n - 2) - rows[None, :] / (n - 2) + total / ((n - 1) * (n - 2))
+    np.fill_diagonal(gram, 0)
+    return gram
+
+
+def error(kept, x):
+    """Relative error of the U-centred Gram matrix."""
+    factor = kept.factor if isinstance(kept.factor, float) else float(kept.factor)
+    found, expected = u_centred(to_numpy(kept.gram).astype(np.float64) * factor), centred(x)
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("width", [3, 700, WIDE, CPU_BLOCK // FEW + 5])
+@pytest.mark.parametrize("n", [5, FEW, FEW + 3])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e3, 3e4, 1e7])
+def test_any_mean(xp, rng, n, width, mean):
+    x = (rng.normal(size=(n, width)) + mean * rng.normal(size=width)).astype(np.float32)
+    kept = layer_gram(xp.asarray(x))
+    assert error(kept, x) < 2e-6
+    assert kept.shifted or mean < 1e3 or n < FEW
+    again = layer_gram(xp.asarray(x), shift=True)
+    assert again.shifted
+    assert error(again, x) < 2e-6
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-12, 1e12, 1e18])
+def test_squares_out_of_range(rng, scale):
+    """In torch: numpy warns of the overflow that is then avoided."""
+    x = ((rng.normal(size=(FEW, 50)) + 2) * scale).astype(np.float32)
+    assert error(layer_gram(torch.asarray(x)), x) < 2e-6
+
+
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_columns_that_are_unlike_those_looked_at_first(xp, rng, looked_at):
+    """A few columns tell whether the rest is worth a raw attempt; if they mislead, it costs time only."""
+    x = rng.normal(size=(FEW, WIDE)).astype(np.float32)
+    near = np.arange(WIDE) % (WIDE // 4) < 64
+    x[:, near if looked_at else ~near] += 200
+    kept = layer_gram(xp.asarray(x))
+    assert kept.shifted
+    assert error(kept, x) < 2e-6
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1e-20, 1e-3, 7e4, 3e12])
+@pytest.mark.parametrize("width", [1, 50, WIDE])
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_constant_layer_is_exactly_zero(xp, value, width, shift):
+    x = np.full((FEW + 1, width), value, np.float32) * np.linspace(1, 2, width, dtype=np.float32)
+    assert not to_numpy(layer_gram(xp.asarray(x), shift=shift).gram).any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("column", [0, 100, WIDE - 1])
+@pytest.mark.parametrize("shift", [True, False])
+def test_what_is_not_finite_stays_so(rng, bad, column, shift):
+    """In torch, for a recorder to find; arrays from users are checked before they come here."""
+    x = rng.normal(size=(FEW, WIDE)).astype(np.float32)
+    x[3, column] = bad
+    assert not np.isfinite(to_numpy(layer_gram(torch.asarray(x), shift=shift).gram)).all()
+
+
+def test_gradients_pass_the_mean(rng):
+    x = torch.tensor(rng.normal(size=(6, 5)) + 1e4, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: layer_gram(z, shift=True).gram, (x,))
