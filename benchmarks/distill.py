@@ -21,9 +21,9 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from cka_probe.capture import Probe
 from cka_probe.distill.losses import RCKALoss
 from cka_probe.distill.models import build
+from cka_probe.distill.taps import TappedModel
 
 STAGES = ["layer1", "layer2", "layer3"]
 
@@ -35,22 +35,18 @@ def steps(batch: int) -> dict[str, Callable[[], None]]:
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 100, (batch,))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
     rcka = RCKALoss()
+    plain = TappedModel(student), TappedModel(teacher)
+    watched = TappedModel(student, STAGES), TappedModel(teacher, STAGES)
 
     def step(taps: bool, with_rcka: bool) -> None:
-        layers = STAGES if taps else []
-        if taps:
-            with Probe(student, layers, None) as s, Probe(teacher, layers, None) as t:
-                logits = student(images)
-                with torch.no_grad():
-                    targets = teacher(images)
-                features = list(s.features.values()), list(t.features.values())
-        else:
-            logits, features = student(images), ([], [])
+        pupil, master = watched if taps else plain
+        with pupil, master:
+            logits, features = pupil(images)
             with torch.no_grad():
-                targets = teacher(images)
+                targets, goals = master(images)
         loss = functional.cross_entropy(logits, labels)
         if with_rcka:
-            loss = loss + rcka(logits, targets, *features)
+            loss = loss + rcka(logits, targets, features, goals)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,8 +20,9 @@ class TappedModel(nn.Module):
     """A model whose forward pass returns its logits and the activations of the tapped layers.
 
     The taps are the hooks of a `Probe`, set on entering the ``with`` block and removed on leaving it, whatever happens
-    in it. Each hands on a clone of the activation, because a later in-place operation (torchvision's ResNets apply ReLU
-    in place) would otherwise change the tapped values; the clone stays in the autograd graph.
+    in it. An activation that a later operation changes in place (torchvision's ResNets apply ReLU in place) is cloned
+    before that; all are in the first forward pass of a mode, which shows which need it. Clones stay in the autograd
+    graph.
 
     Parameters
     ----------
@@ -55,11 +56,15 @@ class TappedModel(nn.Module):
         self.layers = tuple(layers)
         self.role = role
         self._probe: Probe | None = None
+        self._kept: dict[str, _Kept] = {}
+        # Of train and eval mode each: the calls whose outputs are changed in place later on.
+        self._in_place: dict[bool, set[str]] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> TappedModel:
         if self.layers:
-            self._probe = self._stack.enter_context(Probe(self.model, list(self.layers), pooling=None))
+            probe = Probe(self.model, list(self.layers), pooling=None, receiver=self._keep)
+            self._probe = self._stack.enter_context(probe)
         return self
 
     def __exit__(
@@ -87,26 +92,61 @@ class TappedModel(nn.Module):
             If a tapped layer was called twice, or not at all.
         TypeError
             If the model returns something without a tensor in it.
+        RuntimeError
+            If an activation was changed in place that was not in the first forward pass.
         """
+        self._kept = {}
         output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
         logits = first_tensor(getattr(output, "logits", output))
         if logits is None:
             raise TypeError(f"The {self.role} returns a {type(output).__name__} without a tensor.")
         if self._probe is None:
             return logits, []
-        features, self._probe.features = self._probe.features, {}
+        kept, self._kept = self._kept, {}
         for layer in self.layers:
-            if f"{layer}#2" in features:
+            if f"{layer}#2" in kept:
                 raise ValueError(
                     f"The {self.role}'s layer {layer!r} is called more than once in one forward pass, so its "
                     "activation is ambiguous. Tap a layer that is called once."
                 )
-            if layer not in features:
+            if layer not in kept:
                 raise ValueError(
                     f"The {self.role}'s layer {layer!r} was not called in the forward pass, so it has no activation. "
                     "Tap a layer that the forward pass uses."
                 )
-        return logits, [features[layer] for layer in self.layers]
+        self._check_in_place(kept)
+        return logits, [kept[layer].features for layer in self.layers]
+
+    def _keep(self, name: str, _module: nn.Module, output: Tensor) -> None:
+        if output.is_inference():  # not watched by torch
+            self._kept[name] = _Kept(output.clone(), output, None)
+            return
+        known = self._in_place.get(self.model.training)
+        copied = known is None or name in known
+        # The version is that of the output before anything happens to it.
+        self._kept[name] = _Kept(output.clone() if copied else output, output, output._version)
+
+    def _check_in_place(self, kept: Mapping[str, _Kept]) -> None:
+        watched = {name: part for name, part in kept.items() if part.version is not None}
+        changed = {name for name, part in watched.items() if part.version != part.output._version}
+        if not watched:
+            return
+        known = self._in_place.setdefault(self.model.training, changed)
+        if unforeseen := sorted(changed - known):
+            known |= changed
+            raise RuntimeError(
+                f"The output of the {self.role}'s layer {unforeseen[0]!r} was changed in place by the forward pass, "
+                "but not in the first one: what was tapped is not what the layer gave. Make that operation one that "
+                "is not in place, or tap another layer."
+            )
+
+
+class _Kept(NamedTuple):
+    """An activation as it is handed on, the layer's own output, and how often that had been changed in the hook."""
+
+    features: Tensor
+    output: Tensor
+    version: int | None
 
 
 def check_layers(model: nn.Module, layers: Sequence[str], role: str = "model") -> None:

@@ -136,6 +136,48 @@ def test_taps_survive_in_place_operations_and_keep_the_graph():
     assert not student.norm._forward_hooks
 
 
+def test_taps_copy_only_what_is_changed_in_place():
+    student = network(1)
+    x = images(8).tensors[0]
+    outputs = {}
+    for name in ("stem", "norm"):
+        student.get_submodule(name).register_forward_hook(lambda _m, _i, o, name=name: outputs.update({name: o}))
+    expected = student.norm(student.stem(x))
+    with TappedModel(student, ["stem", "norm"]) as tapped:
+        for mode in (True, False, True):
+            student.train(mode)
+            expected = student.norm(student.stem(x)).detach().clone()
+            for first in (True, False):
+                _, (stem, norm) = tapped(x)
+                assert torch.allclose(norm, expected)
+                assert norm is not outputs["norm"]
+                assert (stem is outputs["stem"]) or first
+        with torch.inference_mode():
+            _, (stem, norm) = tapped(x)
+        assert torch.allclose(norm, expected)
+
+
+def test_taps_do_not_hand_on_what_was_changed_unforeseen():
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.changes = False
+
+        def forward(self, x):
+            out = self.fc(x)
+            return out.relu_() if self.changes else out.relu()
+
+    model, x = Moody(), torch.randn(4, 4)
+    with TappedModel(model, ["fc"], "student") as tapped:
+        tapped(x)
+        model.changes = True
+        with pytest.raises(RuntimeError, match="student's layer 'fc' was changed in place"):
+            tapped(x)
+        _, (features,) = tapped(x)
+        assert torch.equal(features, model.fc(x))
+
+
 def test_taps_on_tuples_dicts_and_repeated_layers():
     class Odd(nn.Module):
         def __init__(self):
