@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cka-probe-installed
 
-.PHONY: help setup demo test lint docs bench gpu figures clean
+.PHONY: help setup demo test lint docs bench gpu figures figures-dense clean
 
 help:
 	@echo "make demo     compare two trained networks, distil one from the other, write the figures (5 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench    time and memory beside the peers and the forward pass alone"
 	@echo "make gpu      tests and benchmark on an NVIDIA GPU; VENV= uses PYTHON as it is"
 	@echo "make figures  remake the paper-style figures"
+	@echo "make figures-dense  train the detectors and segmenters of figures/README.md anew, and draw them"
 	@echo "VENV=path reuses an environment; PYTHON=python3.12 chooses the interpreter of a new one"
 
 setup: $(STAMP)
@@ -57,6 +58,9 @@ gpu: $(if $(VENV),$(STAMP))
 
 figures: $(STAMP)
 	$(BIN)/python -m figures
+
+figures-dense: $(STAMP)
+	$(BIN)/python -m figures.detections
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,8 +90,8 @@ def make_scenes(
     smallest, largest : int
         Side of a digit before its margins are cut off, in pixels.
     contrast : float
-        In [0, 1). Photographs are darkened by it and colours start there: from 0.5 on every digit is lighter than what it
-        covers, and learned many times sooner.
+        In [0, 1). Photographs are darkened by it, and digits are no darker than it: from 0.5 on digits are light on
+        dark ground, and learned many times sooner.
     seed : int
         Decides everything.
 

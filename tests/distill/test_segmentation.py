@@ -89,6 +89,24 @@ def test_training_alone_and_the_same_seed(train):
     assert torch.equal(run(), run())
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_and_a_batch_of_one(precision, train):
+    losses = {}
+    for name in ("no", precision):
+        result = distill_segmenter(
+            network("deeplabv3", 16, seed=1),
+            network(),
+            train,
+            loss=SegmentationCKALoss(),
+            steps=2,
+            batch_size=1,
+            mixed_precision=name,
+            progress=False,
+        )
+        losses[name] = result.history["loss"].to_numpy()
+    np.testing.assert_allclose(losses[precision], losses["no"], rtol=0.05)
+
+
 def test_mean_iou_equals_counting():
     class Fixed(nn.Module):
         def __init__(self):
