@@ -2,6 +2,7 @@
 
     python benchmarks/losses.py                  everything, under three minutes on a quiet machine
     python benchmarks/losses.py --no-loop        without the loops, which take most of it
+    python benchmarks/losses.py --sizes 16x20    # one
     python benchmarks/losses.py --device cuda
 
 Forms: "loop" is the released code as PAPER.md describes it (un-centred, trace(K @ L), x[i] for each channel),
@@ -203,6 +204,9 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-loop", action="store_true", help="leave out the per-channel loops")
+    names = [f"{height}x{width}" for height, width in LEVELS]
+    names += [*("logits {}x{}".format(*shape) for shape in LOGITS), "scores 64x128"]
+    parser.add_argument("--sizes", nargs="+", choices=names, default=names, metavar="SIZE", help=", ".join(names))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     parser.add_argument("--seconds", type=float, default=1.0, help="of repetitions for each form")
@@ -212,14 +216,14 @@ def main() -> None:
     rows = []
     # A fork of a process that has computed nothing yet: a clean peak, without a new import of torch.
     context = multiprocessing.get_context("fork")
-    for case in cases(not options.no_loop):
+    for case in (case for case in cases(not options.no_loop) if case[1] in options.sizes):
         what, size, form, _ = case
         with context.Pool(1) as pool:
             milliseconds, memory, value = pool.apply(measure, (case, options.device, options.threads, options.seconds))
             if options.device == "cuda":
                 machine = pool.apply(torch.cuda.get_device_name)
         rows.append({"size": size, "terms": what, "form": form, "milliseconds": milliseconds, "peak_mib": memory})
-        rows[-1] |= {"loss": value, "device": machine, "cores": os.cpu_count(), "threads": options.threads}
+        rows[-1] |= {"loss": value, "machine": machine, "cores": os.cpu_count(), "threads": options.threads}
         rows[-1] |= {"torch": torch.__version__, "python": platform.python_version(), "date": date.today().isoformat()}
         rows[-1]["command"] = shlex.join(["python", "benchmarks/losses.py", *sys.argv[1:]])
         print(f"{size:18} {what:14} {form:9} {milliseconds:10.1f} ms {memory:9.1f} MiB", flush=True)

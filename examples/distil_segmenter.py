@@ -1,6 +1,6 @@
 """Distil one segmenter into a smaller one with the CKA of their class-score maps.
 
-python examples/distil_segmenter.py                      digits on photographs: two minutes on two cores
+python examples/distil_segmenter.py                      digits on photographs: about three minutes on two cores
 python examples/distil_segmenter.py --cityscapes FOLDER --teacher teacher.safetensors
                                                          DeepLabV3 R101 to LRASPP on Cityscapes, on a GPU: FOLDER holds
                                                          leftImg8bit and gtFine
@@ -23,7 +23,7 @@ def on_scenes(folder: Path, teacher_steps: int, student_steps: int) -> None:
         folder / "scenes", train=1024, val=128, size=96, most=8, smallest=22, largest=32, contrast=0.75
     )
     train, test = LabelMaps(scenes.root, "train"), LabelMaps(scenes.root, "val")
-    options = {"learning_rate": 3e-3, "optimizer": torch.optim.AdamW, "schedule": CosineDecay(warmup=15)}
+    options = {"learning_rate": 5e-3, "optimizer": torch.optim.AdamW, "schedule": CosineDecay(warmup=15)}
     classes = len(scenes.classes)
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def on_cityscapes(cityscapes: Path, weights: Path, folder: Path, steps: int, wor
         workers=workers,
         output_dir=folder / "cityscapes",
     )
-    print(result.scores)
+    print(f"mIoU {result.scores['mIoU']:.4f}; in the paper 0.7009 alone and 0.7471 distilled, PSPNet R101 to R18")
 
 
 if __name__ == "__main__":
@@ -72,12 +72,12 @@ if __name__ == "__main__":
     parser.add_argument("--cityscapes", type=Path, help="the folder of Cityscapes, instead of scenes")
     parser.add_argument("--teacher", type=Path, help="the teacher's weights, for Cityscapes")
     parser.add_argument("--output", type=Path, default=Path("runs/segmenter"))
-    parser.add_argument("--teacher-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, help="of a student; 300 on scenes, the paper's 80,000 on Cityscapes")
+    parser.add_argument("--teacher-steps", type=int, default=800, help="on scenes")
+    parser.add_argument("--steps", type=int, help="of a student; 600 on scenes, the paper's 80,000 on Cityscapes")
     parser.add_argument("--workers", type=int, default=4, help="loading processes, for Cityscapes")
     options = parser.parse_args()
     if options.cityscapes is None:
-        on_scenes(options.output, options.teacher_steps, options.steps or 300)
+        on_scenes(options.output, options.teacher_steps, options.steps or 600)
     elif options.teacher is None:
         parser.error("--cityscapes needs --teacher: without weights there is nothing to learn from")
     else:

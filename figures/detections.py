@@ -55,7 +55,7 @@ class Budget(NamedTuple):
     teacher_steps: int = 600
     student_steps: int = 300
     segmenter_teacher_steps: int = 800
-    segmenter_steps: int = 800
+    segmenter_steps: int = 600
     batch_size: int = 8
 
 
@@ -128,7 +128,7 @@ def run(kind: str, method: str, seed: int, budget: Budget, cache: Path) -> None:
     options: dict[str, Any] = {
         "loss": None if make is None else make(),
         "batch_size": budget.batch_size,
-        "learning_rate": 3e-3,
+        "learning_rate": 3e-3 if kind == "detector" else 5e-3,
         "optimizer": torch.optim.AdamW,
         "schedule": CosineDecay(warmup=15),
         "steps": steps(kind, role, budget),
