@@ -336,6 +336,19 @@ def test_float32_at_any_level_and_scale(offset, scale):
     assert float(loss(None, None, [x], [y])) == pytest.approx(float(exact), abs=2e-5)
 
 
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_float32_where_the_first_patch_is_an_outlier(factor):
+    """As bright as 1e4 of the others, or as dark."""
+    x, y = smooth(2, 3, 32, 32), smooth(2, 3, 32, 32, seed=10)
+    x[:, :, :8, :8] *= factor
+    exact, rough = x.clone().requires_grad_(), x.float().requires_grad_()
+    loss = PatchCKALoss(8)
+    values = [loss(None, None, [a], [b]) for a, b in ((exact, y), (rough, y.float()))]
+    gradients = [torch.autograd.grad(value, a)[0] for value, a in zip(values, (exact, rough), strict=True)]
+    assert float(values[1].detach()) == pytest.approx(float(values[0].detach()), abs=2e-5)
+    torch.testing.assert_close(gradients[1].double(), gradients[0], rtol=0, atol=1e-4 * float(gradients[0].abs().max()))
+
+
 def test_a_map_in_channels_last_order():
     x, y = smooth(2, 4, 16, 16), smooth(2, 4, 16, 16, seed=10)
     last = x.to(memory_format=torch.channels_last).requires_grad_()
