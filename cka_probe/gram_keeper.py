@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -13,7 +13,17 @@ from .capture.hooks import CaptureError
 from .capture.recorder import NotFiniteError
 from .estimators.hsic import flat_centred
 from .estimators.kernels import Kernel, Linear
-from .estimators.layer_grams import FEW, MEAN_LIMIT, LayerGram, Mode, layer_gram, mean_over_spread, repeated_gram
+from .estimators.layer_grams import (
+    FEW,
+    MEAN_LIMIT,
+    LayerGram,
+    Mode,
+    doubtful,
+    layer_gram,
+    less_mean,
+    mean_over_spread,
+    repeated_gram,
+)
 
 BACKENDS = ("torch", "cupy")
 
@@ -28,9 +38,12 @@ class GramKeeper:
     """Turns the features of each layer into their Gram matrix inside the hook.
 
     On the CPU each minibatch decides for itself whether features have to be centred before the product, and NaN is
-    found at once. On any other device reading a number means waiting for all work before it. There the first minibatch
-    decides for each layer, later ones repeat what it did; how far that was right, and whether all was finite, is
-    gathered on the device by ``observe`` and read once, by ``finish``.
+    found at once. If a recorder reviews what was kept, a layer repeats inside its hook what it did in the minibatch
+    before, and ``review`` judges all layers together after the forward.
+
+    On any other device reading a number means waiting for all work before it. There the first minibatch decides for
+    each layer, later ones repeat what it did; how far that was right, and whether all was finite, is gathered on the
+    device by ``observe`` and read once, by ``finish``.
 
     Parameters
     ----------
@@ -45,6 +58,8 @@ class GramKeeper:
 
     Attributes
     ----------
+    reviewed : bool
+        Whether ``review`` will be asked after every minibatch; set by the recorder.
     modes : dict of str to str
         How the features of each layer were prepared last: "raw", "shifted" or "scaled".
 
@@ -65,7 +80,10 @@ class GramKeeper:
         self.tf32 = tf32
         self.deferred = deferred
         self._linear = isinstance(kernel, Linear)
+        self.reviewed = False
         self.modes: dict[str, Mode] = {}
+        self._careful: set[str] = set()
+        self._mean_squares: dict[str, torch.Tensor | None] = {}
         self._finite: dict[str, torch.Tensor] = {}
         self._batches: list[int] = []
         self._measures: list[torch.Tensor] = []
@@ -82,7 +100,8 @@ class GramKeeper:
             If the features hold NaN or infinity and the findings are not deferred.
         """
         if not self._defers(features.device):
-            return self._decided(name, _single(features), MEAN_LIMIT)
+            features = _single(features)
+            return self._repeated(name, features) or self._decided(name, features, MEAN_LIMIT)
         with tf32_products(features.device) if self.tf32 else nullcontext():
             if not self._linear:
                 features = _single(features)
@@ -95,6 +114,35 @@ class GramKeeper:
             if mode == "raw" and _is_half(features):
                 return LayerGram(half_gram(features), 1.0, False)
             return repeated_gram(_single(features), mode, syrk_gram if self.backend == "cupy" else None)
+
+    def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
+        """What the layer did in the minibatch before, to be reviewed; None where it has to be decided now."""
+        mode = self.modes.get(name) if self._linear and self.reviewed and name not in self._careful else None
+        if mode not in ("raw", "shifted") or len(features) < FEW:
+            return None
+        if mode == "raw":
+            gram, self._mean_squares[name] = features @ features.T, None
+        else:
+            gram, self._mean_squares[name] = less_mean(features)
+        return LayerGram(gram, 1.0, mode == "shifted")
+
+    def review(self, kept: Mapping[str, LayerGram]) -> bool:
+        """Whether all that was repeated in this minibatch may stay; if not, it has to be run again.
+
+        Layers for which it may not are decided on in every later minibatch.
+        """
+        asked, self._mean_squares = self._mean_squares, {}
+        for shifted in (False, True):
+            groups: dict[torch.dtype, list[str]] = {}
+            for name, square in asked.items():
+                if (square is not None) == shifted:
+                    groups.setdefault(kept[name].gram.dtype, []).append(name)
+            for names in groups.values():
+                squares = [square for name in names if (square := asked[name]) is not None]
+                grams = torch.stack([kept[name].gram for name in names])
+                doubts = doubtful(grams, torch.stack(squares) if shifted else None).tolist()
+                self._careful.update(name for name, doubt in zip(names, doubts, strict=True) if doubt)
+        return not self._careful.intersection(asked)
 
     def _first(self, name: str, features: torch.Tensor) -> LayerGram:
         result = self._decided(name, _single(features), FIRST_LIMIT)

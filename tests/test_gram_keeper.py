@@ -194,6 +194,63 @@ class TestDeferred:
         assert_allclose(half.values, single.values, atol=1e-7)
 
 
+class Drifting(nn.Module):
+    """Features whose mean and spread are set by each batch itself, in its last two columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.passes = 0
+
+    def forward(self, batch):
+        self.passes += 1
+        return self.fc(batch[:, :8]) * batch[0, 9] + batch[0, 8]
+
+
+class TestReview:
+    """On the CPU a layer repeats what it did before; where that turns out wrong, the batch is run again."""
+
+    @pytest.mark.parametrize("drift", [(300.0, 1.0), (3e4, 1.0), (0.0, 1e-20), (7.0, 0.0)])
+    @pytest.mark.parametrize("first", [(0.0, 1.0), (50.0, 1.0)], ids=["raw", "shifted"])
+    def test_a_later_batch_that_needs_more_care(self, first, drift):
+        torch.manual_seed(0)
+        net, n = Drifting().double(), 2 * FEW
+        stream = [
+            torch.cat([torch.randn(n, 8), torch.tensor([drift if i == 2 else first]).expand(n, 2)], 1) for i in range(5)
+        ]
+        plain = nn.Linear(10, 5)
+        with torch.no_grad():
+            pairs = [(net(batch.double()).numpy(), plain(batch).double().numpy()) for batch in stream]
+        net.float().passes = 0
+        result = cp.compare(net, plain, stream, layers="", progress=False)
+        assert net.passes == len(stream) + (first == (0.0, 1.0) or drift != (300.0, 1.0))
+        sums = np.zeros(3)
+        for x, y in pairs:
+            x, y = x - x.mean(0), y - y.mean(0)
+            sums += [float(cp.hsic(a, b)) for a, b in ((x, y), (x, x), (y, y))]
+        # The sums of a large mean and a small spread are rounded by the network itself.
+        assert_allclose(result.values[0, 0], sums[0] / np.sqrt(sums[1] * sums[2]), atol=1e-6 + 1e-7 * drift[0])
+
+    def test_not_finite_is_found_in_any_batch(self):
+        net = torch.nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+        stream = [torch.randn(FEW, 8) for _ in range(4)]
+        stream[2][3, 3] = torch.nan
+        with pytest.raises(CaptureError, match=r"'0' of .* gave NaN or infinity in batch 2"):
+            cp.compare(net, net, stream, progress=False)
+
+    def test_without_a_review_each_batch_decides(self):
+        keeper = GramKeeper(cp.Linear())
+        x = torch.randn(FEW, 5)
+        assert keeper("fc", x).mode == "raw"
+        assert keeper("fc", x + 1000).mode == "shifted"
+        keeper.reviewed = True
+        keeper.modes = {}
+        assert [keeper("fc", x).mode, keeper("fc", x + 1000).mode] == ["raw", "raw"]
+        assert not keeper.review({"fc": keeper("fc", x + 1000)})
+        assert keeper("fc", x + 1000).mode == "shifted"
+        assert keeper.review({"fc": keeper("fc", x)})
+
+
 def test_half_gram_where_the_device_cannot_multiply_halves_into_float32(rng):
     x = torch.tensor(rng.normal(size=(6, 9)), dtype=torch.bfloat16)
     assert half_gram(x).dtype == torch.float32

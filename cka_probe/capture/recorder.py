@@ -63,6 +63,10 @@ class LayerRecorder:
         self.pooling = pooling
         self.keep = keep
         self.forward = forward or call_model
+        # What keeps may ask for a look at a whole minibatch, and for a second pass over it.
+        self._review: Callable[[dict[str, Any]], bool] | None = getattr(keep, "review", None)
+        if self._review is not None:
+            keep.reviewed = True  # type: ignore[attr-defined]
         self.probe = Probe(self.model, layers, pooling=None, receiver=self._receive)
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
@@ -101,9 +105,10 @@ class LayerRecorder:
             If a layer breaks one of the rules above; the message names it.
         """
         self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
-        self._kept, self._rows, self._previous = {}, {}, None
         self._reduced = reduces_products(device_of(self.model))
-        self.forward(self.model, batch)
+        self._pass(batch)
+        if self._review is not None and not self._review(self._kept):
+            self._pass(batch)
         if not self.names:
             self._settle()
         if self._kept.keys() != set(self.names):
@@ -121,6 +126,10 @@ class LayerRecorder:
                 f"({listed}). Choose layers of one resolution, or another pooling."
             )
         return [self._kept[name] for name in self.names], rows.pop()
+
+    def _pass(self, batch: Any) -> None:
+        self._kept, self._rows, self._previous = {}, {}, None
+        self.forward(self.model, batch)
 
     def _settle(self) -> None:
         """Fix the layers by the first batch; what a pattern picked but did not run is left out."""

@@ -49,8 +49,21 @@ def _rounding(xp: ModuleType, gram: Array) -> float:
 
 def _in_range(xp: ModuleType, dtype: Any, size: float) -> bool:
     """Whether the squares of numbers of this size neither overflow nor vanish; False for NaN."""
-    low, high = (1e-15, 1e15) if dtype == xp.float32 else (1e-125, 1e125)
+    low, high = _range(xp, dtype)
     return low < size < high
+
+
+def _range(xp: ModuleType, dtype: Any) -> tuple[float, float]:
+    return (1e-15, 1e15) if dtype == xp.float32 else (1e-125, 1e125)
+
+
+def _lost(xp: ModuleType, dtype: Any) -> float:
+    """Squared spread over squared mean below which the spread is lost in the mean.
+
+    What the rounding of a mean leaves in the features is the same for all samples; above this it is small beside their
+    spread. Below it are constant layers, too.
+    """
+    return (512 * float(xp.finfo(dtype).eps)) ** 2
 
 
 EPS32 = 2.0**-23
@@ -149,12 +162,9 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, l
             gram = _gram(xp, x)
             if _rounding(xp, constant(gram)) < limit:
                 return LayerGram(gram, 1.0, False)
-        gram, mean_square = _less_mean(xp, x)
+        gram, mean_square = less_mean(x)
         size = float(xp.sum(xp.linalg.diagonal(constant(gram)))) / x.shape[0]
-        # What the rounding of the mean leaves in the features is the same for all samples, and small beside their
-        # spread, unless that is lost in the mean (or is none: a constant layer).
-        lost = (512 * float(xp.finfo(gram.dtype).eps)) ** 2
-        if _in_range(xp, gram.dtype, size) and size > lost * mean_square:
+        if _in_range(xp, gram.dtype, size) and size > _lost(xp, gram.dtype) * float(mean_square):
             return LayerGram(gram, 1.0, True)
     z, scale = scaled_features(_wide_if_few(xp, x))
     return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
@@ -210,11 +220,32 @@ SAMPLED = 64
 """Neighbouring columns that are looked at in each quarter of the features."""
 
 
-def _less_mean(xp: ModuleType, x: Array) -> tuple[Array, float]:
+def less_mean(x: Array) -> tuple[Array, Array]:
     """The Gram matrix of the features minus their mean, and the squared length of that mean.
 
-    One pass where ``center_features`` takes two; a constant column is left with the rounding of its mean.
+    One pass where ``center_features`` takes two; a constant column is left with the rounding of its mean, so that
+    ``doubtful`` or ``layer_gram`` has to be asked.
+
+    Parameters
+    ----------
+    x : array (n, p)
+        Features.
+
+    Returns
+    -------
+    gram : array (n, n)
+        Of float64 for fewer than ``FEW`` samples, else of the features' dtype.
+    mean_square : array ()
+        Cut off from the gradient graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gram, mean_square = less_mean(np.array([[5.0], [7.0]]))
+    >>> gram.tolist(), float(mean_square)
+    ([[1.0, -1.0], [-1.0, 1.0]], 36.0)
     """
+    xp = array_namespace(x)
     squares = []
     n = x.shape[0]
     weights = xp.full((1, n), 1.0 / n, dtype=xp.float64 if n < FEW else x.dtype, device=device(x))
@@ -222,10 +253,41 @@ def _less_mean(xp: ModuleType, x: Array) -> tuple[Array, float]:
     def centre(part: Array) -> Array:
         # On a CPU a product takes the mean several times faster than the reduction over rows.
         mean = weights @ part
-        squares.append(float(xp.sum(constant(mean * mean))))
+        squares.append(xp.sum(constant(mean * mean)))
         return part - mean
 
-    return _gram(xp, x, centre), sum(squares)
+    return _gram(xp, x, centre), sum(squares[1:], squares[0])
+
+
+def doubtful(grams: Array, mean_squares: Array | None = None) -> Array:
+    """Which Gram matrices of a stack may be off, judged as ``layer_gram`` does each.
+
+    Parameters
+    ----------
+    grams : array (layers, n, n)
+        Linear Gram matrices of raw features, or of features minus their mean, n >= 4.
+    mean_squares : array (layers,), optional
+        Of the latter: what ``less_mean`` gives.
+
+    Returns
+    -------
+    array (layers,) of bool
+        True also where they are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> doubtful(np.array([np.eye(4), np.eye(4) + 1e10, np.zeros((4, 4))], dtype=np.float32)).tolist()
+    [False, True, True]
+    """
+    xp = array_namespace(grams)
+    sizes = xp.mean(xp.linalg.diagonal(grams), axis=-1)
+    low, high = _range(xp, grams.dtype)
+    fine = (sizes > low) & (sizes < high)
+    if mean_squares is not None:
+        return ~(fine & (sizes > _lost(xp, grams.dtype) * mean_squares))
+    unit = grams / xp.where(fine, sizes, xp.ones_like(sizes))[:, None, None]
+    return ~(fine & (mean_over_spread(unit) < MEAN_LIMIT))
 
 
 def _gram(xp: ModuleType, x: Array, centre: Callable[[Array], Array] | None = None) -> Array:
