@@ -61,7 +61,7 @@ class GramKeeper:
     reviewed : bool
         Whether ``review`` will be asked after every minibatch; set by the recorder.
     modes : dict of str to str
-        How the features of each layer were prepared last: "raw", "shifted" or "scaled".
+        How the features of each layer are prepared next: "raw", "shifted" or "scaled".
 
     Examples
     --------
@@ -107,12 +107,12 @@ class GramKeeper:
                 features = _single(features)
                 self._finite[name] = torch.isfinite(features).all()
                 gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
-                return LayerGram(gram, 1.0, False)
+                return LayerGram(gram, 1.0, "raw")
             mode = self.modes.get(name)
             if mode is None:
                 return self._first(name, features)
             if mode == "raw" and _is_half(features):
-                return LayerGram(half_gram(features), 1.0, False)
+                return LayerGram(half_gram(features), 1.0, "raw")
             return repeated_gram(_single(features), mode, syrk_gram if self.backend == "cupy" else None)
 
     def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
@@ -124,7 +124,7 @@ class GramKeeper:
             gram, self._mean_squares[name] = features @ features.T, None
         else:
             gram, self._mean_squares[name] = less_mean(features)
-        return LayerGram(gram, 1.0, mode == "shifted")
+        return LayerGram(gram, 1.0, mode)
 
     def review(self, kept: Mapping[str, LayerGram]) -> bool:
         """Whether all that was repeated in this minibatch may stay; if not, it has to be run again.
@@ -151,7 +151,7 @@ class GramKeeper:
         return result
 
     def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
-        result = layer_gram(features, self.kernel, shift=self.modes.get(name, "raw") != "raw", limit=limit)
+        result = layer_gram(features, self.kernel, limit=limit)
         if len(features) > 3:  # fewer rows cannot be judged, and are always scaled
             self.modes[name] = result.mode
         # A Gram matrix whose own sums passed as safe (factor 1.0 of the linear kernel) is finite.

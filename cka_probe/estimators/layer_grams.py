@@ -27,24 +27,23 @@ CPU_BLOCK, GPU_BLOCK = 2**18, 2**27
 """Numbers that are shifted at a time: what stays in a core's cache, and what keeps a GPU busy."""
 
 
-def _rounding(xp: ModuleType, gram: Array) -> float:
-    """Squared mean of the features over n times the spread of the U-centred Gram matrix, from the Gram matrix alone.
+def _over_spread(xp: ModuleType, gram: Array, size: float, mean_square: float) -> tuple[float, float]:
+    """What ``mean_over_spread`` gives for raw features and for those minus their mean, from the latter's Gram matrix.
 
-    Infinite where that cannot be told: not finite, out of the range of squares, or no spread above rounding.
+    Infinite where nothing of the spread is above rounding.
     """
     n = gram.shape[0]
     eps = float(xp.finfo(gram.dtype).eps)
     norm = xp.linalg.vector_norm
     diagonal = xp.linalg.diagonal(gram)
-    if not _in_range(xp, gram.dtype, float(xp.sum(diagonal)) / n):
-        return math.inf
     rows = xp.sum(gram, axis=1) - diagonal
-    total = float(xp.sum(rows))
     squares = float(norm(gram)) ** 2 - float(norm(diagonal)) ** 2
-    spread = _spread(squares, float(norm(rows)) ** 2, total, n)
+    spread = _spread(squares, float(norm(rows)) ** 2, float(xp.sum(rows)), n)
     if not spread > 64 * eps * squares:
-        return math.inf
-    return abs(total) / n / n / math.sqrt(spread) * eps / EPS32
+        return math.inf, math.inf
+    unit = math.sqrt(spread) / eps * EPS32
+    # The entries of the raw Gram matrix off its diagonal add up to n^2 |mean|^2 - n (|mean|^2 + size).
+    return abs(mean_square - (mean_square + size) / n) / unit, size / n / unit
 
 
 def _in_range(xp: ModuleType, dtype: Any, size: float) -> bool:
@@ -112,31 +111,24 @@ def mean_over_spread(grams: Array) -> Array:
     return xp.where(finite, ratio, xp.full_like(ratio, math.nan))
 
 
-class LayerGram(NamedTuple):
-    """A Gram matrix, the factor it was divided by, and whether the features had to be shifted first."""
-
-    gram: Array
-    factor: Array | float
-    shifted: bool
-
-    @property
-    def mode(self) -> Mode:
-        """How the features were prepared."""
-        if type(self.factor) is not float:  # a number of numpy is a float, and comes from scaling
-            return "scaled"
-        return "shifted" if self.shifted else "raw"
-
-
 Mode = Literal["raw", "shifted", "scaled"]
 """Features as they are, minus their mean, or minus their mean and divided by their largest magnitude."""
 
 
-def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, limit: float = MEAN_LIMIT) -> LayerGram:
+class LayerGram(NamedTuple):
+    """A Gram matrix, the factor it was divided by, and how a later minibatch of the layer may be prepared."""
+
+    gram: Array
+    factor: Array | float
+    mode: Mode
+
+
+def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LIMIT) -> LayerGram:
     """The Gram matrix of one layer, as accurate as its features allow.
 
-    The linear Gram matrix of raw features is tried first and asked whether it is safe to centre: its own sums tell the
-    mean against the spread. If not, the features are centred before the product, and if their squares leave the range
-    of the dtype, scaled as well. Centring every activation would cost more than most forwards.
+    Linear Gram matrices are of features minus their mean; if the squares of these leave the range of the dtype, or the
+    spread is lost in the mean, they are scaled as well. Both are known from the Gram matrix and the mean, and so is
+    whether the next minibatch needs to have its mean taken off at all: that costs as much as half of the product.
 
     Parameters
     ----------
@@ -144,10 +136,8 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, l
         Features, float32 or float64.
     kernel : Kernel, optional
         Linear when left out.
-    shift : bool
-        Skip the raw attempt: an earlier minibatch of this layer had to be shifted.
     limit : float
-        How far the mean may lie above the spread before the features are shifted.
+        How far the mean may lie above the spread for the next minibatch to be "raw".
 
     Returns
     -------
@@ -155,19 +145,19 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, shift: bool = False, l
         Up to an additive term that centring removes, the Gram matrix divided by ``factor``. Not finite if ``x`` is not.
     """
     if kernel is not None and not isinstance(kernel, Linear):
-        return LayerGram(kernel(x), 1.0, False)
+        return LayerGram(kernel(x), 1.0, "raw")
     xp = array_namespace(x)
     if x.shape[0] > 3:
-        if not shift and not _clearly_off(xp, x, limit):
-            gram = _gram(xp, x)
-            if _rounding(xp, constant(gram)) < limit:
-                return LayerGram(gram, 1.0, False)
         gram, mean_square = less_mean(x)
-        size = float(xp.sum(xp.linalg.diagonal(constant(gram)))) / x.shape[0]
-        if _in_range(xp, gram.dtype, size) and size > _lost(xp, gram.dtype) * float(mean_square):
-            return LayerGram(gram, 1.0, True)
+        known, square = constant(gram), float(mean_square)
+        size = float(xp.sum(xp.linalg.diagonal(known))) / x.shape[0]
+        if _in_range(xp, gram.dtype, size) and size > _lost(xp, gram.dtype) * square:
+            raw, shifted = _over_spread(xp, known, size, square)
+            if raw < limit and shifted > max(raw, limit / 4):
+                gram = _gram(xp, x)  # one sample far out has moved the mean away from all others
+            return LayerGram(gram, 1.0, "raw" if raw < limit else "shifted")
     z, scale = scaled_features(_wide_if_few(xp, x))
-    return LayerGram(z @ xp.matrix_transpose(z), scale * scale, True)
+    return LayerGram(z @ xp.matrix_transpose(z), scale * scale, "scaled")
 
 
 def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None = None) -> LayerGram:
@@ -196,28 +186,12 @@ def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None
     xp = array_namespace(x)
     if mode == "scaled":
         z, scale = scaled_features(_wide_if_few(xp, x))
-        return LayerGram((product or Linear())(z), scale * scale, True)
+        return LayerGram((product or Linear())(z), scale * scale, "scaled")
     shifted = mode == "shifted"
     if product is None:
-        return LayerGram(_gram(xp, x, center_features if shifted else None), 1.0, shifted)
+        return LayerGram(_gram(xp, x, center_features if shifted else None), 1.0, mode)
     x = _wide_if_few(xp, x)
-    return LayerGram(product(center_features(x) if shifted else x), 1.0, shifted)
-
-
-def _clearly_off(xp: ModuleType, x: Array, limit: float) -> bool:
-    """Whether a few columns of wide features tell already that the raw Gram matrix will not do.
-
-    Of independent columns the mean grows faster than the spread, of alike ones as fast: all tell no less than some.
-    """
-    if x.shape[0] < FEW or x.shape[1] < 16 * SAMPLED:
-        return False
-    starts = [quarter * (x.shape[1] // 4) for quarter in range(4)]
-    some = xp.concat([constant(x)[:, start : start + SAMPLED] for start in starts], axis=1)
-    return not _rounding(xp, some @ xp.matrix_transpose(some)) < 2 * limit
-
-
-SAMPLED = 64
-"""Neighbouring columns that are looked at in each quarter of the features."""
+    return LayerGram(product(center_features(x) if shifted else x), 1.0, mode)
 
 
 def less_mean(x: Array) -> tuple[Array, Array]:
