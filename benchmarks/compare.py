@@ -7,7 +7,7 @@
 
 Rounds are interleaved: in each, every tool goes over the same batches once. Times are medians, and "times floor" is the
 median of the ratios within a round, which a busy machine disturbs least. Peaks of memory are of a process of its own
-for each tool, above what it held before the run. Errors are the largest over all pairs of layers against float64 on
+for each tool, after a pass over eight samples that loads its code, above what it held then. Errors are the largest over all pairs of layers against float64 on
 activations taken the moment they are there; a peer that sees the last call of a layer only is held against that call.
 A peer that cannot run is listed with what it said. Results go to benchmarks/results/compare.csv.
 """
@@ -27,7 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -308,6 +308,8 @@ def errors(found: Table, true: Table) -> tuple[float, int, int]:
 def peak_of_one(name: str, case: Case) -> float:
     """MiB at the peak of one pass above what the process held before it; run in a process of its own."""
     available()  # imports are not part of the pass
+    # Nor is what a tool imports late, or code that is read from the disk when it first runs.
+    run(name, replace(case, images=case.images[:8], batch=4))
     before = resident()
     forget_peak()
     run(name, case)
