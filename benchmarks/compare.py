@@ -7,9 +7,10 @@
 
 Rounds are interleaved: in each, every tool goes over the same batches once. Times are medians, and "times floor" is the
 median of the ratios within a round, which a busy machine disturbs least. Peaks of memory are of a process of its own
-for each tool, after a pass over eight samples that loads its code, above what it held then. Errors are the largest over all pairs of layers against float64 on
-activations taken the moment they are there; a peer that sees the last call of a layer only is held against that call.
-A peer that cannot run is listed with what it said. Results go to benchmarks/results/compare.csv.
+for each tool, above what it held after a pass over eight samples, which loads its code. Errors are the largest over all
+pairs of layers against float64 on activations taken the moment they are there; a peer that sees the last call of a
+layer only is held against that call. A peer that cannot run is listed with what it said. Results go to
+benchmarks/results/compare.csv.
 """
 
 from __future__ import annotations
