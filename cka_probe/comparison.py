@@ -42,6 +42,7 @@ def compare(
     distributed: bool = False,
     backend: str = "torch",
     tf32: bool = False,
+    overlap: bool = False,
     progress: bool = True,
 ) -> SimilarityMatrix:
     """CKA of every layer of one network with every layer of another, in one pass over the data.
@@ -90,6 +91,10 @@ def compare(
         scope.
     tf32 : bool
         Let an NVIDIA GPU multiply float32 features in TF32: faster, with errors of about 1e-3. For the minibatch scope.
+    overlap : bool
+        Let an NVIDIA GPU make Gram matrices on a stream of its own while the forward goes on. The first minibatch in
+        which layers turn out to be changed in place after their hook runs twice; changes that torch does not count
+        (``x.data``, kernels that write through pointers) would go unseen. For the minibatch scope.
     progress : bool
         Show a progress bar.
 
@@ -133,6 +138,7 @@ def compare(
         distributed,
         backend,
         tf32,
+        overlap,
         progress,
         False,
     )
@@ -161,6 +167,7 @@ def compare_many(
     distributed: bool = False,
     backend: str = "torch",
     tf32: bool = False,
+    overlap: bool = False,
     progress: bool = True,
 ) -> SimilarityMatrix:
     """CKA of every pair of layers of every pair of models, one forward of each model for each batch.
@@ -172,7 +179,7 @@ def compare_many(
     models : mapping of str to torch.nn.Module
         At least one model by name.
     data, kernel, estimator, scope, measure, pooling, forward, device, autocast, checkpoint, distributed, backend, tf32,
-    progress
+    overlap, progress
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
         Layers of every model, or of each.
@@ -211,6 +218,7 @@ def compare_many(
         distributed,
         backend,
         tf32,
+        overlap,
         progress,
         True,
     )
@@ -248,6 +256,7 @@ def _request(
     distributed: bool,
     backend: str,
     tf32: bool,
+    overlap: bool,
     progress: bool,
     square: bool,
 ) -> Request:
@@ -270,6 +279,7 @@ def _request(
         distributed=distributed,
         backend=backend,
         tf32=tf32,
+        overlap=overlap,
         progress=progress,
         square=square,
     )
@@ -278,7 +288,7 @@ def _request(
 def _keep(request: Request) -> Keep:
     if request.scope != "minibatch":
         return keep_features
-    return GramKeeper(request.kernel, backend=request.backend, tf32=request.tf32)
+    return GramKeeper(request.kernel, backend=request.backend, tf32=request.tf32, overlap=request.overlap)
 
 
 def _name(pooling: Pooling) -> str:

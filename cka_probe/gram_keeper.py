@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from .capture.cuda import by_cupy, fused_u_centre, half_gram, syrk_gram, tf32_products
 from .capture.hooks import CaptureError
 from .capture.recorder import NotFiniteError
+from .capture.side_stream import CudaStreams, SideStream, Streams
 from .estimators.hsic import flat_centred
 from .estimators.kernels import Kernel, Linear
 from .estimators.layer_grams import (
@@ -53,8 +54,13 @@ class GramKeeper:
         Who multiplies and U-centres on an NVIDIA GPU.
     tf32 : bool
         Products of float32 features in TF32, on an NVIDIA GPU.
+    overlap : bool
+        On an NVIDIA GPU: from the second minibatch on, work on a stream beside that of the forward; what an operation
+        in place may have spoilt is found by ``review``. Only under a recorder that reviews.
     deferred : bool, optional
         Whether decisions are repeated and findings deferred; left out, on every device but the CPU.
+    streams : callable, optional
+        Gives the streams of a device for ``overlap``.
 
     Attributes
     ----------
@@ -73,12 +79,22 @@ class GramKeeper:
     """Features may come in half precision; a recorder casts them otherwise."""
 
     def __init__(
-        self, kernel: Kernel, *, backend: str = "torch", tf32: bool = False, deferred: bool | None = None
+        self,
+        kernel: Kernel,
+        *,
+        backend: str = "torch",
+        tf32: bool = False,
+        overlap: bool = False,
+        deferred: bool | None = None,
+        streams: Callable[[torch.device], Streams] = CudaStreams,
     ) -> None:
         self.kernel = kernel
         self.backend = backend
         self.tf32 = tf32
+        self.overlap = overlap
         self.deferred = deferred
+        self._streams = streams
+        self._beside: SideStream | None = None
         self._linear = isinstance(kernel, Linear)
         self.reviewed = False
         self.modes: dict[str, Mode] = {}
@@ -98,22 +114,36 @@ class GramKeeper:
         ------
         NotFiniteError
             If the features hold NaN or infinity and the findings are not deferred.
+        ValueError
+            With ``overlap``, if the features are not on an NVIDIA GPU.
         """
+        if self.overlap and self._beside is None:
+            self._beside = SideStream(self._streams(features.device))
         if not self._defers(features.device):
             features = _single(features)
             return self._repeated(name, features) or self._decided(name, features, MEAN_LIMIT)
         with tf32_products(features.device) if self.tf32 else nullcontext():
-            if not self._linear:
-                features = _single(features)
-                self._finite[name] = torch.isfinite(features).all()
-                gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
-                return LayerGram(gram, 1.0, "raw")
             mode = self.modes.get(name)
-            if mode is None:
+            if self._linear and mode is None:
                 return self._first(name, features)
+            beside = self._beside if self.reviewed else None
+            if beside is not None and beside.takes(name, features):
+                kept, finite = beside.run(name, features, lambda: self._later(features, mode))
+            else:
+                kept, finite = self._later(features, mode)
+            if finite is not None:
+                self._finite[name] = finite
+            return kept
+
+    def _later(self, features: torch.Tensor, mode: Mode | None) -> tuple[LayerGram, torch.Tensor | None]:
+        """The Gram matrix without a decision, and for kernels other than the linear whether the features are finite."""
+        if mode is not None and self._linear:
             if mode == "raw" and _is_half(features):
-                return LayerGram(half_gram(features), 1.0, "raw")
-            return repeated_gram(_single(features), mode, syrk_gram if self.backend == "cupy" else None)
+                return LayerGram(half_gram(features), 1.0, "raw"), None
+            return repeated_gram(_single(features), mode, syrk_gram if self.backend == "cupy" else None), None
+        features = _single(features)
+        gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
+        return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
 
     def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
         """What the layer did in the minibatch before, to be reviewed; None where it has to be decided now."""
@@ -127,10 +157,13 @@ class GramKeeper:
         return LayerGram(gram, 1.0, mode)
 
     def review(self, kept: Mapping[str, LayerGram]) -> bool:
-        """Whether all that was repeated in this minibatch may stay; if not, it has to be run again.
+        """Whether all that was repeated in this minibatch may stay; if not, it has to be run again, and reviewed again.
 
-        Layers for which it may not are decided on in every later minibatch.
+        Layers for which it may not are decided on in every later minibatch, or with ``overlap`` are no longer read
+        beside the forward. Each False adds one at least.
         """
+        if self._beside is not None and not self._beside.settle():
+            return False
         asked, self._mean_squares = self._mean_squares, {}
         for shifted in (False, True):
             groups: dict[torch.dtype, list[str]] = {}

@@ -38,6 +38,7 @@ class Request:
     distributed: bool
     backend: str
     tf32: bool
+    overlap: bool
     progress: bool
     square: bool
 
@@ -46,16 +47,17 @@ class Request:
             raise ValueError(f'`scope` must be "minibatch" or "dataset", got {self.scope!r}.')
         if self.backend not in BACKENDS:
             raise ValueError(f'`backend` must be "torch" or "cupy", got {self.backend!r}.')
-        if self.scope != "minibatch" and (self.backend != "torch" or self.tf32):
-            raise ValueError('`backend` and `tf32` are for scope="minibatch". Leave them out.')
+        if self.scope != "minibatch" and (self.backend != "torch" or self.tf32 or self.overlap):
+            raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
         if self.backend == "cupy":
             require_cupy()
 
     def check_devices(self, models: Sequence[nn.Module]) -> None:
-        """Raise a ValueError unless all models run where ``backend`` and ``tf32`` have a meaning."""
-        if self.backend == "torch" and not self.tf32:
+        """Raise a ValueError unless all models run where ``backend``, ``tf32`` and ``overlap`` have a meaning."""
+        asked = {'backend="cupy"': self.backend == "cupy", "tf32=True": self.tf32, "overlap=True": self.overlap}
+        option = next((option for option, given in asked.items() if given), None)
+        if option is None:
             return
-        option = 'backend="cupy"' if self.backend == "cupy" else "tf32=True"
         for model in models:
             device = device_of(model) if self.device is None else torch.device(self.device)
             if device.type != "cuda":

@@ -296,7 +296,7 @@ class TestOptions:
             cp.compare(net(), net(), batches(), tf32=True, progress=False)
 
     def test_in_the_dataset_scope(self):
-        with pytest.raises(ValueError, match=r'`backend` and `tf32` are for scope="minibatch"'):
+        with pytest.raises(ValueError, match=r'`backend`, `tf32` and `overlap` are for scope="minibatch"'):
             cp.compare(net(), net(), batches(), tf32=True, scope="dataset", progress=False)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")

@@ -107,7 +107,7 @@ class LayerRecorder:
         self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
         self._reduced = reduces_products(device_of(self.model))
         self._pass(batch)
-        if self._review is not None and not self._review(self._kept):
+        while self._review is not None and not self._review(self._kept):
             self._pass(batch)
         if not self.names:
             self._settle()
