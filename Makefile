@@ -43,6 +43,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/routes.py
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/distill.py

@@ -24,6 +24,7 @@ NAMES = (
     "methods_table",
     "grams",
     "peers",
+    "scaling",
     "detections",
     "coverage",
 )

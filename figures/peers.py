@@ -19,9 +19,11 @@ def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "compare.csv") ->
     drawn = table[table["tool"] != "forward alone"].rename(
         columns={"tool": "peer", "times_floor": "ratio_to_floor", "largest_error": "max_error"}
     )
+    drawn = drawn[drawn.groupby("peer")["seconds"].transform("count") > 0].copy()  # what ran at all
     drawn["peak_mb"] = drawn["peak_mib"] * 2**20 / 1e6
     drawn["case"] = drawn["case"].str.replace(", ", "\n")
-    _, axes = plt.subplots(1, 2, figsize=(10.5, 5.0), layout="constrained", width_ratios=(3, 2))
+    height = 1.2 + 1.6 * drawn["case"].nunique()
+    _, axes = plt.subplots(1, 2, figsize=(10.5, height), layout="constrained", width_ratios=(3, 2))
     plot_time_and_memory(drawn, axes=axes)
     save(folder, "peers", axes[0].figure, peers=table)
     return table

@@ -27,6 +27,7 @@ def make(
             pupil = untrained_student(seed) if method == "untrained" else student(method, seed, budget, cache)
             result = cp.compare(master, pupil, batches, layers=SHOWN, progress=False)
             if seed == 0:
+                result.meta.update(model_x="teacher (resnet20)", model_y="student (resnet8)")
                 panels[method] = result
             frame = result.to_frame()
             for theirs in result.rows:

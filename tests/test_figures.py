@@ -21,6 +21,7 @@ from figures import (  # noqa: E402
     grams,
     methods_table,
     peers,
+    scaling,
     slack,
     teacher_student,
     two_seeds,
@@ -141,17 +142,22 @@ def test_grams(tmp_path, networks):
 
 
 def test_figures_of_benchmarks_say_what_is_missing(tmp_path, capsys):
-    for script in (peers, coverage):
+    for script in (peers, scaling, coverage):
         assert script.make(tmp_path, source=tmp_path / "compare.csv") is None
-    assert capsys.readouterr().out.count("skipped: compare.csv is not there. `make bench` measures it.") == 2
+    assert capsys.readouterr().out.count("skipped: compare.csv is not there. `make bench` measures it.") == 3
 
 
 def test_figures_of_benchmarks(tmp_path):
     source = tmp_path / "costs.csv"
     columns = {"tool": ["forward alone", "ours", "theirs"], "case": "ResNet-18", "peak_mib": 10.0, "largest_error": 0.0}
-    pd.DataFrame({**columns, "times_floor": [1.0, 1.1, 3.0]}).to_csv(source)
+    pd.DataFrame({**columns, "seconds": [1.0, 1.1, 3.0], "times_floor": [1.0, 1.1, 3.0]}).to_csv(source)
     peers.make(tmp_path, source=source)
     written(tmp_path, "peers")
+    grown = {"times_floor": 1.2, "seconds": 0.5, "milliseconds_above_per_batch": 2.0, "peak_mib": 3.0}
+    rows = [{"axis": axis, "value": value, **grown} for axis in scaling.PANELS for value in (10, 1000)]
+    pd.DataFrame(rows).to_csv(source)
+    scaling.make(tmp_path, source=source)
+    written(tmp_path, "scaling")
     rows = [
         {"what": what, "data": "gaussian", "samples": n, "true_cka": c, "nominal": nominal, "rate": nominal}
         for what, c, nominal in (("95 % interval, jackknife", 0.5, 0.95), ("rejections, normal", 0.0, 0.05))
