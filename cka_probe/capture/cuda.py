@@ -1,14 +1,15 @@
-"""Matrix products on an NVIDIA GPU beyond ``x @ x.T``: half precision in, TF32 on request, CuPy's syrk, U-centring."""
+"""Gram matrices on an NVIDIA GPU beyond ``x @ x.T``: of half precision, in TF32, and by CuPy syrk, RBF, U-centring."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
 import torch
 
+from ..estimators.kernels import RBF, Kernel
 from .buffers import as_cupy, require_cupy
 from .state import matmul_settings
 
@@ -77,6 +78,20 @@ extern "C" __global__ void u_centre(const float* gram, const double* sums, const
         spread[row] = largest_of[0];
     }
 }
+
+extern "C" __global__ void rbf_of_gram(const float* gram, float* out, double divisor, int n) {
+    // One block a row: exp(-|x_i - x_j|^2 / divisor) of x x', of which the lower triangle is read.
+    const long long i = blockIdx.x;
+    const float own = gram[i * n + i];
+    for (long long j = threadIdx.x; j < n; j += blockDim.x) {
+        const float product = j < i ? gram[i * n + j] : gram[j * n + i];
+        float squared = own + gram[j * n + j] - 2.0f * product;
+        if (squared < 0.0f) {
+            squared = 0.0f;  // rounding: the true one is a sum of squares; NaN stays
+        }
+        out[i * n + j] = expf((float)(-squared / divisor));
+    }
+}
 """
 
 
@@ -140,20 +155,54 @@ def syrk_gram(features: torch.Tensor) -> torch.Tensor:
     ValueError
         If the features are not on a GPU.
     """
+    lower = _lower_gram(features).tril()
+    return lower + lower.tril(-1).T
+
+
+def _lower_gram(features: torch.Tensor) -> torch.Tensor:
+    """The lower triangle of the linear Gram matrix (n, n); above it is whatever was in memory."""
     gram = torch.empty((features.shape[0],) * 2, dtype=features.dtype, device=features.device)
     with on_torchs_stream(features.device):
         from cupy import cublas
 
         cublas.syrk("N", as_cupy(features.contiguous()), out=as_cupy(gram), lower=True)
-    # Only the lower triangle was written.
-    lower = gram.tril()
-    return lower + lower.tril(-1).T
+    return gram
 
 
-def by_cupy(kernel: Callable[[Any], Any], features: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix that ``kernel`` makes of the features as a CuPy array; both share their memory with torch."""
+def by_cupy(kernel: Kernel, features: torch.Tensor) -> torch.Tensor:
+    """The Gram matrix (n, n) that CuPy makes of features (n, p) on a GPU; both share their memory with torch.
+
+    ``RBF`` of a fixed bandwidth and float32 features is ``fused_rbf``. Any other kernel is called with a CuPy array.
+    """
+    if type(kernel) is RBF and kernel.bandwidth != "median" and features.dtype == torch.float32:
+        return fused_rbf(features, kernel.fraction * kernel.bandwidth)
     with on_torchs_stream(features.device):
         return torch.from_dlpack(kernel(as_cupy(features.contiguous())))
+
+
+def fused_rbf(features: torch.Tensor, width: float) -> torch.Tensor:
+    """The Gram matrix (n, n) of ``RBF(width)`` of float32 features (n, p) on a GPU: syrk, then one kernel over n * n.
+
+    The same numbers as ``RBF``, which passes over features and distances several times. Its diagonal is exactly 1.
+
+    Raises
+    ------
+    ModuleNotFoundError, RuntimeError
+        Without CuPy or a GPU.
+    TypeError
+        For anything but float32.
+    """
+    if features.dtype != torch.float32:
+        raise TypeError(f"The kernel takes float32, got {features.dtype}. Use estimators.kernels.RBF.")
+    # As squared_distances has it: a mean far above the spread would cancel; a constant column is exactly zero.
+    centred = features - features[:1]
+    centred -= centred.mean(0)
+    gram = _lower_gram(centred)
+    out = torch.empty_like(gram)
+    n = len(gram)
+    with on_torchs_stream(features.device):
+        _compiled("rbf_of_gram")((n,), (THREADS,), (as_cupy(gram), as_cupy(out), 2.0 * width * width, _int32(n)))
+    return out
 
 
 @cache

@@ -21,7 +21,7 @@ class Streams(Protocol):
         ...
 
     def launch(self, work: Callable[[], Any]) -> tuple[Any, Any]:
-        """The result of ``work`` on the side stream, after all that the current one was given, and the event after it."""
+        """The result of ``work`` on the side stream, after all that the current one was given; the event after it."""
         ...
 
 
