@@ -7,11 +7,11 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.capture.cuda import by_cupy, fused_u_centre, half_gram, syrk_gram
+from cka_probe.capture.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram
 from cka_probe.capture.hooks import CaptureError
 from cka_probe.estimators.hsic import flat_centred
 
-KERNELS = pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.Cosine()], ids=lambda k: type(k).__name__)
+KERNELS = pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.RBF(bandwidth=20.0), cp.Cosine()], ids=repr)
 
 
 class Watched:
@@ -162,6 +162,25 @@ class TestCupy:
     def test_a_kernel_of_the_estimators(self, cupy):
         x = torch.randn(32, 7, device="cuda")
         assert_allclose(by_cupy(cp.RBF(), x).cpu().numpy(), cp.RBF()(x).cpu().numpy(), atol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(1, 3), (5, 1), (64, 5000), (300, 17), (1024, 40)])
+    @pytest.mark.parametrize("mean", [0.0, 1000.0])
+    def test_fused_rbf(self, cupy, shape, mean):
+        x = torch.randn(shape, device="cuda") + mean
+        width = shape[1] ** 0.5
+        expected = cp.RBF(bandwidth=width)(x.double().cpu()).numpy()
+        found = fused_rbf(x, width)
+        assert_allclose(found.cpu().numpy(), expected, atol=2e-6)
+        assert (found.diagonal() == 1).all()
+        assert torch.equal(found, found.T)
+
+    def test_fused_rbf_of_equal_samples_and_nan(self, cupy):
+        x = torch.randn(8, 100, device="cuda").repeat(2, 1)
+        found = fused_rbf(x, 10.0)
+        assert found.max() == 1
+        assert_allclose(found[:8, 8:].diagonal().cpu().numpy(), 1.0, atol=1e-6)
+        x[3, 5] = torch.nan
+        assert fused_rbf(x, 10.0).isnan().any()
 
     @pytest.mark.parametrize("n", [4, 5, 31, 256, 300])
     def test_fused_u_centring(self, cupy, n):
