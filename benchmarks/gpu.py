@@ -6,9 +6,13 @@
 
 Parts: "compare" (ResNet-50 at 224 and ViT-B/16, batches of 256, and a decoder of 12 layers: time over the forward pass
 alone, interleaved in one run; error against Gram matrices in float64; peak memory; waits of the host for the GPU for
-each batch, by the profiler; pytorch-cka and torch_cka where they can be imported), "gram" and "centring" (each way to
-one Gram matrix, and to U-centring), "buffers" (against a device copy), "pcka" (COCO sizes), "rcka" (a training step).
-Seconds are medians of the rounds. What does not fit the time is written down as skipped.
+each batch, by the profiler; with Gram matrices on a side stream and without; pytorch-cka and torch_cka where they can
+be imported), "gram", "rbf" and "centring" (each way to one Gram matrix, linear or RBF, and to U-centring), "buffers"
+(against a device copy), "pcka" (COCO sizes), "rcka" (a training step). Seconds are medians of the rounds. What does not
+fit the time is written down as skipped.
+
+There is no row for CUDA graphs: a hook is Python that runs at every layer, decides, counts and judges; a captured graph
+would replay the kernels of the one batch it was captured with, and none of that.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.capture.buffers import FeatureBuffer
-from cka_probe.capture.cuda import fused_u_centre, half_gram, syrk_gram, tf32_products
+from cka_probe.capture.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram, tf32_products
 from cka_probe.distill import PatchCKALoss, RCKALoss
 from cka_probe.estimators.hsic import flat_centred, u_center_gram
 
@@ -194,6 +198,15 @@ def waits(bench: Bench, loop: Loop, batches: list[Any]) -> float | None:
     return (counts[1] - counts[0]) / 2
 
 
+def forwards(model: nn.Module, loop: Loop, batches: list[Any]) -> int:
+    """How often the model runs: with overlap, a batch with a layer that turns out to be changed in place runs twice."""
+    ran: list[None] = []
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(None))
+    loop(batches)
+    handle.remove()
+    return len(ran)
+
+
 class Loader(list):
     """Batches as torch_cka wants them: tuples, and a data set with a name."""
 
@@ -264,11 +277,15 @@ def one_case(
 
     methods: dict[str, Loop] = {"forward alone": floor, "cka_probe": ours()}
     if not bench.smoke:
+        methods["cka_probe overlap"] = ours(overlap=True)
         methods["cka_probe tf32"] = ours(tf32=True)
     if has_cupy(bench):
         methods["cka_probe cupy"] = ours(backend="cupy")
     if options["autocast"] is None:
-        methods["cka_probe leaves"] = lambda data: cp.compare(model, model, data, layers="leaves", **options)
+        leaves = options | {"layers": "leaves"}
+        methods["cka_probe leaves"] = lambda data: cp.compare(model, model, data, **leaves)
+        if not bench.smoke:
+            methods["cka_probe leaves overlap"] = lambda data: cp.compare(model, model, data, overlap=True, **leaves)
         methods |= peers(model, paths, bench.device)
     expected = reference(model, batches, paths, run, cast)
     seconds: dict[str, list[float]] = {method: [] for method in methods}
@@ -303,9 +320,11 @@ def one_case(
             row["peak_over_floor"] = peak[method] / peak["forward alone"]
         if comparable:
             row["max_error"] = float((found.double() - expected).abs().max())
-        if method in ("cka_probe", "cka_probe cupy", "pytorch-cka"):
+        if method in ("cka_probe", "cka_probe overlap", "cka_probe cupy", "pytorch-cka"):
             with quiet():
                 row["waits_per_batch"] = waits(bench, loop, batches)
+        if "overlap" in method:
+            row["note"] = f"{forwards(model, loop, batches)} forwards for {len(batches)} batches"
         bench.add("compare", case, method, **row)
 
 
@@ -350,6 +369,28 @@ def gram_part(bench: Bench) -> None:
             took = bench.median(way)
             moved = features.numel() * features.element_size() / took / 1e9
             bench.add("gram", case, method, seconds=took, max_error=error, gigabytes_per_second=moved)
+
+
+def rbf_part(bench: Bench) -> None:
+    shapes = [(16, 300)] if bench.smoke else [(256, 802_816), (256, 151_296), (256, 2_048), (1024, 4096)]
+    for n, d in shapes:
+        case = f"{n} x {d}"
+        if bench.late("rbf", case):
+            continue
+        x = torch.randn(n, d, device=bench.device)
+        fixed, median = cp.RBF(bandwidth=d**0.5), cp.RBF()
+        ways: dict[str, tuple[Callable[[], torch.Tensor], cp.RBF]] = {
+            "torch": (lambda x=x, kernel=fixed: kernel(x), fixed),
+            "torch median": (lambda x=x, kernel=median: kernel(x), median),
+        }
+        if has_cupy(bench):
+            width = d**0.5
+            ways["cupy fused"] = (lambda x=x, width=width: fused_rbf(x, width), fixed)
+            ways["cupy median"] = (lambda x=x, kernel=median: by_cupy(kernel, x), median)
+        for method, (way, kernel) in ways.items():
+            error = float((way().double() - kernel(x.double())).abs().max())
+            moved = x.numel() * x.element_size() / (took := bench.median(way)) / 1e9
+            bench.add("rbf", case, method, seconds=took, max_error=error, gigabytes_per_second=moved)
 
 
 def centring_part(bench: Bench) -> None:
@@ -447,6 +488,7 @@ def rcka_part(bench: Bench) -> None:
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "gram": gram_part,
+    "rbf": rbf_part,
     "centring": centring_part,
     "buffers": buffers_part,
     "pcka": pcka_part,
