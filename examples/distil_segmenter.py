@@ -72,7 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--cityscapes", type=Path, help="the folder of Cityscapes, instead of scenes")
     parser.add_argument("--teacher", type=Path, help="the teacher's weights, for Cityscapes")
     parser.add_argument("--output", type=Path, default=Path("runs/segmenter"))
-    parser.add_argument("--teacher-steps", type=int, default=800, help="on scenes")
+    parser.add_argument("--teacher-steps", type=int, default=600, help="on scenes")
     parser.add_argument("--steps", type=int, help="of a student; 600 on scenes, the paper's 80,000 on Cityscapes")
     parser.add_argument("--workers", type=int, default=4, help="loading processes, for Cityscapes")
     options = parser.parse_args()

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.ops import nms
 
 from cka_probe.distill import CosineDecay
 from cka_probe.distill.contract import DistillationLoss
@@ -54,7 +55,7 @@ class Budget(NamedTuple):
     size: int = 96
     teacher_steps: int = 600
     student_steps: int = 300
-    segmenter_teacher_steps: int = 800
+    segmenter_teacher_steps: int = 600
     segmenter_steps: int = 600
     batch_size: int = 8
 
@@ -74,7 +75,7 @@ METHODS: dict[str, dict[str, Callable[[], DistillationLoss] | None]] = {
         "CKA, weight 10": partial(SegmentationCKALoss, intra_weight=10.0, inter_weight=10.0),
     },
 }
-SHOWN = 5
+SHOWN = 4
 # Seconds of CPU time; written last, so that it says that the run is whole.
 COST = "cpu_seconds.txt"
 
@@ -187,7 +188,7 @@ def collect(seeds: int, budget: Budget, cache: Path) -> dict[str, Any]:
     where = scenes(budget, cache)
     boxes = CocoBoxes(where.val_images, where.val_annotations)
     maps = LabelMaps(where.root, "val")
-    chosen = [index for index in range(len(boxes)) if len(boxes[index][1]["boxes"]) > 1][:SHOWN]
+    chosen = [index for index in range(len(boxes)) if len(boxes[index][1]["boxes"]) > 1][: 4 * SHOWN : 4]
     pictures = [boxes[index][0] for index in chosen]
     found["pictures"] = np.stack([(255 * picture).round().byte().permute(1, 2, 0).numpy() for picture in pictures])
     found["detections"] = {"truth": [_listed(boxes[index][1]) for index in chosen]}
@@ -204,11 +205,15 @@ def collect(seeds: int, budget: Budget, cache: Path) -> dict[str, Any]:
     return found
 
 
-def _listed(answer: dict[str, torch.Tensor], least: float = 0.3) -> list[list[float]]:
-    """[left, top, right, bottom, digit, score] of each box that a reader should see; the truth has score 1."""
+def _listed(answer: dict[str, torch.Tensor], least: float = 0.4) -> list[list[float]]:
+    """[left, top, right, bottom, digit, score] of each box that a reader should see; the truth has score 1.
+
+    Of boxes that overlap (IoU above 0.3) the best is shown: the detector keeps one for each digit.
+    """
     scores = answer.get("scores", torch.ones(len(answer["labels"])))
-    rows = torch.cat([answer["boxes"], (answer["labels"] - 1)[:, None], scores[:, None]], 1)[scores >= least]
-    return [[round(value, 3) for value in row] for row in rows.tolist()]
+    rows = torch.cat([answer["boxes"], (answer["labels"] - 1)[:, None], scores[:, None]], 1)
+    rows = rows[nms(answer["boxes"], scores, 0.3)]
+    return [[round(value, 3) for value in row] for row in rows[rows[:, 5] >= least].tolist()]
 
 
 def compared(table: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -233,7 +238,9 @@ def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], ax: Axes) 
     for left, top, right, bottom, digit, score in boxes:
         ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=1.2))
         text = f"{digit:.0f}" if score == 1 else f"{digit:.0f} {score:.2f}"
-        ax.text(left, top, text, size=6, va="bottom", color="black", bbox={"fc": "white", "ec": "none", "pad": 0.6})
+        # Inside, where the neighbour above is not in the way.
+        box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.8}
+        ax.text(left, top, text, size=6, va="top", color="black", bbox=box)
 
 
 def draw_maps(picture: np.ndarray, labels: np.ndarray, ax: Axes) -> None:
@@ -246,8 +253,8 @@ def panels(
     pictures: np.ndarray, rows: dict[str, Any], draw: Callable[..., None], table: pd.DataFrame, value: str
 ) -> Any:
     """A row of scenes for each network, and below them what every seed scored."""
-    figure = plt.figure(figsize=(1.9 * len(pictures) + 0.6, 1.9 * len(rows) + 2.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.9 * len(rows), 2.4])
+    figure = plt.figure(figsize=(1.6 * len(pictures) + 0.6, 1.6 * len(rows) + 2.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.6 * len(rows), 2.4])
     grid = top.subplots(len(rows), len(pictures), squeeze=False)
     for line, (name, answers) in zip(grid, rows.items(), strict=True):
         for ax, picture, answer in zip(line, pictures, answers, strict=True):
@@ -262,7 +269,7 @@ def panels(
 
 
 def make(
-    folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, seeds: int = 5
+    folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, seeds: int = 3
 ) -> dict[str, pd.DataFrame]:
     data = folder / "data"
     kept = data / "detections.json"
