@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .capture.batches import batch_size, call_model, certain_batch_size, joined_batches, move, tensors, unused_parts
+from .capture.batches import (
+    batch_size,
+    call_model,
+    certain_batch_size,
+    joined_batches,
+    move,
+    none_is_small,
+    tensors,
+    unused_parts,
+)
 from .capture.recorder import LayerRecorder
 from .capture.state import borrowed, device_of, full_precision
 
@@ -183,7 +192,11 @@ class Pass:
             If the user stops before the first batch is done; later, the pass ends there and ``interrupted`` is set.
         """
         batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y), self._size_of)
-        joined = joined_batches(self._bar(batches, data), self.minimum, self.notes, self._size_of)
+        shown = self._bar(batches, data)
+        if data_y is None and none_is_small(data, self.minimum):
+            joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
+        else:
+            joined = joined_batches(shown, self.minimum, self.notes, self._size_of)
         with borrowed([r.model for r in self.recorders], self.device), ExitStack() as hooks:
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -164,13 +165,23 @@ def _join(first: Any, second: Any) -> Any:
     raise _DoNotFitError
 
 
+def none_is_small(data: Any, minimum: int) -> bool:
+    """Whether a DataLoader says that all its batches, the last too, hold at least ``minimum`` samples."""
+    # Subclasses may yield something else than their sampler says.
+    if type(data) is not DataLoader or data.batch_size is None or not isinstance(data.sampler, Sized):
+        return False
+    rest = 0 if data.drop_last else len(data.sampler) % data.batch_size
+    return data.batch_size >= minimum and (rest == 0 or rest >= minimum)
+
+
 def joined_batches(
     data: Iterable[Any], minimum: int, notes: list[str], size_of: Callable[[Any], int | None] = batch_size
 ) -> Iterator[tuple[Any, int]]:
     """Batches of at least ``minimum`` samples, and how many of the loader's own batches each holds.
 
     Smaller ones are joined to each other until they suffice, or to the neighbour before or behind them. What cannot be
-    joined is left out, and ``notes`` says so.
+    joined is left out, and ``notes`` says so. Each is given out when the next is there, which may be small: two batches
+    are in memory at a time.
     """
     held: list[tuple[Any, int]] = []  # a batch that is large enough, not yet given out: small ones may join it
     small: list[tuple[Any, int]] = []  # batches too small so far

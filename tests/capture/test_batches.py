@@ -19,6 +19,7 @@ from cka_probe.capture.batches import (
     join,
     joined_batches,
     move,
+    none_is_small,
 )
 
 Pair = namedtuple("Pair", "image target")
@@ -281,6 +282,37 @@ def test_two_small_neighbours_of_different_shape():
     batches = [torch.zeros(8, 3), torch.zeros(2, 3), torch.zeros(2, 5), torch.zeros(8, 5)]
     assert sizes_of(joined_batches(batches, 4, notes)) == [(10, 2), (10, 2)]
     assert not notes
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "drop_last", "whole"),
+    [(16, 8, False, True), (20, 8, False, True), (18, 8, False, False), (18, 8, True, True)],
+)
+def test_no_batch_waits_for_the_next_where_the_loader_says_that_none_is_small(samples, batch, drop_last, whole):
+    class Watched(TensorDataset):
+        def __getitem__(self, index):
+            drawn.append(index)
+            return super().__getitem__(index)
+
+    drawn, seen = [], []
+    loader = DataLoader(Watched(torch.randn(samples, 5)), batch_size=batch, drop_last=drop_last)
+    assert none_is_small(loader, 4) == whole
+    net = nn.Linear(5, 3)
+    net.register_forward_pre_hook(lambda *_: seen.append(len(drawn)))
+    result = cp.compare(net, net, loader, layers="", progress=False)
+    assert seen[0] == (batch if whole else min(2 * batch, samples))
+    assert result.meta["samples"] == (samples if not drop_last else samples // batch * batch)
+
+
+def test_only_plain_loaders_are_taken_at_their_word():
+    class Odd(DataLoader):
+        pass
+
+    data = TensorDataset(torch.randn(16, 5))
+    assert not none_is_small(Odd(data, batch_size=8), 4)
+    assert not none_is_small(DataLoader(data, batch_size=None), 4)
+    assert not none_is_small(DataLoader(data, batch_size=2), 4)
+    assert not none_is_small(torch.randn(16, 5).split(8), 4)
 
 
 def test_batches_of_unknown_size_are_passed_on():
