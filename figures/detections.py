@@ -260,7 +260,7 @@ def panels(
         for ax, picture, answer in zip(line, pictures, answers, strict=True):
             draw(picture, answer, ax)
             ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name)
+        line[0].set_ylabel(name.replace(", ", "\n"))
     students = table[table["method"] != "teacher"]
     reference = {"teacher": float(table.loc[table["method"] == "teacher", value].iloc[0])}
     ax = plot_accuracies(students, value=value, from_zero=False, references=reference, ax=bottom.subplots())

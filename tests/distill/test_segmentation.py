@@ -5,10 +5,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import v2
 
 from cka_probe.distill.baselines import CWDLoss
+from cka_probe.distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
-from cka_probe.distill.dense.data import CITYSCAPES_TRAIN_IDS, LabelMaps
+from cka_probe.distill.dense.data import CITYSCAPES_TRAIN_IDS, CocoBoxes, LabelMaps
 from cka_probe.distill.dense.networks import SmallResNet, segmenter
 from cka_probe.distill.scenes import make_scenes
 from cka_probe.distill.segmentation import distill_segmenter, mean_iou
@@ -152,6 +154,16 @@ def test_labels_are_mapped_cropped_and_flipped(tmp_path):
     image, labels = LabelMaps(tmp_path, "train", crop=(8, 8))[0]  # larger than the picture: padded, and ignored
     assert image.shape == (3, 8, 8)
     assert int((labels == 255).sum()) == 8 * 8 - 6 * 4
+
+
+def test_pictures_come_in_the_order_of_their_names(scenes, val):
+    boxes = CocoBoxes(scenes.val_images, scenes.val_annotations)
+    assert len(boxes) == len(val)
+    for index in range(len(val)):
+        image, labels = val[index]
+        expected = v2.functional.normalize(boxes[index][0], IMAGENET_MEAN, IMAGENET_DEVIATION)
+        torch.testing.assert_close(image, expected)
+        assert set(labels.unique().tolist()) - {0} == set(boxes[index][1]["labels"].tolist())
 
 
 def test_a_picture_without_any_known_pixel(train):

@@ -163,6 +163,7 @@ class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
     Notes
     -----
     An item is (image, labels): float32 (3, H, W), normalised as ImageNet, and int64 (H, W) with 255 for ignored pixels.
+    Items are in the order of their paths.
     """
 
     def __init__(
@@ -182,6 +183,10 @@ class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
                     f"There is no folder {folder}; Cityscapes has leftImg8bit and gtFine side by side."
                 )
         self._data = Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
+        # torchvision lists them as the file system does, which would give another run on another machine.
+        order = sorted(range(len(self._data.images)), key=self._data.images.__getitem__)
+        self._data.images = [self._data.images[index] for index in order]
+        self._data.targets = [self._data.targets[index] for index in order]
         self._table: Tensor | None = None
         if labels is not None:
             self._table = torch.full((256,), IGNORED)
