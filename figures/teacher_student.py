@@ -9,7 +9,7 @@ import pandas as pd
 
 import cka_probe as cp
 from cka_probe.plotting import plot_heatmap_grid
-from figures.networks import CACHE, FULL, SHOWN, Budget, images, student, teacher, untrained_student
+from figures.networks import CACHE, FULL, SHOWN, Budget, images, student, teacher, train_all, untrained_student
 from figures.saving import FOLDER, save
 
 METHODS = ["untrained", "CE", "KD", "RCKA"]
@@ -19,6 +19,7 @@ COUNTERPARTS = {"layer1.2": "layer1.0", "layer2.2": "layer2.0", "layer3.2": "lay
 def make(
     folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, seeds: int = 5, samples: int = 384
 ) -> pd.DataFrame:
+    train_all([method for method in METHODS if method != "untrained"], seeds, budget, cache)
     batches = images(samples).split(128)
     master = teacher(budget, cache)
     rows, panels = [], {}
