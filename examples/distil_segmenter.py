@@ -1,6 +1,6 @@
 """Distil one segmenter into a smaller one with the CKA of their class-score maps.
 
-python examples/distil_segmenter.py                      digits on photographs: about three minutes on two cores
+python examples/distil_segmenter.py                      digits on photographs: about four minutes on two cores
 python examples/distil_segmenter.py --cityscapes FOLDER --teacher teacher.safetensors
                                                          DeepLabV3 R101 to LRASPP on Cityscapes, on a GPU: FOLDER holds
                                                          leftImg8bit and gtFine
