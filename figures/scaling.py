@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from figures.saving import BENCHMARKS, FOLDER, save
 
@@ -31,14 +31,17 @@ def panel(part: pd.DataFrame, axis: str, ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     if column == "times_floor":
         ax.axhline(1, color="black", linestyle="--", linewidth=1)
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 1.08 * part[column].max())
     else:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(label)
     ax.set_ylabel(f"{meaning}  ●", color=TIME)
     beside = ax.twinx()
     beside.plot(part["value"], part["peak_mib"], "s:", color=MEMORY, markerfacecolor="white")
-    beside.set_ylim(0, None)
+    beside.set_ylim(0, 1.08 * part["peak_mib"].max())
     beside.set_ylabel("peak memory (MiB)  □", color=MEMORY)
     for some in (ax, beside):
         some.spines["top"].set_visible(False)
