@@ -146,23 +146,41 @@ def student(method: str, seed: int, budget: Budget = FULL, folder: Path = CACHE)
 
 
 def train_all(methods: list[str], seeds: int, budget: Budget = FULL, folder: Path = CACHE) -> None:
-    """Train the students that are not there yet, one process for each core: such small networks gain no more."""
+    """Train the students that are not there yet, and their teacher before them."""
     teacher(budget, folder)
     cells = [(method, seed) for method in methods for seed in range(seeds)]
-    missing = [
-        (method, seed, budget, folder)
-        for method, seed in cells
-        if not (folder / f"student-{'-'.join(map(str, budget))}-{method}-seed{seed}.safetensors").is_file()
-    ]
-    workers = min(os.cpu_count() or 1, len(missing))
+    _in_parallel(
+        _train_student,
+        [
+            (method, seed, budget, folder)
+            for method, seed in cells
+            if not (folder / f"student-{'-'.join(map(str, budget))}-{method}-seed{seed}.safetensors").is_file()
+        ],
+    )
+
+
+def train_seeds(seeds: int, budget: Budget = FULL, folder: Path = CACHE) -> None:
+    """Train the teacher's network from several seeds, where that is not done yet."""
+    name, epochs = budget.teacher, budget.teacher_epochs
+    missing = [seed for seed in range(seeds) if not (folder / f"{name}-{epochs}-seed{seed}.safetensors").is_file()]
+    _in_parallel(_train_reference, [(name, seed, epochs, folder) for seed in missing])
+
+
+def _in_parallel(train: Callable[..., None], cells: list[tuple[Any, ...]]) -> None:
+    """One process of one thread for each core: such small networks gain nothing from more threads."""
+    workers = min(os.cpu_count() or 1, len(cells))
     if workers < 2:
-        for cell in missing:
-            student(*cell)
+        for cell in cells:
+            train(*cell)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        for future in [pool.submit(_train_one, *cell) for cell in missing]:
+        for future in [pool.submit(train, *cell) for cell in cells]:
             future.result()
 
 
-def _train_one(method: str, seed: int, budget: Budget, folder: Path) -> None:
+def _train_student(method: str, seed: int, budget: Budget, folder: Path) -> None:
     student(method, seed, budget, folder)
+
+
+def _train_reference(name: str, seed: int, epochs: int, folder: Path) -> None:
+    trained(name, seed, epochs, folder)

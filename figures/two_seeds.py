@@ -18,7 +18,7 @@ import torch
 import cka_probe as cp
 from cka_probe.estimators import MEASURES
 from cka_probe.plotting import plot_heatmap
-from figures.networks import CACHE, FULL, Budget, images, trained
+from figures.networks import CACHE, FULL, Budget, images, train_seeds, trained
 from figures.saving import FOLDER, save
 
 LAYERS = ["conv1", "layer?.?"]
@@ -49,6 +49,7 @@ def found(similarity: np.ndarray) -> float:
 def make(
     folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, seeds: int = 3, samples: int = 256
 ) -> pd.DataFrame:
+    train_seeds(seeds, budget, cache)
     networks = [trained(budget.teacher, seed, budget.teacher_epochs, cache) for seed in range(seeds)]
     pixels = images(samples)
     # Whole maps have up to 4,096 features, which the measures that decompose them take seconds for: one pair of seeds.
