@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from gloo_threads import gloo_threads
 from small_networks import image_batches, small_network
 
 import cka_probe as cp
@@ -33,6 +34,7 @@ def worker(rank: int, world: int, port: int, folder: str, per_rank: list[list[in
         result.save(f"{folder}/{rank}.npz")
     finally:
         dist.destroy_process_group()
+    assert gloo_threads() == []
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -35,7 +36,7 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
             model.eval()
             if device is not None:
                 model.to(device)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), _eager():
             yield
     finally:
         for module, training in modes:
@@ -48,6 +49,12 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def _eager() -> AbstractContextManager[None]:
+    """Compiled modules run eagerly inside; there are none before torch.compile has loaded its tracer (1 s)."""
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 def reduces_products(device: torch.device) -> bool:

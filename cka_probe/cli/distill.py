@@ -47,6 +47,7 @@ def distill(
         result = run_recipe(chosen, resume=not fresh, progress=_progress(quiet))
     except KeyboardInterrupt:
         _stopped(f"what is done lies in {directory}")
+    _leave_the_others()
     if not _speaks():
         return
     if as_json:
@@ -98,6 +99,7 @@ def distill_table(
         runs = run_grid(chosen, names, range(seeds), resume=not fresh, progress=_progress(quiet))
     except KeyboardInterrupt:
         _stopped(f"finished runs lie in {chosen[0].output.directory}")
+    _leave_the_others()
     table = summarise(runs, chosen, against if len(names) > 1 else None)
     if not _speaks():
         return
@@ -121,6 +123,14 @@ def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:
 def _speaks() -> bool:
     """Whether this is the main process of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _leave_the_others() -> None:
+    """End the process group that accelerate has made: a process that exits while gloo's threads run may abort."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _progress(quiet: bool) -> bool:

@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+if dist.is_available():
+    # DDP loads it too, but after there is a process group: its functions then hold the group in their defaults, and
+    # gloo's threads outlive destroy_process_group, which may abort the process at its end (as of torch 2.15).
+    import torch.distributed.nn
+
 __all__ = ["batch_sizes", "gather_batch", "sum_over_processes", "world_size"]
 
 

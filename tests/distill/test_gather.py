@@ -1,7 +1,10 @@
 """The gathered batch: two gloo processes with unequal shares give the loss and gradient of one process."""
 
+import gc
+
 import pytest
 import torch
+from gloo_threads import gloo_threads
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,6 +58,13 @@ def gradient_of(network, loss, x, logits, feature):
 def worker(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = results_of(rank)
+    gc.collect()
+    distributed.destroy_process_group()
+    torch.save({**results, "threads": gloo_threads()}, f"{folder}/{rank}.pt")
+
+
+def results_of(rank):
     start = sum(SHARES[:rank])
     share = [tensor[start : start + SHARES[rank]] for tensor in whole()]
     network = DistributedDataParallel(Student(), find_unused_parameters=True)
@@ -66,8 +76,7 @@ def worker(rank, folder):
     except ValueError as error:
         results["error"] = str(error)
     results["gathered"] = gather_batch(share[0])
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +117,7 @@ def test_one_process_keeps_its_own_tensor():
     assert world_size() == 1
     assert batch_sizes(x) == [3]
     assert gather_batch(x) is x
+
+
+def test_nothing_of_the_group_outlives_it(two):
+    assert [part["threads"] for part in two] == [[], []]
