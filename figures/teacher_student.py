@@ -37,7 +37,7 @@ def make(
                     rows.append(line | {"cka": frame.loc[theirs, ours], "pair": COUNTERPARTS.get(theirs) == ours})
     table = pd.DataFrame(rows)
     fc = table[(table["teacher_layer"] == "fc") & (table["student_layer"] == "fc")].groupby("method")["cka"]
-    titles = {f"{name}\nlogits {fc.mean()[name]:.2f} ± {fc.std()[name]:.2f}": part for name, part in panels.items()}
+    titles = {f"{name}\nlogits {fc.mean()[name]:.3f} ± {fc.std()[name]:.3f}": part for name, part in panels.items()}
     grid = plot_heatmap_grid(titles, columns=4, vmin=0)
     for ax in np.ravel(grid):
         ax.title.set_fontsize("medium")

@@ -104,13 +104,14 @@ def plot_costs(
             text = number(width) if np.isfinite(width) else "failed"
             error = line.get("max_error", np.nan)
             if tolerance is not None and np.isfinite(width) and error > tolerance:
-                text += f", wrong by {error:.1g}"
+                text += f", wrong by {error:.1g}" if np.isfinite(error) else ", values not finite"
             end = (width if np.isfinite(width) else left, place)
             style: dict[str, Any] = {
                 "xytext": (3, 0),
                 "textcoords": "offset points",
                 "va": "center",
                 "fontsize": "small",
+                "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             }
             ax.annotate(text, end, annotation_clip=False, **style)
     if log:

@@ -145,6 +145,10 @@ class TestCosts:
     def test_tables_without_errors(self, costs):
         assert plot_costs(costs.drop(columns="max_error")).texts[2].get_text() == "1"
 
+    def test_values_that_are_not_finite_are_said_in_words(self, costs):
+        costs.loc[1, "max_error"] = np.inf
+        assert plot_costs(costs).texts[2].get_text() == "1, values not finite"
+
     def test_time_and_memory_side_by_side(self, costs):
         time, memory = plot_time_and_memory(costs)
         assert (time.get_xlabel(), memory.get_xlabel()) == (
