@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -253,7 +254,8 @@ def average_precision(
     model : torch.nn.Module
         In eval mode it gives a list of dicts with boxes, scores and labels.
     data : Dataset
-        Of (image, target) as `CocoBoxes` gives them.
+        Of (image, target) as `CocoBoxes` gives them: detections within a crowd do not count against the detector, and
+        an object's size is its annotated area. With targets of boxes and labels alone it is the area of the box.
     batch_size : int
         Pictures for each forward pass.
     device : torch.device, optional
@@ -271,13 +273,20 @@ def average_precision(
     Lin et al., Microsoft COCO, ECCV 2014; computed by pycocotools through torchmetrics.
     """
     device = next(model.parameters()).device if device is None else torch.device(device)
-    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools")
+    # pycocotools' own thresholds: torchmetrics' are rounded to float32, which moves a recall of 0.05 to the next one.
+    metric = MeanAveragePrecision(
+        box_format="xyxy",
+        iou_type="bbox",
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        backend="pycocotools",
+    )
     loader = DataLoader(data, batch_size, collate_fn=collate_lists)
     with modes_restored(model), torch.no_grad():
         model.eval()
         for images, targets in tqdm(loader, disable=not progress, unit="batch"):
             found = on_device(model(on_device(images, device)), torch.device("cpu"))
-            metric.update(found, [{name: target[name] for name in ("boxes", "labels")} for target in targets])
+            metric.update(found, [_scored(target) for target in targets])
     values = metric.compute()
     names = {
         "AP": "map",
@@ -288,6 +297,11 @@ def average_precision(
         "APl": "map_large",
     }
     return {name: float(values[key]) for name, key in names.items()}
+
+
+def _scored(target: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What torchmetrics is given of one picture: everything annotated, or the boxes and labels where that is all."""
+    return dict(target.get("annotated", {name: target[name] for name in ("boxes", "labels")}))
 
 
 def _check_same_pictures(teacher: nn.Module | None, student: nn.Module) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from cka_probe.distill.contract import DistillationLoss
@@ -127,7 +129,7 @@ def write_coco(folder, boxes, categories=((7, "seven"), (3, "three")), size=(20,
     return CocoBoxes(folder, folder / "a.json")
 
 
-def test_boxes_are_clipped_crowds_and_boxes_outside_left_out(tmp_path):
+def test_boxes_are_clipped_crowds_stand_apart_and_boxes_outside_are_left_out(tmp_path):
     data = write_coco(
         tmp_path,
         [
@@ -142,6 +144,9 @@ def test_boxes_are_clipped_crowds_and_boxes_outside_left_out(tmp_path):
     assert image.shape == (3, 20, 30)
     assert target["boxes"].tolist() == [[0, 2, 5, 6], [25, 15, 30, 20]]
     assert target["labels"].tolist() == [1, 2]
+    assert target["annotated"]["boxes"].tolist() == [[0, 2, 5, 6], [25, 15, 30, 20], [1, 1, 5, 5]]
+    assert target["annotated"]["labels"].tolist() == [1, 2, 2]
+    assert target["annotated"]["iscrowd"].tolist() == [0, 0, 1]
     assert data.classes == ("background", "three", "seven")
     assert data.notes == (
         "2 boxes reach out of their pictures and were clipped.",
@@ -156,11 +161,12 @@ def test_a_picture_without_boxes(tmp_path):
 
 
 def test_category_ids_may_be_kept_and_pictures_flipped(tmp_path):
-    write_coco(tmp_path, [([2, 3, 4, 5], 7, 0)])
+    write_coco(tmp_path, [([2, 3, 4, 5], 7, 0), ([0, 0, 9, 9], 3, 1)])
     kept = CocoBoxes(tmp_path, tmp_path / "a.json", flip=1.0, keep_ids=True)
     _, target = kept[0]
     assert target["labels"].tolist() == [7]
     assert target["boxes"].tolist() == [[24, 3, 28, 8]]
+    assert target["annotated"]["boxes"].tolist() == [[24, 3, 28, 8], [21, 0, 30, 9]]
     assert kept.classes == ("background", "", "", "three", "", "", "", "seven")
 
 
@@ -342,6 +348,61 @@ def test_pictures_without_boxes_and_a_batch_of_one():
     )
     assert np.isfinite(result.history.to_numpy()).all()
     assert result.scores["AP"] == -1.0  # pycocotools' word for no objects at all
+
+
+class Said(nn.Module):
+    """Says what it was told to, a picture at a time."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.answers = iter(answers)
+
+    def forward(self, images):
+        return [next(self.answers) for _ in images]
+
+
+def test_average_precision_is_that_of_pycocotools_on_the_file(tmp_path):
+    """Crowds, annotated areas unlike those of the boxes, false alarms within crowds and outside."""
+    rng = np.random.default_rng(0)
+    images, annotations, answers, results = [], [], [], []
+    for number in range(1, 7):
+        Image.fromarray(np.zeros((300, 300), np.uint8)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 300, "width": 300})
+        corners, scores, labels = [], [], []
+        for _ in range(8):
+            left, top, width, height = (int(v) for v in (*rng.integers(0, 200, 2), *rng.integers(10, 100, 2)))
+            entry = {"image_id": number, "category_id": int(rng.integers(1, 3)), "bbox": [left, top, width, height]}
+            area = width * height * float(rng.uniform(0.2, 1))
+            crowd = int(rng.random() < 0.3)
+            outline = [[left, top, left + width, top, left, top + height]]
+            more = {"id": len(annotations) + 1, "area": area, "iscrowd": crowd, "segmentation": outline}
+            annotations.append(entry | more)
+            for moved in rng.normal(0, 5, (2, 4)):
+                box = np.maximum(np.array([left, top, width, height]) + moved, 1).round()  # exact in float32
+                score = float(rng.random())
+                results.append(entry | {"bbox": box.tolist(), "score": score})
+                corners.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+                scores.append(score)
+                labels.append(entry["category_id"])
+        answers.append(
+            {
+                "boxes": torch.tensor(np.array(corners), dtype=torch.float32),
+                "scores": torch.tensor(scores),
+                "labels": torch.tensor(labels),
+            }
+        )
+    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    truth = COCO(tmp_path / "a.json")
+    reference = COCOeval(truth, truth.loadRes(results), "bbox")
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+    found = average_precision(Said(answers), CocoBoxes(tmp_path, tmp_path / "a.json"), batch_size=4, progress=False)
+    assert 0.05 < found["AP"] < 0.95
+    np.testing.assert_allclose(list(found.values()), reference.stats[:6], atol=1e-6)
 
 
 class Oracle(nn.Module):

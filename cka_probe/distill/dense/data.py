@@ -28,7 +28,7 @@ CITYSCAPES_TRAIN_IDS: dict[int, int] = {
 """The 19 evaluated classes of Cityscapes; every other label is ignored."""
 
 
-class CocoBoxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+class CocoBoxes(Dataset[tuple[Tensor, dict[str, Any]]]):
     """Pictures and boxes of a COCO file, as torchvision's detectors want them.
 
     Parameters
@@ -60,8 +60,8 @@ class CocoBoxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     Notes
     -----
     An item is (image, target): float32 (3, H, W) in [0, 1], and boxes float32 (N, 4) as left, top, right, bottom,
-    labels int64 (N,) and image_id. A picture without boxes has N = 0. Crowd regions are left out, as in training
-    torchvision's references.
+    labels int64 (N,) and image_id. A picture without boxes has N = 0. Crowd regions are not among them, as in training
+    torchvision's references; ``target["annotated"]`` has all boxes, labels, area and iscrowd, for `average_precision`.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class CocoBoxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         for index in range(len(self)):
             facts = self._coco.coco.loadImgs(self._coco.ids[index])[0]
             for entry in self._entries(index):
+                if entry.get("iscrowd", 0):
+                    continue
                 left, top, width, height = entry["bbox"]
                 inside = _clipped(entry["bbox"], facts["height"], facts["width"])
                 if inside is None:
@@ -102,31 +104,44 @@ class CocoBoxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def _entries(self, index: int) -> list[dict[str, Any]]:
         coco = self._coco.coco
-        found = coco.loadAnns(coco.getAnnIds(self._coco.ids[index]))
-        return [entry for entry in found if not entry.get("iscrowd", 0)]
+        return list(coco.loadAnns(coco.getAnnIds(self._coco.ids[index])))
 
     def __len__(self) -> int:
         return len(self._coco)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         picture, _ = self._coco[index]
         image = v2.functional.to_dtype(v2.functional.pil_to_tensor(picture.convert("RGB")), scale=True)
         height, width = image.shape[1:]
-        boxes, labels = [], []
-        for entry in self._entries(index):
-            box = _clipped(entry["bbox"], height, width)
-            if box is not None:
-                boxes.append(box)
-                labels.append(self._labels[entry["category_id"]])
-        target = {
-            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            "labels": torch.tensor(labels, dtype=torch.int64),
+        annotated = self._annotated(index, height, width)
+        objects = annotated["iscrowd"] == 0
+        target: dict[str, Any] = {
+            "boxes": annotated["boxes"][objects],
+            "labels": annotated["labels"][objects],
             "image_id": torch.tensor(self._coco.ids[index]),
+            "annotated": annotated,
         }
         if self.flip and float(torch.rand(())) < self.flip:
             image = image.flip(2)
-            target["boxes"][:, [0, 2]] = width - target["boxes"][:, [2, 0]]
+            for boxes in (target["boxes"], annotated["boxes"]):
+                boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         return image, target
+
+    def _annotated(self, index: int, height: int, width: int) -> dict[str, Tensor]:
+        """All that is annotated within the picture, crowds included, in the order of the file."""
+        lines = []
+        for entry in self._entries(index):
+            box = _clipped(entry["bbox"], height, width)
+            if box is not None:
+                area = entry.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+                lines.append((box, self._labels[entry["category_id"]], area, int(entry.get("iscrowd", 0))))
+        boxes, labels, areas, crowds = zip(*lines, strict=True) if lines else ((), (), (), ())
+        return {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "area": torch.tensor(areas, dtype=torch.float32),
+            "iscrowd": torch.tensor(crowds, dtype=torch.int64),
+        }
 
 
 def _clipped(box: Sequence[float], height: int, width: int) -> list[float] | None:
