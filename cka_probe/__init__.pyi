@@ -11,6 +11,7 @@ from .estimators.minibatch import MinibatchCKA, cka_matrix
 from .estimators.mmd import energy_distance, mmd_squared, mmd_test
 from .estimators.theory import cka_mmd_bounds
 from .extraction import extract
+from .feature_comparison import compare_features
 from .parallel import Shard
 from .plotting.heatmap import plot_heatmap
 from .signatures import Signature, compare_signatures, signature
@@ -41,6 +42,7 @@ __all__ = [
     "cka_mmd_bounds",
     "cka_with_error",
     "compare",
+    "compare_features",
     "compare_many",
     "compare_signatures",
     "energy_distance",

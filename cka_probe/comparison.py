@@ -13,11 +13,10 @@ from .capture.batches import Forward
 from .capture.layers import Layers, unwrap
 from .capture.pooling import Pooling
 from .capture.recorder import Keep, LayerRecorder
-from .dataset_scope import check_measure, keep_features, run_dataset
-from .estimators.kernels import Kernel, Linear
-from .estimators.validation import check_estimator
+from .dataset_scope import keep_features, run_dataset
+from .estimators.kernels import Kernel
 from .gram_keeper import GramKeeper
-from .request import Request
+from .request import Request, make_request
 from .similarity import SimilarityMatrix
 from .statistics import run_minibatch
 
@@ -36,6 +35,7 @@ def compare(
     pooling: Pooling = "auto",
     forward: Forward | None = None,
     data_y: Iterable[Any] | None = None,
+    names: tuple[str, str] | None = None,
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
@@ -76,6 +76,8 @@ def compare(
         ``forward(model, batch)`` runs a model on a batch that the default does not understand.
     data_y : iterable of batches, optional
         Batches for the second model where its input differs (another tokenizer or image size); the same samples.
+    names : (str, str), optional
+        What the result, its pictures and messages call the models; their classes when left out.
     device : device, optional
         Where both models run; each stays where it is when left out.
     autocast : torch.dtype, optional
@@ -125,29 +127,34 @@ def compare(
     >>> result.rows
     ('0', '1', '2')
     """
-    request = _request(
+    request = make_request(
         data,
-        data_y,
-        kernel,
-        estimator,
-        scope,
-        measure,
-        device,
-        autocast,
-        checkpoint,
-        distributed,
-        backend,
-        tf32,
-        overlap,
-        progress,
-        False,
+        data_y=data_y,
+        kernel=kernel,
+        estimator=estimator,
+        scope=scope,
+        measure=measure,
+        square=False,
+        device=device,
+        autocast=autocast,
+        checkpoint=checkpoint,
+        distributed=distributed,
+        backend=backend,
+        tf32=tf32,
+        overlap=overlap,
+        progress=progress,
     )
+    if names is not None and (isinstance(names, str) or len(names) != 2):
+        raise ValueError(f"`names` must be two, for model_x and model_y, got {names!r}.")
     layers_y = layers if layers_y is None else layers_y
     same = unwrap(model_x) is unwrap(model_y) and data_y is None and layers_y == layers
-    recorders = [LayerRecorder(model_x, "model_x", layers, pooling, _keep(request), forward)]
+    name_x, name_y = names or (_kind(model_x), _kind(model_y))
+    recorders = [LayerRecorder(model_x, names[0] if names else "model_x", layers, pooling, _keep(request), forward)]
     if not same:
-        recorders.append(LayerRecorder(model_y, "model_y", layers_y, pooling, _keep(request), forward))
-    return _run(recorders, request, {"pooling": _name(pooling), "model_x": _kind(model_x), "model_y": _kind(model_y)})
+        recorders.append(
+            LayerRecorder(model_y, names[1] if names else "model_y", layers_y, pooling, _keep(request), forward)
+        )
+    return _run(recorders, request, {"pooling": _name(pooling), "model_x": name_x, "model_y": name_y})
 
 
 def compare_many(
@@ -205,22 +212,21 @@ def compare_many(
         raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
     if not models:
         raise ValueError("`models` is empty: give at least one model by name.")
-    request = _request(
+    request = make_request(
         data,
-        None,
-        kernel,
-        estimator,
-        scope,
-        measure,
-        device,
-        autocast,
-        checkpoint,
-        distributed,
-        backend,
-        tf32,
-        overlap,
-        progress,
-        True,
+        kernel=kernel,
+        estimator=estimator,
+        scope=scope,
+        measure=measure,
+        square=True,
+        device=device,
+        autocast=autocast,
+        checkpoint=checkpoint,
+        distributed=distributed,
+        backend=backend,
+        tf32=tf32,
+        overlap=overlap,
+        progress=progress,
     )
     chosen = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(models, layers)
     if missing := [name for name in models if name not in chosen]:
@@ -241,48 +247,6 @@ def _run(
     if request.scope == "minibatch":
         return run_minibatch(recorders, request, meta, models=models)
     return run_dataset(recorders, request, meta, models=models)
-
-
-def _request(
-    data: Iterable[Any],
-    data_y: Iterable[Any] | None,
-    kernel: Kernel | None,
-    estimator: str,
-    scope: str | None,
-    measure: str,
-    device: torch.device | str | None,
-    autocast: torch.dtype | None,
-    checkpoint: str | Path | None,
-    distributed: bool,
-    backend: str,
-    tf32: bool,
-    overlap: bool,
-    progress: bool,
-    square: bool,
-) -> Request:
-    kernel = kernel or Linear()
-    if measure != "cka":
-        check_measure(measure, kernel)
-        if scope == "minibatch":
-            raise ValueError(f'The measure {measure!r} has no minibatch form. Use scope="dataset".')
-    check_estimator(estimator)
-    return Request(
-        data=data,
-        data_y=data_y,
-        kernel=kernel,
-        estimator=estimator,
-        scope=scope or ("minibatch" if measure == "cka" else "dataset"),
-        measure=measure,
-        device=device,
-        autocast=autocast,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        distributed=distributed,
-        backend=backend,
-        tf32=tf32,
-        overlap=overlap,
-        progress=progress,
-        square=square,
-    )
 
 
 def _keep(request: Request) -> Keep:

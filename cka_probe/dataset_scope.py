@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from .capture.recorder import LayerRecorder, NotFiniteError
 from .capture.state import device_of
 from .estimators.blocks import blocked_cka
 from .estimators.inference import OutlierWarning, cka_matrix_with_error
-from .estimators.kernels import Linear
 from .estimators.moments import MomentCKA
 from .estimators.routes import SKETCH_SIZE, Route, choose_route
 from .request import Request
@@ -56,14 +55,29 @@ class _Kept:
         return [buffer.rows() for buffer in self.buffers]
 
 
+class Side(Protocol):
+    """A model that runs (`LayerRecorder`), or the features that one has left."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def names(self) -> list[str]:
+        """Its layers."""
+
+    def notes(self) -> list[str]:
+        """What was left out and why."""
+
+
 class DatasetPass:
     """Gathers exact statistics while a pass runs; the route is chosen when the first batch shows the widths."""
 
-    def __init__(self, recorders: Sequence[LayerRecorder], request: Request) -> None:
-        self.recorders = recorders
+    def __init__(self, sides: Sequence[Side], request: Request, home: torch.device) -> None:
+        self.sides = sides
         self.request = request
-        self.home = device_of(recorders[0].model)
-        self.two_sided = len(recorders) == 2 and not request.square
+        self.home = home
+        self.two_sided = len(sides) == 2 and not request.square
         self.route: Route | None = None
         self.samples = 0
         self.batches = 0
@@ -110,18 +124,17 @@ class DatasetPass:
         request, route = self.request, self.route
         assert route is not None
         values, error, degrees, chance = self._values(route)
-        rows = [
-            (r.name, layer) for r in (self.recorders[:1] if self.two_sided else self.recorders) for layer in r.names
-        ]
-        columns = [(r.name, layer) for r in self.recorders[1:] for layer in r.names] if self.two_sided else rows
+        rows = [(s.name, layer) for s in (self.sides[:1] if self.two_sided else self.sides) for layer in s.names]
+        columns = [(s.name, layer) for s in self.sides[1:] for layer in s.names] if self.two_sided else rows
         notes = [*notes, f"route {route.name}: {route.reason}", *self.outliers]
-        notes += [note for r in self.recorders for note in r.notes()]
+        notes += [note for s in self.sides for note in s.notes()]
         for side, axis in ((rows, 1),) if not self.two_sided else ((rows, 1), (columns, 0)):
             notes += [
                 f"{model}: {layer!r} is constant over all samples, so its similarity is undefined"
                 for (model, layer), dead in zip(side, np.isnan(values).all(axis=axis), strict=True)
                 if dead
             ]
+        made = {"kernel": repr(request.kernel), "estimator": request.estimator} if request.measure == "cka" else {}
         unbiased = request.measure == "cka" and request.estimator == "unbiased"
         return SimilarityMatrix(
             values,
@@ -133,8 +146,7 @@ class DatasetPass:
             notes=notes,
             measure=request.measure,
             meta={
-                "kernel": repr(request.kernel),
-                "estimator": request.estimator,
+                **made,
                 "scope": "dataset",
                 "route": route.name,
                 "samples": self.samples,
@@ -202,7 +214,7 @@ def run_dataset(
     for name, given in (("checkpoint", request.checkpoint is not None), ("distributed", request.distributed)):
         if given:
             raise ValueError(f'`{name}` is for scope="minibatch"; the data set scope runs in one go in one process.')
-    gathered = DatasetPass(recorders, request)
+    gathered = DatasetPass(recorders, request, device_of(recorders[0].model))
     run = request.make_pass(recorders, 1)
     run.run(request.data, gathered.consume, data_y=request.data_y)
     run.require_batches()
@@ -236,21 +248,3 @@ def _expected_samples(data: Any, first: int) -> int | None:
         sizes = [batch_size(batch) for batch in data]
         return sum(size for size in sizes if size is not None)
     return len(data) * first if isinstance(data, Sized) else None
-
-
-def check_measure(measure: str, kernel: Any) -> None:
-    """Raise unless there is such a measure.
-
-    Raises
-    ------
-    ValueError
-        For an unknown measure, or a kernel that it would not use.
-    """
-    if measure == "cka":
-        return
-    from .estimators.measures import MEASURES
-
-    if measure not in MEASURES:
-        raise ValueError(f"No measure is called {measure!r}. There are: cka, {', '.join(MEASURES)}.")
-    if not isinstance(kernel, Linear):
-        raise ValueError(f"The measure {measure!r} does not use a kernel. Leave `kernel` out.")

@@ -12,7 +12,8 @@ from torch import nn
 
 from .capture.buffers import require_cupy
 from .capture.state import device_of
-from .estimators.kernels import Kernel
+from .estimators.kernels import Kernel, Linear
+from .estimators.validation import check_estimator
 from .gram_keeper import BACKENDS
 from .streaming import Pass, SampleOrder
 
@@ -51,6 +52,8 @@ class Request:
             raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
         if self.backend == "cupy":
             require_cupy()
+        if self.device is not None:
+            _check_device(self.device)
 
     def check_devices(self, models: Sequence[nn.Module]) -> None:
         """Raise a ValueError unless all models run where ``backend``, ``tf32`` and ``overlap`` have a meaning."""
@@ -75,3 +78,74 @@ class Request:
             progress=self.progress,
             order=order,
         )
+
+
+def make_request(
+    data: Iterable[Any],
+    *,
+    kernel: Kernel | None,
+    estimator: str,
+    scope: str | None,
+    measure: str,
+    square: bool,
+    data_y: Iterable[Any] | None = None,
+    device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
+    checkpoint: str | Path | None = None,
+    distributed: bool = False,
+    backend: str = "torch",
+    tf32: bool = False,
+    overlap: bool = False,
+    progress: bool = True,
+) -> Request:
+    """A request with what was left out filled in: the linear kernel, and the scope that the measure has.
+
+    Raises
+    ------
+    ValueError
+        For an unknown measure, estimator, scope or backend, and for those that do not go together.
+    """
+    kernel = kernel or Linear()
+    if measure != "cka":
+        _check_measure(measure, kernel)
+        if scope == "minibatch":
+            raise ValueError(f'The measure {measure!r} has no minibatch form. Use scope="dataset".')
+    check_estimator(estimator)
+    return Request(
+        data=data,
+        data_y=data_y,
+        kernel=kernel,
+        estimator=estimator,
+        scope=scope or ("minibatch" if measure == "cka" else "dataset"),
+        measure=measure,
+        device=device,
+        autocast=autocast,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        distributed=distributed,
+        backend=backend,
+        tf32=tf32,
+        overlap=overlap,
+        progress=progress,
+        square=square,
+    )
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Raise a ValueError unless there is such a device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device`: {str(device)!r} cannot be used here. torch says: {reason}") from error
+
+
+def _check_measure(measure: str, kernel: Any) -> None:
+    """Raise a ValueError for an unknown measure, or a kernel that it would not use."""
+    if measure == "cka":
+        return
+    from .estimators.measures import MEASURES
+
+    if measure not in MEASURES:
+        raise ValueError(f"No measure is called {measure!r}. There are: cka, {', '.join(MEASURES)}.")
+    if not isinstance(kernel, Linear):
+        raise ValueError(f"The measure {measure!r} does not use a kernel. Leave `kernel` out.")

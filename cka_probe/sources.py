@@ -60,7 +60,7 @@ def load_model(source: str, weights: str | Path | None = None, *, num_classes: i
     elif colon and library not in ("torchvision", "timm"):
         model = _from_function(library, name)
     else:
-        model = build(source, num_classes=num_classes or (1000 if colon else 100))
+        model = build(source, num_classes=(1000 if colon else 100) if num_classes is None else num_classes)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -194,6 +194,8 @@ def load_data(
     >>> next(iter(load_data("digits", image_size=16)))[0].shape
     torch.Size([64, 3, 16, 16])
     """
+    if samples is not None and samples < 1:
+        raise ValueError(f"`samples` must be at least 1, got {samples}.")
     generator = torch.Generator().manual_seed(seed)
     path = Path(source)
     dataset: torch.utils.data.Dataset[Any]

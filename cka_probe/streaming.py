@@ -238,7 +238,13 @@ class Pass:
                 )
             own = move(own, device)
             with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
-                results, count = recorder.run(own, index, self._size_of(own))
+                try:
+                    results, count = recorder.run(own, index, self._size_of(own))
+                except RuntimeError as error:
+                    if type(error) is RuntimeError:  # torch's words name neither the model nor the batch
+                        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(own)) or "no tensors"
+                        error.add_note(f"This was {recorder.name} on batch {index}, of shape {shapes}.")
+                    raise
             kept.append(results)
             rows.append(count)
         if len(set(rows)) > 1:

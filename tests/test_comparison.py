@@ -567,3 +567,15 @@ def test_the_result_says_how_it_was_made():
     assert expected.items() <= meta.items()
     assert meta["kernel"] == "Linear()"
     assert meta["model_x"] == "Sequential"
+
+
+def test_names_of_the_models_stand_in_the_result_and_in_messages():
+    networks, data = (small_network(0), small_network(1)), image_batches(2)
+    result = cp.compare(*networks, data, names=("old", "new"), progress=False)
+    assert (result.meta["model_x"], result.meta["model_y"]) == ("old", "new")
+    assert "old x new" in repr(result)
+    data[1][3] = torch.nan
+    with pytest.raises(cp.CaptureError, match=r"of old \("):
+        cp.compare(*networks, data, names=("old", "new"), progress=False)
+    with pytest.raises(ValueError, match="`names` must be two"):
+        cp.compare(*networks, data, names="on", progress=False)

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = str(error) or type(error).__name__
+    text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
     # The words of these are for developers: a bare key, an attribute's name.
     if isinstance(error, (LookupError, AttributeError, NameError, AssertionError)):
         text = f"{type(error).__name__}: {text}. This looks like a defect; --debug shows where."

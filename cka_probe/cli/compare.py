@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    context: typer.Context,
     model_x: Annotated[str, typer.Argument(help="Rows: a network or a file of features (.npz, .safetensors).")],
     model_y: Annotated[str | None, typer.Argument(help="Columns; the first network with itself when left out.")] = None,
     data: Annotated[
@@ -29,9 +30,9 @@ def compare(
     scope: Annotated[str | None, typer.Option(help='"minibatch" or "dataset" (exact).')] = None,
     measure: Annotated[str, typer.Option(help='"cka" or another measure, such as "procrustes".')] = "cka",
     pooling: Annotated[str, typer.Option(help='"auto", "flatten", "mean", "cls", "last", "spatial", "all".')] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Samples of a minibatch.")] = 64,
-    samples: Annotated[int | None, typer.Option(help="Use that many samples.")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of a minibatch.")] = 64,
+    samples: Annotated[int | None, typer.Option(min=1, help="Use that many samples.")] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the choice of samples.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the result (.npz) for later.")] = None,
@@ -52,13 +53,15 @@ def compare(
 
       cka-probe compare features_a.npz features_b.npz --json
     """
-    if output is not None and output.suffix != ".npz":
-        raise ValueError(f"--output must end in .npz, got {output}. Use --plot for a picture.")
+    _check_paths(output, plot)
+    if _is_features(model_x) != _is_features(model_y or model_x):
+        raise ValueError(f"{model_x} and {model_y}: a network cannot be compared with a file of features.")
     if _is_features(model_x):
-        result = _compare_features(model_x, model_y or model_x, kernel, estimator)
+        _refuse_options_of_networks(context)
+        result = _compare_features(model_x, model_y, kernel, estimator, measure, quiet)
     else:
         result = _compare_models(
-            **{k: v for k, v in locals().items() if k not in ("output", "plot", "as_json", "result")}
+            **{k: v for k, v in locals().items() if k not in ("context", "output", "plot", "as_json", "result")}
         )
     if output is not None:
         result.save(output)
@@ -68,8 +71,6 @@ def compare(
         typer.echo(json.dumps(_as_json(result)))
     elif not quiet:
         typer.echo(repr(result))
-        for note in result.notes:
-            typer.echo(f"note: {note}")
         for kind, path in (("result", output), ("picture", plot)):
             if path is not None:
                 typer.echo(f"{kind}: {path}")
@@ -126,6 +127,7 @@ def _compare_models(
         scope=scope,
         measure=measure,
         pooling=pooling,
+        names=(model_x, model_y or model_x),
         device=device,
         progress=not quiet and sys.stderr.isatty(),
     )
@@ -135,28 +137,61 @@ def _layer_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _compare_features(file_x: str, file_y: str, kernel: str, estimator: str) -> SimilarityMatrix:
+FOR_FEATURES = {
+    "model_x",
+    "model_y",
+    "kernel",
+    "estimator",
+    "scope",
+    "measure",
+    "output",
+    "plot",
+    "as_json",
+    "quiet",
+}
+
+
+def _refuse_options_of_networks(context: typer.Context) -> None:
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    idle = [f"--{name.replace('_', '-')}" for name in given if name not in FOR_FEATURES]
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: for networks only. Files of features hold their layers and samples.")
+    if context.params["scope"] not in (None, "dataset"):
+        raise ValueError('Files of features have no minibatches: --scope must be "dataset", or be left out.')
+
+
+def _compare_features(
+    file_x: str, file_y: str | None, kernel: str, estimator: str, measure: str, quiet: bool
+) -> SimilarityMatrix:
     from cka_probe.estimators.kernels import kernel_from_name
-    from cka_probe.estimators.minibatch import cka_matrix
-    from cka_probe.similarity import SimilarityMatrix
+    from cka_probe.feature_comparison import compare_features
     from cka_probe.sources import load_arrays
 
-    chosen = kernel_from_name(kernel)
-    x, y = load_arrays(file_x), load_arrays(file_y)
-    flat = [[a.reshape(a.shape[0], -1) for a in arrays.values()] for arrays in (x, y)]
-    return SimilarityMatrix(
-        cka_matrix(*flat, kernel=chosen, estimator=estimator),
-        list(x),
-        list(y),
-        meta={
-            "kernel": repr(chosen),
-            "estimator": estimator,
-            "scope": "dataset",
-            "samples": len(flat[0][0]),
-            "model_x": file_x,
-            "model_y": file_y,
-        },
+    return compare_features(
+        load_arrays(file_x),
+        None if file_y is None or file_y == file_x else load_arrays(file_y),
+        kernel=kernel_from_name(kernel),
+        estimator=estimator,
+        measure=measure,
+        names=(file_x, file_y or file_x),
+        progress=not quiet and sys.stderr.isatty(),
     )
+
+
+def _check_paths(output: Path | None, plot: Path | None) -> None:
+    """Raise before anything runs if the result or the picture could not be written."""
+    if output is not None and output.suffix != ".npz":
+        raise ValueError(f"--output must end in .npz, got {output}. Use --plot for a picture.")
+    if plot is not None:
+        from matplotlib.figure import Figure
+
+        kinds = Figure().canvas.get_supported_filetypes()
+        if plot.suffix[1:].lower() not in kinds:
+            raise ValueError(f"--plot must end in one of .{', .'.join(sorted(kinds))}; got {plot}.")
+    for path in (output, plot):
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into.")
 
 
 def _draw(result: SimilarityMatrix, path: Path) -> None:
@@ -180,6 +215,7 @@ def _as_json(result: SimilarityMatrix) -> dict[str, Any]:
     def listed(array: Any) -> Any:
         if array is None:
             return None
+        array = np.broadcast_to(array, result.shape)
         return [[None if np.isnan(v) else float(v) for v in row] for row in array]
 
     return {
@@ -188,7 +224,9 @@ def _as_json(result: SimilarityMatrix) -> dict[str, Any]:
         "columns": list(result.columns),
         "values": listed(result.values),
         "standard_error": listed(result.standard_error),
+        "interval": None if result.standard_error is None else [listed(end) for end in result.interval()],
         "p_value": listed(result.p_value),
+        "chance": listed(result.chance),
         "notes": list(result.notes),
         "meta": result.meta,
     }

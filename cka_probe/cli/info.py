@@ -102,8 +102,14 @@ def _layers(
         channels = next((m.in_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)), 3)
         return network(torch.randn(2, channels, image_size, image_size))
 
-    with borrowed([model]):
-        table = layer_table(model, run)
+    try:
+        with borrowed([model]):
+            table = layer_table(model, run)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source} does not run on an image of {image_size} x {image_size}; --image-size chooses another. "
+            f"torch says: {error}"
+        ) from error
     if layers is None:
         return table
     picked = set(select_layers(model, [part.strip() for part in layers.split(",")]).paths)

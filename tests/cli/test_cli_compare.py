@@ -50,9 +50,61 @@ def test_files_of_features_are_compared_without_models(capsys, tmp_path):
     np.savez(tmp_path / "y.npz", c=x["a"] @ np.linalg.qr(rng.normal(size=(3, 3)))[0])
     code, out, _ = run(capsys, "compare", tmp_path / "x.npz", tmp_path / "y.npz", "--json")
     assert code == 0
-    values = json.loads(out)["values"]
-    assert values[0][0] == pytest.approx(1, abs=1e-12)
-    assert abs(values[1][0]) < 0.5
+    found = json.loads(out)
+    assert found["values"][0][0] == pytest.approx(1, abs=1e-12)
+    assert abs(found["values"][1][0]) < 0.5
+    assert found["chance"] == [[0.0], [0.0]]
+    assert found["interval"][0][1][0] < found["values"][1][0] < found["interval"][1][1][0]
+    assert found["meta"]["model_y"] == str(tmp_path / "y.npz")
+    code, out, _ = run(capsys, "compare", tmp_path / "x.npz", tmp_path / "y.npz", "--measure", "procrustes", "--json")
+    assert json.loads(out)["measure"] == "procrustes"
+    assert json.loads(out)["values"][0][0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--layers", "nope", "--weights-x", "nothere.pt"), "--layers, --weights-x: for networks only"),
+        (("--scope", "minibatch"), "Files of features have no minibatches"),
+        (("--measure", "ckaa"), "No measure is called 'ckaa'"),
+    ],
+)
+def test_options_that_files_of_features_cannot_have_are_refused(capsys, tmp_path, arguments, message):
+    np.savez(tmp_path / "x.npz", a=np.random.default_rng(0).normal(size=(20, 3)))
+    code, _, err = run(capsys, "compare", tmp_path / "x.npz", *arguments)
+    assert code == 2
+    assert message in err
+    code, _, err = run(capsys, "compare", tmp_path / "x.npz", "resnet8")
+    assert code == 2
+    assert "a network cannot be compared with a file of features" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "message"),
+    [
+        ("--output", "nodir/r.npz", "There is no folder nodir to write r.npz into"),
+        ("--plot", "nodir/r.png", "There is no folder nodir to write r.png into"),
+        ("--plot", "r.xyz", "--plot must end in one of"),
+    ],
+)
+def test_paths_are_looked_at_before_anything_runs(capsys, option, path, message):
+    # The network is missing as well: its message would come first if anything of it had been tried.
+    code, _, err = run(capsys, "compare", "no_such_network", option, path)
+    assert code == 2
+    assert message in err
+
+
+def test_what_torch_says_of_a_batch_is_said_of_which(capsys, tmp_path):
+    np.savez(tmp_path / "data.npz", a=np.zeros((60, 5), np.float32))
+    code, _, err = run(capsys, "compare", "resnet8", "--data", tmp_path / "data.npz")
+    assert code == 1
+    assert "This was resnet8 (ResNet) on batch 0, of shape (60, 5)." in err
+
+
+def test_notes_are_said_once(capsys):
+    code, out, _ = run(capsys, "compare", "resnet8", "--scope", "dataset", "--samples", "64", "--layers", "fc")
+    assert code == 0
+    assert out.count("route blocks") == 1
 
 
 @pytest.mark.parametrize(
@@ -65,6 +117,9 @@ def test_files_of_features_are_compared_without_models(capsys, tmp_path):
         (("missing.npz",), "There is no file missing.npz"),
         (("resnet8", "-o", "result.png"), "--output must end in .npz"),
         (("resnet8", "--batch-size", "3", "--samples", "3"), "at least 4"),
+        (("resnet8", "--samples", "-3"), "--samples"),
+        (("resnet8", "--num-classes", "0"), "`num_classes` must be a positive integer"),
+        (("resnet8", "--device", "foo"), "'foo' cannot be used here"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(capsys, arguments, message):
