@@ -24,17 +24,19 @@ def make(
     master = teacher(budget, cache)
     rows, panels = [], {}
     for method in METHODS:
+        maps = []
         for seed in range(seeds):
             pupil = untrained_student(seed) if method == "untrained" else student(method, seed, budget, cache)
-            result = cp.compare(master, pupil, batches, layers=SHOWN, progress=False)
-            if seed == 0:
-                result.meta.update(model_x="teacher (resnet20)", model_y="student (resnet8)")
-                panels[method] = result
+            names = ("teacher (resnet20)", "student (resnet8)")
+            result = cp.compare(master, pupil, batches, layers=SHOWN, names=names, progress=False)
+            maps.append(result)
             frame = result.to_frame()
             for theirs in result.rows:
                 for ours in result.columns:
                     line = {"method": method, "seed": seed, "teacher_layer": theirs, "student_layer": ours}
                     rows.append(line | {"cka": frame.loc[theirs, ours], "pair": COUNTERPARTS.get(theirs) == ours})
+        mean = np.mean([one.values for one in maps], axis=0)
+        panels[method] = cp.SimilarityMatrix(mean, result.rows, result.columns, chance=result.chance, meta=result.meta)
     table = pd.DataFrame(rows)
     fc = table[(table["teacher_layer"] == "fc") & (table["student_layer"] == "fc")].groupby("method")["cka"]
     titles = {f"{name}\nlogits {fc.mean()[name]:.3f} ± {fc.std()[name]:.3f}": part for name, part in panels.items()}

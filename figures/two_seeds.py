@@ -67,10 +67,12 @@ def make(
     table = pd.DataFrame(rows)
 
     figure, axes = plt.subplots(1, 3, figsize=(14.5, 5.0), layout="constrained", width_ratios=(1, 1, 1.1))
-    batches = pixels.split(128)
+    batches, maps = pixels.split(128), []
     for ax, other in zip(axes, (0, 1), strict=False):
         result = cp.compare(networks[0], networks[other], batches, layers=LAYERS, progress=False)
         plot_heatmap(result, ax=ax, title=f"seed 0 (rows) × seed {other} (columns)")
+        long = result.to_frame().rename_axis("layer").melt(ignore_index=False, var_name="other_layer", value_name="cka")
+        maps.append(long.reset_index().assign(other_seed=other))
     pivot = table.pivot(index="measure", columns="features", values="accuracy").loc[list(measures())]
     places = np.arange(len(pivot))
     for i, (name, colour) in enumerate((("maps", "#0072B2"), ("channel means", "#E69F00"))):
@@ -83,5 +85,5 @@ def make(
     axes[2].invert_yaxis()
     axes[2].legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     axes[2].spines[["top", "right"]].set_visible(False)
-    save(folder, "two_seeds", figure, two_seeds=table)
+    save(folder, "two_seeds", figure, two_seeds=table, two_seeds_maps=pd.concat(maps, ignore_index=True))
     return table
