@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
 import cka_probe as cp
@@ -75,6 +76,36 @@ def test_whole_data_sets(cupy, pair, estimator):
     on_host.update(list(pair))
     on_gpu.update(xs)
     same(on_gpu.compute(), on_host.compute(), cupy)
+
+
+@pytest.mark.parametrize("library", ["cupy", "torch"])
+@pytest.mark.parametrize("name", cp.MEASURES)
+def test_every_other_measure(request, rng, library, name):
+    """A value and a matrix each, against numpy; the results stay on the GPU."""
+    xs = [rng.normal(size=(40, p)) for p in (3, 6)]
+    ys = [np.tanh(xs[0] @ rng.normal(size=(3, 5))), rng.normal(size=(40, 4))]
+    if library == "cupy":
+        there = request.getfixturevalue("cupy").asarray
+    else:
+
+        def there(x):
+            return torch.tensor(x, device="cuda")
+
+    measure = cp.MEASURES[name]
+    value = measure.function(there(xs[0]), there(ys[0]))
+    matrix = measure.matrix(list(map(there, xs)), list(map(there, ys))).values
+    assert type(value) is type(matrix) is type(there(xs[0]))
+    # Singular values and ranks of the two libraries differ by more than rounding of a product does.
+    assert_allclose(float(value), float(measure.function(xs[0], ys[0])), rtol=1e-7, atol=1e-9)
+    assert_allclose(matrix.tolist(), measure.matrix(xs, ys).values.tolist(), rtol=1e-7, atol=1e-9)
+
+
+def test_energy_distance_and_jackknife(cupy, rng, pair):
+    x, y = rng.normal(size=(20, 5)), rng.normal(size=(18, 5)) + 0.3
+    same(cp.energy_distance(cupy.asarray(x), cupy.asarray(y)), cp.energy_distance(x, y), cupy)
+    expected, found = cp.cka_with_error(*pair), cp.cka_with_error(*map(cupy.asarray, pair))
+    same(found.value, expected.value, cupy)
+    same(found.standard_error, expected.standard_error, cupy)
 
 
 def test_bounds(cupy, pair):
