@@ -21,9 +21,9 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
-from cka_probe.distill.losses import RCKALoss
+from cka_probe.distill.losses.cka import RCKALoss
 from cka_probe.distill.models import build
-from cka_probe.distill.taps import TappedModel
+from cka_probe.distill.taps.tapped_model import TappedModel
 
 STAGES = ["layer1", "layer2", "layer3"]
 

@@ -37,7 +37,7 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.capture.buffers import FeatureBuffer
-from cka_probe.capture.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram, tf32_products
+from cka_probe.comparison.grams.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram, tf32_products
 from cka_probe.distill import PatchCKALoss, RCKALoss
 from cka_probe.estimators.hsic import flat_centred, u_center_gram
 

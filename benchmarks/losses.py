@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
-from cka_probe.distill.dense.patches import patch_size, patch_stack, resized
-from cka_probe.distill.losses import LogitCKALoss
+from cka_probe.distill.losses.cka import LogitCKALoss
+from cka_probe.distill.losses.patches import patch_size, patch_stack, resized
 
 RESULTS = Path(__file__).parent / "results" / "losses.csv"
 LEVELS = ((128, 160), (64, 80), (32, 40), (16, 20))

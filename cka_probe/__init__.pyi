@@ -1,21 +1,21 @@
-from .callbacks import SimilarityHistory, lightning_callback, trainer_callback
+from .capture.extraction import extract
 from .capture.hooks import CaptureError, Probe
-from .comparison import compare, compare_many
+from .comparison.features import compare_features
+from .comparison.history import SimilarityHistory, lightning_callback, trainer_callback
+from .comparison.models import compare, compare_many
+from .comparison.processes import Shard
+from .comparison.signatures import Signature, compare_signatures, signature
 from .estimators.alignment import chance_level, cka, cka_from_grams
 from .estimators.corridor import alignment_corridor
 from .estimators.hsic import hsic, hsic_from_grams
 from .estimators.inference import cka_matrix_with_error, cka_with_error
 from .estimators.kernels import RBF, Cosine, Laplacian, Linear, Polynomial
-from .estimators.measures import MEASURES
+from .estimators.measures.catalogue import MEASURES
 from .estimators.minibatch import MinibatchCKA, cka_matrix
 from .estimators.mmd import energy_distance, mmd_squared, mmd_test
 from .estimators.theory import cka_mmd_bounds
-from .extraction import extract
-from .feature_comparison import compare_features
-from .parallel import Shard
 from .plotting.heatmap import plot_heatmap
-from .signatures import Signature, compare_signatures, signature
-from .similarity import SimilarityMatrix
+from .similarity.matrix import SimilarityMatrix
 
 __version__: str
 

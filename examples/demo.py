@@ -25,13 +25,7 @@ import cka_probe as cp
 from cka_probe.distill import RCKALoss, digits, distill
 from cka_probe.distill.baselines import KDLoss
 from cka_probe.distill.models import build
-from cka_probe.plotting import (
-    plot_accuracies,
-    plot_before_after,
-    plot_corridor,
-    plot_heatmap,
-    plot_training_curves,
-)
+from cka_probe.plotting import plot_accuracies, plot_before_after, plot_corridor, plot_heatmap, plot_training_curves
 
 STAGES = ["layer1", "layer2", "layer3"]
 SHOWN = ["conv1", "layer?.?", "fc"]

@@ -14,10 +14,10 @@ from torchvision.models.detection.fcos import FCOSHead
 
 from cka_probe.distill import CosineDecay, PatchCKALoss, distill_detector
 from cka_probe.distill.dense.data import CocoBoxes
+from cka_probe.distill.dense.detection import PAPER_ROWS, average_precision
 from cka_probe.distill.dense.networks import detector, small_pyramid
-from cka_probe.distill.detection import PAPER_ROWS, average_precision
+from cka_probe.distill.dense.scenes import make_scenes
 from cka_probe.distill.models import load_weights
-from cka_probe.distill.scenes import make_scenes
 
 
 def on_scenes(folder: Path, teacher_steps: int, student_steps: int, size: int = 96) -> None:

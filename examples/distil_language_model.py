@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cka_probe.distill.language import HiddenStateCKALoss
+from cka_probe.distill.losses.hidden_states import HiddenStateCKALoss
 
 ROOT = Path(__file__).parents[1]
 LENGTH, PAGE = 64, 512

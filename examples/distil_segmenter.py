@@ -14,8 +14,8 @@ import torch
 from cka_probe.distill import CosineDecay, SegmentationCKALoss, distill_segmenter
 from cka_probe.distill.dense.data import CITYSCAPES_TRAIN_IDS, LabelMaps
 from cka_probe.distill.dense.networks import SmallResNet, segmenter
+from cka_probe.distill.dense.scenes import make_scenes
 from cka_probe.distill.models import load_weights
-from cka_probe.distill.scenes import make_scenes
 
 
 def on_scenes(folder: Path, teacher_steps: int, student_steps: int) -> None:

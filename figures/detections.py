@@ -35,13 +35,13 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import nms
 
 from cka_probe.distill import CosineDecay
-from cka_probe.distill.contract import DistillationLoss
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
 from cka_probe.distill.dense.data import CocoBoxes, LabelMaps
+from cka_probe.distill.dense.detection import distill_detector
 from cka_probe.distill.dense.networks import SmallResNet, detector, segmenter, small_pyramid
-from cka_probe.distill.detection import distill_detector
-from cka_probe.distill.scenes import SceneFolders, make_scenes
-from cka_probe.distill.segmentation import distill_segmenter
+from cka_probe.distill.dense.scenes import SceneFolders, make_scenes
+from cka_probe.distill.dense.segmentation import distill_segmenter
+from cka_probe.distill.losses.contract import DistillationLoss
 from cka_probe.plotting import plot_accuracies
 from figures.networks import CACHE
 from figures.saving import FOLDER, save

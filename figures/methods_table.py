@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-from cka_probe.distill.tables import summarise
+from cka_probe.distill.recipes.tables import summarise
 from cka_probe.plotting import plot_accuracies
 from figures.networks import CACHE, FULL, METHODS, Budget, accuracy, student, teacher, train_all
 from figures.saving import FOLDER, save

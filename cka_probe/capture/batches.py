@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
@@ -11,48 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .trees import alike, tensors
+
 Forward = Callable[[nn.Module, Any], Any]
-
-
-def move(batch: Any, device: torch.device) -> Any:
-    """The same batch with its tensors on ``device``, in the same kinds of tuples, lists and mappings.
-
-    Other objects are asked to move themselves where they can (``.to(device)``, as a graph or a PackedSequence).
-    """
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return _alike(batch, {key: move(value, device) for key, value in batch.items()})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields") and not hasattr(batch, "to"):
-        return type(batch)(*(move(part, device) for part in batch))
-    if isinstance(batch, tuple | list) and not hasattr(batch, "to"):
-        return type(batch)(move(part, device) for part in batch)
-    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
-
-
-def _alike(mapping: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
-    """A mapping of the same class (a BatchEncoding keeps its attributes), or a dict where that cannot be changed."""
-    if type(mapping) is dict:
-        return values
-    try:
-        same = copy.copy(mapping)
-        for key, value in values.items():
-            same[key] = value  # type: ignore[index]
-    except (TypeError, AttributeError, ValueError):
-        return values
-    return same
-
-
-def tensors(tree: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in a nesting of tuples, lists and mappings."""
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
-    elif isinstance(tree, tuple | list):
-        for part in tree:
-            yield from tensors(part)
 
 
 def batch_size(batch: Any) -> int | None:
@@ -153,7 +113,7 @@ def _join(first: Any, second: Any) -> Any:
         if fits and first.dtype == second.dtype:
             return torch.cat([first, second])
     elif isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
-        return _alike(first, {key: _join(first[key], second[key]) for key in first})
+        return alike(first, {key: _join(first[key], second[key]) for key in first})
     elif isinstance(first, tuple | list) and isinstance(second, tuple | list):
         if first and not any(isinstance(part, torch.Tensor | Mapping | tuple | list) for part in (*first, *second)):
             return type(first)([*first, *second])  # names or paths of the samples

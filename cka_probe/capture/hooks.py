@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from .layers import Layers, select_layers, unwrap
 from .pooling import Pooling, check_pooling, pool
+from .trees import first_tensor, samples_first
 
 Receiver = Callable[[str, nn.Module, torch.Tensor], None]
 """Called with the name of the call ("layer1.0.relu", its second call "layer1.0.relu#2"), the module and its output."""
@@ -18,34 +19,6 @@ Receiver = Callable[[str, nn.Module, torch.Tensor], None]
 
 class CaptureError(RuntimeError):
     """A layer's output cannot be turned into features; the message names model and layer."""
-
-
-def first_tensor(output: Any) -> torch.Tensor | None:
-    """The tensor that stands for a layer's output: itself, or the first tensor in a tuple, dict or ModelOutput.
-
-    LSTM: the outputs, not the state. Attention: the outputs, not the weights. ModelOutput: the last hidden state or the
-    logits, whichever comes first.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(output, Mapping):
-        for name in ("last_hidden_state", "logits"):
-            if isinstance(output.get(name), torch.Tensor):
-                return output[name]
-        output = list(output.values())
-    if isinstance(output, tuple | list):
-        for part in output:
-            tensor = first_tensor(part)
-            if tensor is not None:
-                return tensor
-    return None
-
-
-def samples_first(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    """The output with samples on axis 0 for the torch modules that can put time there (RNNs, attention)."""
-    if tensor.ndim == 3 and isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
-        return tensor.transpose(0, 1)
-    return tensor
 
 
 class Probe:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .state import borrowed
+from .trees import first_tensor
+
 Layers = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Sequence[Any]
 """What ``layers=`` may be; a sequence mixes the other forms."""
 
@@ -215,9 +218,6 @@ def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
     list of (path, type, shape, parameters)
         In the order of execution; modules that did not run come last with an empty shape.
     """
-    from .hooks import first_tensor
-    from .state import borrowed
-
     model = unwrap(model)
     shapes: dict[str, str] = {}
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from .batches import Forward, attention_mask, call_model
-from .hooks import CaptureError, Probe, samples_first
+from .hooks import CaptureError, Probe
 from .layers import Layers, unwrap
 from .pooling import Pooling, check_pooling, pool
 from .state import device_of, full_precision, reduces_products
+from .trees import samples_first
 
 Keep = Callable[[str, torch.Tensor], Any]
 """Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""

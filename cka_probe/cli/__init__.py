@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cka_probe import __version__
-
+from .. import __version__
 from .compare import compare
 from .distill import distill, distill_table
 from .info import info

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from cka_probe.similarity import SimilarityMatrix
+    from ..similarity.matrix import SimilarityMatrix
 
 
 def compare(
@@ -77,7 +77,7 @@ def compare(
 
 
 def _is_features(source: str) -> bool:
-    from cka_probe.sources import FEATURE_FILES
+    from .inputs import FEATURE_FILES
 
     return Path(source).suffix in FEATURE_FILES
 
@@ -105,9 +105,10 @@ def _compare_models(
 ) -> SimilarityMatrix:
     import torch
 
-    from cka_probe.comparison import compare as compare_models
-    from cka_probe.estimators.kernels import kernel_from_name
-    from cka_probe.sources import load_data, load_model
+    from ..comparison.models import compare as compare_models
+    from ..distill.models.sources import load_model
+    from ..estimators.kernels import kernel_from_name
+    from .inputs import load_data
 
     chosen = kernel_from_name(kernel)
     batches = load_data(data, batch_size=batch_size, samples=samples, image_size=image_size, seed=seed)
@@ -164,9 +165,9 @@ def _refuse_options_of_networks(context: typer.Context) -> None:
 def _compare_features(
     file_x: str, file_y: str | None, kernel: str, estimator: str, measure: str, quiet: bool
 ) -> SimilarityMatrix:
-    from cka_probe.estimators.kernels import kernel_from_name
-    from cka_probe.feature_comparison import compare_features
-    from cka_probe.sources import load_arrays
+    from ..comparison.features import compare_features
+    from ..estimators.kernels import kernel_from_name
+    from .inputs import load_arrays
 
     return compare_features(
         load_arrays(file_x),

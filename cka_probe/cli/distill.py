@@ -38,7 +38,7 @@ def distill(
 
       cka-probe distill examples/recipes/digits.toml --method kd --set train.epochs=10 --seed 1
     """
-    from cka_probe.distill.experiment import run_directory, run_recipe
+    from ..distill.recipes.experiment import run_directory, run_recipe
 
     chosen = _load(recipe, changes, output)
     chosen = chosen.with_method(method or chosen.loss.name, seed)
@@ -85,7 +85,7 @@ def distill_table(
 
       cka-probe distill-table examples/recipes/digits.toml --methods ce,kd,fcka,lcka,rcka --seeds 5
     """
-    from cka_probe.distill.tables import format_markdown, run_grid, save_table, summarise
+    from ..distill.recipes.tables import format_markdown, run_grid, save_table, summarise
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
@@ -114,7 +114,7 @@ def distill_table(
 
 
 def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:
-    from cka_probe.distill.recipe import Recipe
+    from ..distill.recipes.recipe import Recipe
 
     extra = [] if output is None else [f"output.directory={json.dumps(str(output))}"]
     return Recipe.load(path, [*(changes or []), *extra])

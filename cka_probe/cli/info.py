@@ -58,7 +58,7 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from cka_probe import __version__
+    from .. import __version__
 
     facts: dict[str, Any] = {
         "cka_probe": __version__,
@@ -89,9 +89,9 @@ def _layers(
 ) -> list[tuple[str, str, str, int]]:
     import torch
 
-    from cka_probe.capture.layers import layer_table, select_layers
-    from cka_probe.capture.state import borrowed
-    from cka_probe.sources import load_model
+    from ..capture.layers import layer_table, select_layers
+    from ..capture.state import borrowed
+    from ..distill.models.sources import load_model
 
     model = load_model(source, num_classes=num_classes)
 

@@ -30,8 +30,8 @@ def report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output must end in .html, got {output}.")
 
-    from cka_probe.plotting.report import write_report
-    from cka_probe.similarity import SimilarityMatrix
+    from ..plotting.report import write_report
+    from ..similarity.matrix import SimilarityMatrix
 
     stems = [path.stem for path in results]
     # Files of the same name in different directories are told apart by their paths.

@@ -1,15 +1,16 @@
 from . import baselines, losses, models
 from .data import cifar100, digits, imagenet
-from .dense import PatchCKALoss, SegmentationCKALoss
-from .detection import distill_detector
-from .diagnostics import Diagnostics
-from .losses import FeatureCKALoss, LogitCKALoss, RCKALoss
-from .recipe import Recipe
-from .result import DistillationResult
-from .schedules import CosineDecay, StepDecay
-from .segmentation import distill_segmenter
-from .stages import match_stages, stage_layers
-from .training import distill
+from .dense.detection import distill_detector
+from .dense.segmentation import distill_segmenter
+from .losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
+from .losses.patch_cka import PatchCKALoss
+from .losses.score_maps import SegmentationCKALoss
+from .recipes.recipe import Recipe
+from .taps.stages import match_stages, stage_layers
+from .training.classification import distill
+from .training.diagnostics import Diagnostics
+from .training.result import DistillationResult
+from .training.schedules import CosineDecay, StepDecay
 
 __all__ = [
     "CosineDecay",

@@ -1,16 +1,11 @@
 """Arrays in, numbers out: numpy, torch and CuPy alike."""
 
 from .alignment import chance_level, cka, cka_from_grams, participation_ratio
-from .blocks import blocked_cka
-from .canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
-from .corridor import (
-    Corridor,
-    CorridorCurves,
-    alignment_corridor,
-    alignment_corridor_from_covariances,
-    corridor_curves,
-)
-from .dissimilarities import rsa
+from .corridor import Corridor, CorridorCurves, alignment_corridor, alignment_corridor_from_covariances, corridor_curves
+from .dataset.blocks import blocked_cka
+from .dataset.moments import MomentCKA
+from .dataset.routes import Route, choose_route
+from .dataset.sketch import SketchCKA
 from .double_debiasing import cka_double_debiased
 from .hsic import center_gram, hsic, hsic_from_grams, u_center_gram
 from .inference import Estimate, OutlierWarning, cka_matrix_with_error, cka_with_error, sample_influence
@@ -26,17 +21,16 @@ from .kernels import (
     median_distance,
     squared_distances,
 )
-from .layer_mmd import layer_mmd_squared, mmd_matrix
-from .measures import MEASURES, Measure, MeasureMatrix, uncentred_alignment
+from .measures.canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
+from .measures.catalogue import MEASURES, Measure, MeasureMatrix, uncentred_alignment
+from .measures.dissimilarities import rsa
+from .measures.layer_mmd import layer_mmd_squared, mmd_matrix
+from .measures.neighbours import cknna, mutual_knn
+from .measures.predictors import gulp, linear_regression_r2
+from .measures.shapes import angular_distance, normalized_bures_similarity, procrustes_distance
 from .minibatch import MinibatchCKA, cka_matrix
 from .mmd import Distance, MMDTest, energy_distance, mmd_squared, mmd_test
-from .moments import MomentCKA
-from .neighbours import cknna, mutual_knn
 from .permutation import PermutationTest, cka_matrix_test, cka_test
-from .predictors import gulp, linear_regression_r2
-from .routes import Route, choose_route
-from .shapes import angular_distance, normalized_bures_similarity, procrustes_distance
-from .sketch import SketchCKA
 from .theory import CKAMMDBounds, Statement, cka_mmd_bounds
 
 __all__ = [

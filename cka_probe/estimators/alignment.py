@@ -6,9 +6,19 @@ from types import ModuleType
 
 from array_api_compat import array_namespace
 
-from .hsic import Centred, CentredFeatures, both_sides, centred_gram, inner
+from .hsic import (
+    Centred,
+    CentredFeatures,
+    CentredGram,
+    both_sides,
+    center_gram,
+    centred_gram,
+    centred_linear,
+    inner,
+    u_center_gram,
+)
 from .kernels import Kernel, Linear, center_features
-from .validation import Array, check_estimator, check_grams, check_pair
+from .validation import Array, check_estimator, check_grams, check_pair, constant
 
 
 def ratio(
@@ -191,3 +201,45 @@ def chance_level(x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: 
         features = center_features(features) if isinstance(k, Linear) else features
         ratios.append(participation_ratio(k(features)))
     return xp.sqrt(ratios[0] * ratios[1]) / (x.shape[-2] - 1)
+
+
+def unit_norm(xp: ModuleType, matrix: Array) -> Array:
+    """A matrix (..., n, n) over its Frobenius norm; NaN throughout where the matrix is zero."""
+    largest = xp.max(xp.abs(constant(matrix)), axis=(-2, -1), keepdims=True)
+    alive = largest > 0
+    matrix = matrix / xp.where(alive, largest, xp.ones_like(largest))
+    squares = xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True)
+    return matrix / xp.sqrt(xp.where(alive, squares, xp.full_like(squares, xp.nan)))
+
+
+def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Array:
+    """The Gram matrix of features over its Frobenius norm, in float64.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Checked features.
+    kernel : Kernel
+        Kernel of the Gram matrix.
+    centring : "biased", "unbiased" or "none"
+        Centred, U-centred, or as it is.
+
+    Returns
+    -------
+    array (..., n, n) of float64
+        NaN where it is constant (zero when ``centring="none"``).
+    """
+    xp = array_namespace(x)
+    x = xp.astype(x, xp.float64)
+    if centring == "none":
+        if isinstance(kernel, Linear):
+            largest = xp.max(xp.abs(constant(x)), axis=(-2, -1), keepdims=True)
+            x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+        return unit_norm(xp, kernel(x))
+    if isinstance(kernel, Linear):
+        side = centred_linear(x, centring, as_gram=True)
+        assert isinstance(side, CentredGram)
+        return unit_norm(xp, side.matrix)
+    matrix = centred_gram(kernel(x), centring).matrix
+    # A spread far below the values leaves a mean by rounding; a second centring takes that too.
+    return unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))

@@ -35,3 +35,10 @@ def unbiased_share(sample: SampleTerms, norms: Array, total_x: Array, total_y: A
     ab = a * b
     linear = (sample.x_of_b + sample.y_of_a - 2 * ab + u * (total_y - b) + v * (total_x - a)) / (n - 2)
     return sample.products - ab - a * v - b * u + (n - 1) * u * v + linear + (norms - ab) / (n - 2) ** 2
+
+
+def without_each(total: Array, rows: Array, diagonal: Array | float, n: int, estimator: str) -> Array:
+    """The inner product without each sample, from the whole, the share of the sample and its diagonal product."""
+    if estimator == "unbiased":
+        return total - 2 * (n - 2) / (n - 3) * rows
+    return total - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonal

@@ -12,14 +12,10 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
+from .alignment import normalized_gram
 from .hsic import (
-    CentredGram,
-    center_gram,
-    centred_gram,
-    centred_linear,
     gram_is_cheaper,
     scaled_features,
-    u_center_gram,
 )
 from .kernels import Kernel, Linear
 from .validation import Array, check_estimator, check_features, check_finite, check_pair, constant, namespace
@@ -51,48 +47,6 @@ class Corridor(NamedTuple):
     upper: Array
     rank: Array
     spectral_lower: Array
-
-
-def unit_norm(xp: ModuleType, matrix: Array) -> Array:
-    """A matrix (..., n, n) over its Frobenius norm; NaN throughout where the matrix is zero."""
-    largest = xp.max(xp.abs(constant(matrix)), axis=(-2, -1), keepdims=True)
-    alive = largest > 0
-    matrix = matrix / xp.where(alive, largest, xp.ones_like(largest))
-    squares = xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True)
-    return matrix / xp.sqrt(xp.where(alive, squares, xp.full_like(squares, xp.nan)))
-
-
-def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Array:
-    """The Gram matrix of features over its Frobenius norm, in float64.
-
-    Parameters
-    ----------
-    x : array (..., n, p)
-        Checked features.
-    kernel : Kernel
-        Kernel of the Gram matrix.
-    centring : "biased", "unbiased" or "none"
-        Centred, U-centred, or as it is.
-
-    Returns
-    -------
-    array (..., n, n) of float64
-        NaN where it is constant (zero when ``centring="none"``).
-    """
-    xp = array_namespace(x)
-    x = xp.astype(x, xp.float64)
-    if centring == "none":
-        if isinstance(kernel, Linear):
-            largest = xp.max(xp.abs(constant(x)), axis=(-2, -1), keepdims=True)
-            x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-        return unit_norm(xp, kernel(x))
-    if isinstance(kernel, Linear):
-        side = centred_linear(x, centring, as_gram=True)
-        assert isinstance(side, CentredGram)
-        return unit_norm(xp, side.matrix)
-    matrix = centred_gram(kernel(x), centring).matrix
-    # A spread far below the values leaves a mean by rounding; a second centring takes that too.
-    return unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))
 
 
 def _spectrum(xp: ModuleType, symmetric: Array) -> Array:

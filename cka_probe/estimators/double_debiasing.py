@@ -12,8 +12,9 @@ from types import ModuleType
 from array_api_compat import array_namespace
 
 from .alignment import ratio
+from .closed_form import without_each
 from .hsic import CentredFeatures, scaled_features
-from .inference import Estimate, check_level, without_each
+from .inference import Estimate, check_level
 from .validation import Array, check_pair
 
 

@@ -15,10 +15,11 @@ from types import ModuleType
 from array_api_compat import array_namespace
 
 from .alignment import ratio, self_term
+from .closed_form import without_each
 from .hsic import Centred, both_sides, pairwise_inner, row_inner
 from .kernels import Kernel, Linear
-from .layer_grams import check_layers, layer_rows
-from .validation import Array, as_numpy, check_estimator, check_pair
+from .layer_grams import layer_rows
+from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair
 
 BLOCK = 4_000_000
 """Numbers that the leave-one-out values of all pairs of layers may fill at a time."""
@@ -69,13 +70,6 @@ def check_level(level: float) -> None:
 def _minimum(estimator: str) -> int:
     """Samples that are needed when one of them is left out."""
     return check_estimator(estimator) + 1
-
-
-def without_each(total: Array, rows: Array, diagonal: Array | float, n: int, estimator: str) -> Array:
-    """The inner product without each sample, from the whole, the share of the sample and its diagonal product."""
-    if estimator == "unbiased":
-        return total - 2 * (n - 2) / (n - 3) * rows
-    return total - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonal
 
 
 def _leave_one_out(
@@ -301,7 +295,7 @@ def cka_matrix_with_error(
     (3, 3)
     """
     check_level(level)
-    check_layers(xs, ys)
+    check_layer_lists(xs, ys)
     kernel = kernel or Linear()
     sides = [_Side.of(xs, "xs", kernel, estimator)]
     sides.append(sides[0] if ys is None else _Side.of(ys, "ys", kernel, estimator))

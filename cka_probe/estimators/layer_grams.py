@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device
 
 from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear, center_features
-from .validation import Array, check_estimator, check_layer_features, constant, namespace
+from .validation import Array, check_estimator, check_layer_features, constant
 
 MEAN_LIMIT = 0.5
 """A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
@@ -314,24 +314,6 @@ def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tupl
         ]
         divisors = divisors * xp.stack(arrays, axis=0)
     return stack / largest, divisors
-
-
-def check_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> None:
-    """Raise unless both are sequences of arrays of one library on one device."""
-    named: dict[str, Array] = {}
-    for side, name in ((xs, "xs"), (ys, "ys")):
-        if side is None:
-            continue
-        if getattr(side, "ndim", 3) < 3:
-            raise TypeError(f"`{name}` must be a sequence of arrays, one for each layer, got one array. Write [x].")
-        if not len(side):
-            raise ValueError(f"`{name}` holds no layers.")
-        named.update({f"{name}[{i}]": x for i, x in enumerate(side)})
-    namespace(*named.values(), names=tuple(named))
-    first, home = next(iter(named)), device(next(iter(named.values())))
-    for name, x in named.items():
-        if device(x) != home:
-            raise ValueError(f"`{first}` is on {home} and `{name}` on {device(x)}. Move both to one device first.")
 
 
 def layer_rows(features: Sequence[Array], name: str, kernel: Kernel, estimator: str) -> tuple[Array, Array, int]:

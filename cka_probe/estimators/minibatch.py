@@ -11,9 +11,9 @@ from array_api_compat import array_namespace
 from .alignment import ratio
 from .hsic import normalizer, pairwise_inner
 from .kernels import Kernel, Linear
-from .layer_grams import check_layers, layer_rows
+from .layer_grams import layer_rows
 from .permutation import cubic_sums, third_moment, upper_tail
-from .validation import Array, check_estimator
+from .validation import Array, check_estimator, check_layer_lists
 
 
 class MinibatchCKA:
@@ -79,7 +79,7 @@ class MinibatchCKA:
         TypeError, ValueError
             For bad features, named by their place; for different numbers of samples or of layers than before.
         """
-        check_layers(xs, ys)
+        check_layer_lists(xs, ys)
         rows_x, scale_x, samples = layer_rows(xs, "xs", self.kernel, self.estimator)
         if ys is None:
             self.update_rows(rows_x, scale_x, rows_x, scale_x, samples)

@@ -16,8 +16,8 @@ from array_api_compat import array_namespace
 from .alignment import ratio
 from .hsic import pairwise_inner
 from .kernels import Kernel, Linear
-from .layer_grams import check_layers, layer_rows
-from .validation import Array, as_numpy, check_estimator, check_pair
+from .layer_grams import layer_rows
+from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -241,7 +241,7 @@ def cka_matrix_test(
     >>> (cka_matrix_test([x, y, x + y]).p_value < 0.01).tolist()
     [[True, False, True], [False, True, True], [True, True, True]]
     """
-    check_layers(xs, ys)
+    check_layer_lists(xs, ys)
     _check_permutations(permutations)
     kernel = kernel or Linear()
     rows_x, _, samples = layer_rows(xs, "xs", kernel, "unbiased")

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from .corridor import Corridor, corridor_of, normalized_gram
+from .alignment import normalized_gram
+from .corridor import Corridor, corridor_of
 from .hsic import hsic_from_grams
 from .kernels import RBF, Kernel, Linear, center_features
-from .layer_mmd import cloud, clouds_mmd_squared
+from .measures.layer_mmd import cloud, clouds_mmd_squared
 from .validation import Array, check_pair
 
 CONJECTURE = "conjecture (not proved)"

@@ -191,3 +191,21 @@ def as_numpy(x: Array) -> Any:
     if hasattr(x, "get"):  # CuPy
         return x.get()
     return np.array(x.cpu().numpy() if hasattr(x, "cpu") else x)
+
+
+def check_layer_lists(xs: Sequence[Array], ys: Sequence[Array] | None) -> None:
+    """Raise unless both are sequences of arrays of one library on one device."""
+    named: dict[str, Array] = {}
+    for side, name in ((xs, "xs"), (ys, "ys")):
+        if side is None:
+            continue
+        if getattr(side, "ndim", 3) < 3:
+            raise TypeError(f"`{name}` must be a sequence of arrays, one for each layer, got one array. Write [x].")
+        if not len(side):
+            raise ValueError(f"`{name}` holds no layers.")
+        named.update({f"{name}[{i}]": x for i, x in enumerate(side)})
+    namespace(*named.values(), names=tuple(named))
+    first, home = next(iter(named)), device(next(iter(named.values())))
+    for name, x in named.items():
+        if device(x) != home:
+            raise ValueError(f"`{first}` is on {home} and `{name}` on {device(x)}. Move both to one device first.")

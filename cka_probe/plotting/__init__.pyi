@@ -1,11 +1,10 @@
 from .costs import plot_costs, plot_time_and_memory
-from .distillation import plot_accuracies
 from .grams import centred_gram, plot_gram, plot_gram_pairs
 from .grids import plot_before_after, plot_difference, plot_heatmap_grid, plot_heatmap_with_error
 from .heatmap import plot_heatmap
 from .report import write_report
 from .theory import plot_bound_slack, plot_bounds_along_training, plot_corridor
-from .training import plot_layer_trends, plot_training_curves
+from .training import plot_accuracies, plot_layer_trends, plot_training_curves
 
 __all__ = [
     "centred_gram",

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from cka_probe.plotting.labels import shorten
-from cka_probe.similarity import SimilarityMatrix
+from ..similarity.matrix import SimilarityMatrix
+from .labels import shorten
 
 if TYPE_CHECKING:
     import pandas as pd

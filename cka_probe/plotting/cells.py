@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from cka_probe.plotting.labels import root_figure
+from .labels import root_figure
 
 READABLE = 5.5  # points; smaller numbers are not written
 CHARACTER = 0.62  # width of a digit over the font size

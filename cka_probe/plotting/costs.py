@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from cka_probe.plotting.canvas import HATCHES, PALETTE, check_columns, despine, new_axes, number, plain_log
+from .canvas import HATCHES, PALETTE, check_columns, despine, new_axes, number, plain_log
 
 if TYPE_CHECKING:
     import pandas as pd

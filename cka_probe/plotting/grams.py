@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
-from cka_probe.plotting.labels import LINE, font_size, length
-from cka_probe.plotting.scale import add_bar
+from .labels import LINE, font_size, length
+from .scale import add_bar
 
 __all__ = ["centred_gram", "plot_gram", "plot_gram_pairs"]
 

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from cka_probe.plotting.canvas import as_similarity, names_size, picture_size
-from cka_probe.plotting.cells import hatch_cells
-from cka_probe.plotting.heatmap import Drawn, HeatmapOptions, draw_heatmap, finish_heatmaps, plot_heatmap
-from cka_probe.plotting.scale import colour_limits, measure_label
-from cka_probe.similarity import SimilarityMatrix
+from ..similarity.matrix import SimilarityMatrix
+from .canvas import as_similarity, names_size, picture_size
+from .cells import hatch_cells
+from .heatmap import Drawn, HeatmapOptions, draw_heatmap, finish_heatmaps, plot_heatmap
+from .scale import colour_limits, measure_label
 
 __all__ = ["plot_before_after", "plot_difference", "plot_heatmap_grid", "plot_heatmap_with_error"]
 

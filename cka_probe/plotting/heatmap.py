@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
-from cka_probe.plotting.canvas import as_similarity, is_square, names_size, picture_size
-from cka_probe.plotting.cells import annotate_cells, hatch_cells, mark_cells
-from cka_probe.plotting.labels import font_size, label_axis, root_figure, shorten
-from cka_probe.plotting.scale import colour_limits, draw_colorbar
-from cka_probe.similarity import SimilarityMatrix
+from ..similarity.matrix import SimilarityMatrix
+from .canvas import as_similarity, is_square, names_size, picture_size
+from .cells import annotate_cells, hatch_cells, mark_cells
+from .labels import font_size, label_axis, root_figure, shorten
+from .scale import colour_limits, draw_colorbar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from cka_probe.plotting.heatmap import CMAP
-from cka_probe.plotting.scale import colour_limits, measure_label
-from cka_probe.similarity import SimilarityMatrix
+from ..similarity.matrix import SimilarityMatrix
+from .heatmap import CMAP
+from .scale import colour_limits, measure_label
 
 __all__ = ["write_report"]
 

@@ -13,8 +13,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from cka_probe.plotting.labels import LINE, font_size, length, root_figure
-from cka_probe.similarity import SimilarityMatrix
+from ..similarity.matrix import SimilarityMatrix
+from .labels import LINE, font_size, length, root_figure
 
 _NAMES = {"cka": "CKA", "hsic": "HSIC", "mmd": "MMD", "mmd_squared": "MMD²", "cca": "CCA", "svcca": "SVCCA"}
 _NAMES |= {"pwcca": "PWCCA", "nbs": "NBS", "rsa": "RSA", "gulp": "GULP", "procrustes": "Procrustes"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from cka_probe.plotting.canvas import DASHES, MARKERS, PALETTE, check_columns, despine, new_axes, plain_log
+from .canvas import DASHES, MARKERS, PALETTE, check_columns, despine, new_axes, plain_log
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,9 +18,9 @@ from cka_probe.capture.batches import (
     certain_batch_size,
     join,
     joined_batches,
-    move,
     none_is_small,
 )
+from cka_probe.capture.trees import move
 
 Pair = namedtuple("Pair", "image target")
 

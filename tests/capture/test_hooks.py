@@ -9,8 +9,9 @@ from small_networks import image_batches, small_network
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.capture.hooks import Probe, first_tensor, samples_first
+from cka_probe.capture.hooks import Probe
 from cka_probe.capture.recorder import LayerRecorder
+from cka_probe.capture.trees import first_tensor, samples_first
 
 
 def hooks_of(net):

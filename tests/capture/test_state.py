@@ -11,7 +11,7 @@ from torch import nn
 import cka_probe as cp
 from cka_probe.capture.recorder import LayerRecorder
 from cka_probe.capture.state import borrowed, device_of, full_precision, reduces_products
-from cka_probe.streaming import Pass
+from cka_probe.capture.streaming import Pass
 
 CPU = torch.device("cpu")
 

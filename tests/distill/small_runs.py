@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from cka_probe.distill.training import distill
+from cka_probe.distill.training.classification import distill
 
 
 class ConvNet(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from small_runs import images, network, run
 from torch import nn
 
-from cka_probe.distill.diagnostics import Diagnostics
-from cka_probe.distill.gather import gather_batch
+from cka_probe.distill.losses.gather import gather_batch
+from cka_probe.distill.training.diagnostics import Diagnostics
 
 
 class GlobalDistances(nn.Module):

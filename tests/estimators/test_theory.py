@@ -25,7 +25,8 @@ from cka_probe.estimators import (
     corridor_curves,
     hsic,
 )
-from cka_probe.estimators.corridor import corridor_of, normalized_gram
+from cka_probe.estimators.alignment import normalized_gram
+from cka_probe.estimators.corridor import corridor_of
 
 # --- brute force -------------------------------------------------------------------------------------------------
 

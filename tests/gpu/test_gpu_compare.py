@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.capture.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram
 from cka_probe.capture.hooks import CaptureError
+from cka_probe.comparison.grams.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram
 from cka_probe.estimators.hsic import flat_centred
 
 KERNELS = pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.RBF(bandwidth=20.0), cp.Cosine()], ids=repr)

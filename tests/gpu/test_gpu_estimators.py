@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 
 import cka_probe as cp
 from cka_probe.estimators import MinibatchCKA, center_gram, cka_matrix, hsic, u_center_gram
-from cka_probe.estimators.blocks import blocked_cka
-from cka_probe.estimators.moments import MomentCKA
+from cka_probe.estimators.dataset.blocks import blocked_cka
+from cka_probe.estimators.dataset.moments import MomentCKA
 
 KERNELS = pytest.mark.parametrize(
     "kernel",

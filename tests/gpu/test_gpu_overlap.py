@@ -8,9 +8,9 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import cka_probe as cp
-from cka_probe import comparison
-from cka_probe.capture.side_stream import CudaStreams, SideStream
-from cka_probe.gram_keeper import GramKeeper
+from cka_probe.comparison import models as comparison
+from cka_probe.comparison.grams.keeper import GramKeeper
+from cka_probe.comparison.grams.side_stream import CudaStreams, SideStream
 
 
 def resnet():

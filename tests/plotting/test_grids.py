@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cka_probe.plotting import plot_before_after, plot_difference, plot_heatmap_grid, plot_heatmap_with_error
-from cka_probe.similarity import SimilarityMatrix
+from cka_probe.similarity.matrix import SimilarityMatrix
 
 
 def make(values, **kwargs):

@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 from cka_probe.plotting import plot_heatmap
 from cka_probe.plotting.cells import ink, rectangles
 from cka_probe.plotting.labels import shorten
-from cka_probe.similarity import SimilarityMatrix
+from cka_probe.similarity.matrix import SimilarityMatrix
 
 
 def make(rows, columns=None, *, shift=0.0, **kwargs):

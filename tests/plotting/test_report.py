@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from cka_probe.plotting import write_report
-from cka_probe.similarity import SimilarityMatrix
+from cka_probe.similarity.matrix import SimilarityMatrix
 
 
 def make(shape=(2, 3), **kwargs):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cka_probe.plotting import write_report
-from cka_probe.similarity import SimilarityMatrix
+from cka_probe.similarity.matrix import SimilarityMatrix
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

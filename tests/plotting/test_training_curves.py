@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from cka_probe.plotting import plot_layer_trends, plot_training_curves
-from cka_probe.similarity import SimilarityMatrix
+from cka_probe.similarity.matrix import SimilarityMatrix
 
 
 @pytest.fixture

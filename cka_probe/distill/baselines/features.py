@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..adapters import Adapters, channels, same_size
-from ..contract import DistillationLoss, feature_pairs, in_full_precision, not_negative, positive, unit_rows
-from ..gather import sum_over_processes
+from ..losses.adapters import Adapters, channels, same_size
+from ..losses.contract import DistillationLoss, feature_pairs, in_full_precision, not_negative, positive, unit_rows
+from ..losses.gather import sum_over_processes
 from .logits import softened_divergence
 
 __all__ = ["ATLoss", "CWDLoss", "FitNetLoss", "PKDLoss"]

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..contract import DistillationLoss, gathered, in_full_precision, logit_pair, not_negative, positive, unit_rows
+from ..losses.contract import (
+    DistillationLoss,
+    gathered,
+    in_full_precision,
+    logit_pair,
+    not_negative,
+    positive,
+    unit_rows,
+)
 
 __all__ = ["DISTLoss", "DKDLoss", "KDLoss"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...estimators.kernels import squared_distances
-from ..contract import (
+from ..losses.contract import (
     DistillationLoss,
     feature_pairs,
     gathered,

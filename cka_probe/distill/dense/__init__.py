@@ -1,6 +1,34 @@
-"""CKA losses for dense prediction: PCKA of feature pyramids, and the alignment of class-score maps."""
+"""Distillation of detectors and segmenters: losses, runs, networks, data. The one import that a user needs."""
 
-from .pyramid import PatchCKALoss
-from .score_maps import SegmentationCKALoss
+from ..losses.patch_cka import PatchCKALoss
+from ..losses.score_maps import SegmentationCKALoss
+from ..training.result import DenseResult
+from ..training.schedules import DenseSchedule
+from .data import CITYSCAPES_TRAIN_IDS, CocoBoxes, LabelMaps
+from .detection import PAPER_ROWS, average_precision, distill_detector
+from .networks import DETECTORS, SEGMENTERS, SmallResNet, detector, segmenter, small_pyramid
+from .scenes import SceneFolders, make_scenes
+from .segmentation import distill_segmenter, mean_iou
 
-__all__ = ["PatchCKALoss", "SegmentationCKALoss"]
+__all__ = [
+    "CITYSCAPES_TRAIN_IDS",
+    "CocoBoxes",
+    "DETECTORS",
+    "DenseResult",
+    "DenseSchedule",
+    "LabelMaps",
+    "PAPER_ROWS",
+    "PatchCKALoss",
+    "SEGMENTERS",
+    "SceneFolders",
+    "SegmentationCKALoss",
+    "SmallResNet",
+    "average_precision",
+    "detector",
+    "distill_detector",
+    "distill_segmenter",
+    "make_scenes",
+    "mean_iou",
+    "segmenter",
+    "small_pyramid",
+]

@@ -1,0 +1,154 @@
+"""Data by name, for the command line: nothing here is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+FEATURE_FILES = (".npy", ".npz", ".safetensors")
+
+
+def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npy, .npz or .safetensors file by name; nothing is unpickled.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is not there.
+    ValueError
+        If it is of another kind, broken, or holds Python objects.
+
+    Examples
+    --------
+    >>> load_arrays("missing.npz")
+    Traceback (most recent call last):
+    FileNotFoundError: There is no file missing.npz.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        if path.suffix == ".npy":
+            return {path.stem: np.load(path, allow_pickle=False)}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    raise ValueError(f"{path} is not one of {', '.join(FEATURE_FILES)}.")
+
+
+def load_data(
+    source: str,
+    *,
+    batch_size: int = 64,
+    samples: int | None = None,
+    image_size: int = 224,
+    channels: int = 3,
+    seed: int = 0,
+) -> Iterable[Any]:
+    """Batches of inputs by their source, always in the same order.
+
+    Parameters
+    ----------
+    source : str
+        "digits" (scikit-learn's images), "noise" (Gaussian images, for a first try), a folder of images (with or
+        without class folders), or a .npy, .npz or .safetensors file whose first array holds the inputs.
+    batch_size : int
+        Samples of a batch.
+    samples : int, optional
+        Use that many samples, drawn once with ``seed``; all when left out (1024 for noise).
+    image_size : int
+        Height and width that images are resized to.
+    channels : int
+        Channels of digits and noise.
+    seed : int
+        Chooses the samples.
+
+    Returns
+    -------
+    DataLoader
+        Of input tensors.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the source is not there, empty or of another kind.
+
+    Examples
+    --------
+    >>> next(iter(load_data("digits", image_size=16)))[0].shape
+    torch.Size([64, 3, 16, 16])
+    """
+    if samples is not None and samples < 1:
+        raise ValueError(f"`samples` must be at least 1, got {samples}.")
+    generator = torch.Generator().manual_seed(seed)
+    path = Path(source)
+    dataset: torch.utils.data.Dataset[Any]
+    if source == "noise":
+        inputs = torch.randn(samples or 1024, channels, image_size, image_size, generator=generator)
+        dataset, samples = TensorDataset(inputs), None
+    elif source == "digits":
+        from ..distill.data import digits
+
+        dataset = digits(size=image_size, channels=channels)[1]
+    elif path.is_dir():
+        dataset = _image_folder(path, image_size)
+    elif path.suffix in FEATURE_FILES:
+        arrays = load_arrays(path)
+        dataset = TensorDataset(torch.from_numpy(next(iter(arrays.values()))))
+    else:
+        raise FileNotFoundError(
+            f"There is no data {source!r}. Give 'digits', 'noise', a folder of images, "
+            f"or a {', '.join(FEATURE_FILES)} file."
+        )
+    if samples is not None and samples < len(dataset):
+        chosen = torch.randperm(len(dataset), generator=generator)[:samples]
+        dataset = torch.utils.data.Subset(dataset, chosen.tolist())
+    return DataLoader(dataset, batch_size=batch_size)
+
+
+class _Images(torch.utils.data.Dataset[torch.Tensor]):
+    """Images of a folder tree in the order of their paths, resized and normalised as for ImageNet."""
+
+    def __init__(self, paths: list[Path], size: int) -> None:
+        from torchvision import transforms
+
+        from ..distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
+
+        self.paths = paths
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(size),
+                transforms.CenterCrop(size),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def _image_folder(folder: Path, size: int) -> _Images:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}).")
+    return _Images(paths, size)

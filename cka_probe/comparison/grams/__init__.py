@@ -1,0 +1,1 @@
+"""The Gram matrix of a layer, taken inside its hook."""

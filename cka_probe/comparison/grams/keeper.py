@@ -1,0 +1,285 @@
+"""GramKeeper: what a comparison does with features inside a hook, on the CPU and, without waiting, on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+
+from ...capture.hooks import CaptureError
+from ...capture.recorder import NotFiniteError
+from ...estimators.hsic import flat_centred
+from ...estimators.kernels import Kernel, Linear
+from ...estimators.layer_grams import (
+    FEW,
+    MEAN_LIMIT,
+    LayerGram,
+    Mode,
+    doubtful,
+    layer_gram,
+    less_mean,
+    mean_over_spread,
+    repeated_gram,
+)
+from .cuda import by_cupy, fused_u_centre, half_gram, syrk_gram, tf32_products
+from .side_stream import CudaStreams, SideStream, Streams
+
+FIRST_LIMIT = MEAN_LIMIT / 2
+"""For the first minibatch of a layer on a GPU, which decides for all: later ones may lie a little above it."""
+
+COST = 6e-7 / MEAN_LIMIT
+"""What a mean above the spread costs CKA in float32, for each unit of ``mean_over_spread``."""
+
+
+class GramKeeper:
+    """Turns the features of each layer into their Gram matrix inside the hook.
+
+    On the CPU each minibatch decides for itself whether features have to be centred before the product, and NaN is
+    found at once. If a recorder reviews what was kept, a layer repeats inside its hook what it did in the minibatch
+    before, and ``review`` judges all layers together after the forward.
+
+    On any other device reading a number means waiting for all work before it. There the first minibatch decides for
+    each layer, later ones repeat what it did; how far that was right, and whether all was finite, is gathered on the
+    device by ``observe`` and read once, by ``finish``.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        As ``compare``.
+    backend : "torch" or "cupy"
+        Who multiplies and U-centres on an NVIDIA GPU.
+    tf32 : bool
+        Products of float32 features in TF32, on an NVIDIA GPU.
+    overlap : bool
+        On an NVIDIA GPU: from the second minibatch on, work on a stream beside that of the forward; what an operation
+        in place may have spoilt is found by ``review``. Only under a recorder that reviews.
+    deferred : bool, optional
+        Whether decisions are repeated and findings deferred; left out, on every device but the CPU.
+    streams : callable, optional
+        Gives the streams of a device for ``overlap``.
+
+    Attributes
+    ----------
+    reviewed : bool
+        Whether ``review`` will be asked after every minibatch; set by the recorder.
+    modes : dict of str to str
+        How the features of each layer are prepared next: "raw", "shifted" or "scaled".
+
+    Examples
+    --------
+    >>> GramKeeper(Linear())("fc", torch.tensor([[1.0], [2.0], [0.0], [1.0]])).gram.shape
+    torch.Size([4, 4])
+    """
+
+    takes_half = True
+    """Features may come in half precision; a recorder casts them otherwise."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        backend: str = "torch",
+        tf32: bool = False,
+        overlap: bool = False,
+        deferred: bool | None = None,
+        streams: Callable[[torch.device], Streams] = CudaStreams,
+    ) -> None:
+        self.kernel = kernel
+        self.backend = backend
+        self.tf32 = tf32
+        self.overlap = overlap
+        self.deferred = deferred
+        self._streams = streams
+        self._beside: SideStream | None = None
+        self._linear = isinstance(kernel, Linear)
+        self.reviewed = False
+        self.modes: dict[str, Mode] = {}
+        self._careful: set[str] = set()
+        self._mean_squares: dict[str, torch.Tensor | None] = {}
+        self._finite: dict[str, torch.Tensor] = {}
+        self._batches: list[int] = []
+        self._measures: list[torch.Tensor] = []
+
+    def _defers(self, device: torch.device) -> bool:
+        return device.type != "cpu" if self.deferred is None else self.deferred
+
+    def __call__(self, name: str, features: torch.Tensor) -> LayerGram:
+        """The Gram matrix of one layer and minibatch.
+
+        Raises
+        ------
+        NotFiniteError
+            If the features hold NaN or infinity and the findings are not deferred.
+        ValueError
+            With ``overlap``, if the features are not on an NVIDIA GPU.
+        """
+        if self.overlap and self._beside is None:
+            self._beside = SideStream(self._streams(features.device))
+        if not self._defers(features.device):
+            features = _single(features)
+            return self._repeated(name, features) or self._decided(name, features, MEAN_LIMIT)
+        with tf32_products(features.device) if self.tf32 else nullcontext():
+            mode = self.modes.get(name)
+            if self._linear and mode is None:
+                return self._first(name, features)
+            beside = self._beside if self.reviewed else None
+            if beside is not None and beside.takes(name, features):
+                kept, finite = beside.run(name, features, lambda: self._later(features, mode))
+            else:
+                kept, finite = self._later(features, mode)
+            if finite is not None:
+                self._finite[name] = finite
+            return kept
+
+    def _later(self, features: torch.Tensor, mode: Mode | None) -> tuple[LayerGram, torch.Tensor | None]:
+        """The Gram matrix without a decision, and for kernels other than the linear whether the features are finite."""
+        if mode is not None and self._linear:
+            if mode == "raw" and _is_half(features):
+                return LayerGram(half_gram(features), 1.0, "raw"), None
+            return repeated_gram(_single(features), mode, syrk_gram if self.backend == "cupy" else None), None
+        features = _single(features)
+        gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
+        return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
+
+    def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
+        """What the layer did in the minibatch before, to be reviewed; None where it has to be decided now."""
+        mode = self.modes.get(name) if self._linear and self.reviewed and name not in self._careful else None
+        if mode not in ("raw", "shifted") or len(features) < FEW:
+            return None
+        if mode == "raw":
+            gram, self._mean_squares[name] = features @ features.T, None
+        else:
+            gram, self._mean_squares[name] = less_mean(features)
+        return LayerGram(gram, 1.0, mode)
+
+    def review(self, kept: Mapping[str, LayerGram]) -> bool:
+        """Whether all that was repeated in this minibatch may stay; if not, it has to be run again, and reviewed again.
+
+        Layers for which it may not are decided on in every later minibatch, or with ``overlap`` are no longer read
+        beside the forward. Each False adds one at least.
+        """
+        if self._beside is not None and not self._beside.settle():
+            return False
+        asked, self._mean_squares = self._mean_squares, {}
+        for shifted in (False, True):
+            groups: dict[torch.dtype, list[str]] = {}
+            for name, square in asked.items():
+                if (square is not None) == shifted:
+                    groups.setdefault(kept[name].gram.dtype, []).append(name)
+            for names in groups.values():
+                squares = [square for name in names if (square := asked[name]) is not None]
+                grams = torch.stack([kept[name].gram for name in names])
+                doubts = doubtful(grams, torch.stack(squares) if shifted else None).tolist()
+                self._careful.update(name for name, doubt in zip(names, doubts, strict=True) if doubt)
+        return not self._careful.intersection(asked)
+
+    def _first(self, name: str, features: torch.Tensor) -> LayerGram:
+        result = self._decided(name, _single(features), FIRST_LIMIT)
+        if result.mode == "raw" and _is_half(features):
+            half_gram(features[:1])  # finds out what this torch can do while waiting is still allowed
+        return result
+
+    def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
+        result = layer_gram(features, self.kernel, limit=limit)
+        if len(features) > 3:  # fewer rows cannot be judged, and are always scaled
+            self.modes[name] = result.mode
+        # A Gram matrix whose own sums passed as safe (factor 1.0 of the linear kernel) is finite.
+        passed = self._linear and isinstance(result.factor, float)
+        if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
+            raise NotFiniteError
+        return result
+
+    def centred(self, stack: torch.Tensor, estimator: str) -> torch.Tensor:
+        """Flattened centred Gram matrices (layers, n * n) of a stack (layers, n, n)."""
+        if self.backend == "cupy" and estimator == "unbiased" and stack.dtype == torch.float32:
+            return fused_u_centre(stack)
+        return flat_centred(stack, estimator)
+
+    def observe(self, batch: int, names: Sequence[str], stack: torch.Tensor, rows: torch.Tensor) -> None:
+        """Gather, on the device, whether the Gram matrices of one minibatch are finite and as accurate as the first.
+
+        Parameters
+        ----------
+        batch : int
+            Number of the minibatch, for messages.
+        names : sequence of str
+            The layers.
+        stack : tensor (layers, n, n)
+            Their Gram matrices, of magnitude 1.
+        rows : tensor (layers, n * n)
+            The same, centred.
+        """
+        if not self._defers(stack.device):
+            return
+        if self._linear and stack.shape[-1] > 3:
+            measure = mean_over_spread(stack)
+            # A layer that is constant in this minibatch adds exact zeros: nothing of it is rounded.
+            measure = torch.where((rows == 0).all(1), 0.0 * measure.nan_to_num(posinf=0.0, nan=torch.nan), measure)
+        else:
+            measure = (
+                0.0 * stack.sum((1, 2), dtype=torch.float64) if self._linear else stack.new_zeros(len(names)).double()
+            )
+            for place, name in enumerate(names):
+                if name in self._finite:
+                    measure[place].masked_fill_(~self._finite[name], torch.nan)
+        self._finite = {}
+        self._batches.append(batch)
+        self._measures.append(measure)
+
+    def finish(self, model: str, names: Sequence[str]) -> list[str]:
+        """Read what was gathered since the last call, and say what it cost.
+
+        Parameters
+        ----------
+        model : str
+            What messages call the model.
+        names : sequence of str
+            The layers.
+
+        Returns
+        -------
+        list of str
+            A note for each layer whose mean lay too far above its spread in a later minibatch.
+
+        Raises
+        ------
+        CaptureError
+            If a layer gave NaN or infinity; the message names model, layer and minibatch.
+        """
+        if not self._measures:
+            return []
+        measures = torch.stack(self._measures).cpu()
+        batches, self._batches, self._measures = self._batches, [], []
+        bad = measures.isnan().nonzero()
+        if len(bad):
+            batch, layer = bad[0].tolist()
+            raise CaptureError(
+                f"Layer {names[layer]!r} of {model} gave NaN or infinity in batch {batches[batch]}, or numbers whose "
+                "squares are infinite. Check the input and weights; half precision may have overflowed."
+            )
+        notes = []
+        for layer, name in enumerate(names):
+            if self.modes.get(name, "scaled") != "raw":
+                continue
+            beyond = [(float(m), b) for m, b in zip(measures[:, layer], batches, strict=True) if m > MEAN_LIMIT]
+            if beyond:
+                worst, batch = max(beyond)
+                cost = "more than 4e-5" if math.isinf(worst) else f"up to {COST * worst:.0e}"
+                notes.append(
+                    f"{model}: in {len(beyond)} of {len(batches)} batches, most in batch {batch}, the mean of {name!r} "
+                    f"lay further above its spread than in the first, which decides on a GPU how it is centred: "
+                    f"rounding costs its values there {cost}. Shuffle the data, or compare on the CPU."
+                )
+        return notes
+
+
+def _is_half(features: torch.Tensor) -> bool:
+    """Half precision, and enough samples for a Gram matrix in float32."""
+    return features.dtype in (torch.float16, torch.bfloat16) and len(features) >= FEW
+
+
+def _single(features: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
+    return features if features.dtype in (torch.float32, torch.float64) else features.float()

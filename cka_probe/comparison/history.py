@@ -1,0 +1,126 @@
+"""CKA against a reference model while another trains: for Lightning, for the Hugging Face Trainer, or by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from ..capture.layers import unwrap
+from ..similarity.matrix import SimilarityMatrix
+from .models import compare
+
+
+class SimilarityHistory:
+    """The similarity of a model in training to a reference, step by step.
+
+    Parameters
+    ----------
+    reference : torch.nn.Module
+        Rows: the model to compare with, a teacher or the network at its start (pass a copy).
+    data : iterable of batches
+        The same samples every time: a list of batches or a DataLoader without shuffling.
+    **settings
+        Passed on to ``compare``: layers, layers_y, kernel, estimator, pooling, forward, data_y.
+
+    Attributes
+    ----------
+    matrices : dict of int to SimilarityMatrix
+        By training step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    >>> history = SimilarityHistory(net, [torch.randn(16, 8)])
+    >>> history.measure(net, step=0).shape
+    (2, 2)
+    """
+
+    def __init__(self, reference: nn.Module, data: Iterable[Any], **settings: Any) -> None:
+        self.reference = reference
+        self.data = data
+        self.settings = {"progress": False, **settings}
+        self.matrices: dict[int, SimilarityMatrix] = {}
+
+    def measure(self, model: nn.Module, step: int) -> SimilarityMatrix:
+        """Compare ``model`` as it is now, and keep the result under ``step``. Modes and random states are restored."""
+        self.matrices[step] = compare(self.reference, unwrap(model), self.data, **self.settings)
+        return self.matrices[step]
+
+    def to_frame(self) -> pd.DataFrame:
+        """All values so far, tidy: columns step, row, column, value and standard_error (NaN where unknown)."""
+        parts = []
+        for step, matrix in self.matrices.items():
+            error = matrix.standard_error
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "step": step,
+                        "row": [row for row in matrix.rows for _ in matrix.columns],
+                        "column": list(matrix.columns) * len(matrix.rows),
+                        "value": matrix.values.ravel(),
+                        "standard_error": float("nan") if error is None else error.ravel(),
+                    }
+                )
+            )
+        columns = ["step", "row", "column", "value", "standard_error"]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def trainer_callback(history: SimilarityHistory) -> Any:
+    """A callback for the Hugging Face Trainer that measures after every evaluation, by global step.
+
+    Parameters
+    ----------
+    history : SimilarityHistory
+        Receives the results.
+
+    Returns
+    -------
+    transformers.TrainerCallback
+        For ``Trainer(callbacks=[...])``. Measures on the main process only.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If transformers is not installed.
+    """
+    from transformers import TrainerCallback
+
+    class MeasureSimilarity(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - its signature
+            if state.is_world_process_zero:
+                history.measure(kwargs["model"], state.global_step)
+
+    return MeasureSimilarity()
+
+
+def lightning_callback(history: SimilarityHistory) -> Any:
+    """A callback for Lightning that measures at the end of every validation epoch, by global step.
+
+    Parameters
+    ----------
+    history : SimilarityHistory
+        Receives the results. Its layers are those of the LightningModule.
+
+    Returns
+    -------
+    lightning.pytorch.Callback
+        For ``Trainer(callbacks=[...])``. Measures on the main process only, not in the sanity check.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If lightning is not installed.
+    """
+    from lightning.pytorch import Callback
+
+    class MeasureSimilarity(Callback):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
+            if trainer.is_global_zero and not trainer.sanity_checking:
+                history.measure(pl_module, trainer.global_step)
+
+    return MeasureSimilarity()

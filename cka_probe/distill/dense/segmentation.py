@@ -1,0 +1,234 @@
+"""Segmenters: distillation on class scores and features, and the mean IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassJaccardIndex
+from tqdm.auto import tqdm
+
+from ...capture.state import frozen, modes_restored
+from ..losses.contract import DistillationLoss
+from ..taps.map_tap import MapTap
+from ..training.result import DenseResult
+from ..training.schedules import DenseSchedule
+from .data import IGNORED
+from .loop import Step, momentum_sgd, on_device, train_dense
+from .networks import segmenter
+
+__all__ = ["distill_segmenter", "mean_iou", "segmenter"]
+
+
+def distill_segmenter(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    train: Dataset[Any],
+    test: Dataset[Any] | None = None,
+    loss: DistillationLoss | None = None,
+    *,
+    layer: str = "classifier",
+    teacher_layer: str | None = None,
+    features: str | None = None,
+    teacher_features: str | None = None,
+    steps: int = 1000,
+    batch_size: int = 8,
+    learning_rate: float = 0.01,
+    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen, so one for all calls does no harm
+    optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd,
+    weight_decay: float = 5e-4,
+    clip_norm: float | None = None,
+    mixed_precision: str = "no",
+    workers: int = 0,
+    seed: int = 0,
+    output_dir: Path | str | None = None,
+    log_every: int = 50,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
+) -> DenseResult:
+    """The trained student segmenter, its history and its mean IoU: cross-entropy of pixels plus the terms of ``loss``.
+
+    The loss is given the class scores of both networks before they are upsampled, as logits (`SegmentationCKALoss`),
+    and where asked for the maps of another layer as features (`PatchCKALoss`, `CWDLoss`). The teacher stays in eval
+    mode.
+
+    Parameters
+    ----------
+    teacher : torch.nn.Module or None
+        A segmenter of the same classes. None trains without; teachers are trained so.
+    student : torch.nn.Module
+        Gives class scores (B, P, H, W), or a dict of them as "out". Trained in place.
+    train, test : Dataset
+        Of (image, labels) as `LabelMaps` gives them; without ``test`` nothing is scored.
+    loss : DistillationLoss, optional
+        Required with a teacher.
+    layer, teacher_layer : str
+        Paths of the modules that give the scores; the teacher's is the student's when None.
+    features, teacher_features : str, optional
+        Paths of the modules whose maps are the features; none when None.
+    steps, batch_size, learning_rate, schedule, optimizer, weight_decay, clip_norm, mixed_precision
+        As in `distill_detector`.
+    workers, seed, output_dir, log_every, progress, accelerator
+        As in `distill_detector`.
+
+    Returns
+    -------
+    DenseResult
+        ``scores`` as from `mean_iou`.
+
+    Raises
+    ------
+    TypeError
+        If a layer gives no maps.
+    ValueError
+        If a setting is out of range, a layer does not exist, a label is beyond the scores, or there is a teacher
+        without a loss or a loss without a teacher.
+    FloatingPointError
+        If the training loss is no longer finite.
+
+    References
+    ----------
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024; PAPER.md, Segmentation.
+    """
+    if (teacher is None) != (loss is None):
+        raise ValueError(
+            "A teacher needs a `loss` that compares its scores with the student's, and a loss needs a teacher. Pass "
+            "both, or neither to train the student alone."
+        )
+    if features is None and teacher_features is not None:
+        raise ValueError("`teacher_features` are compared with the student's: name its layer with `features` too.")
+    with frozen(teacher), ExitStack() as stack:
+        taps: list[tuple[MapTap, MapTap]] = []
+        if teacher is not None:
+            for ours, theirs in ((layer, teacher_layer), (features, teacher_features)):
+                if ours is not None:
+                    pair = MapTap(student, ours, None, "student"), MapTap(teacher, theirs or ours, None, "teacher")
+                    taps.append((stack.enter_context(pair[0]), stack.enter_context(pair[1])))
+
+        def seen(images: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+            """Logits and features of both networks, of the student's last forward pass, as a loss takes them."""
+            assert teacher is not None
+            with torch.no_grad():
+                teacher(images)
+            maps = [(ours.take()[1], theirs.take()[1]) for ours, theirs in taps]
+            logits, others = maps[0], maps[1] if len(maps) > 1 else ([], [])
+            return logits[0][0], logits[1][0], others[0], others[1]
+
+        def prepare(batch: Any) -> None:
+            images, labels = batch
+            with modes_restored(student), torch.no_grad():
+                scores = _scores(student.eval()(images))
+            known = labels[labels != IGNORED]
+            if len(known) and int(known.max()) >= scores.shape[1]:
+                raise ValueError(
+                    f"`train` has the label {int(known.max())}, but the student scores {scores.shape[1]} classes."
+                )
+            if teacher is not None:
+                teacher.to(images.device)
+                arguments = seen(images)
+                if callable(make := getattr(loss, "prepare", None)) and features is not None:
+                    make(*arguments[2:])
+
+        def step_of(accelerator: Accelerator) -> Step:
+            def terms(batch: Any, model: nn.Module) -> dict[str, Tensor]:
+                images, labels = batch
+                with accelerator.autocast():
+                    scores = _scores(model(images))
+                    arguments = None if loss is None else seen(images)
+                # A mean over no pixel at all would be NaN: such a batch teaches nothing.
+                total = functional.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="sum")
+                found = {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
+                return found if loss is None or arguments is None else found | loss.terms(*arguments, labels)
+
+            return terms
+
+        def score(model: nn.Module, device: torch.device) -> dict[str, float]:
+            assert test is not None
+            return mean_iou(model, test, batch_size=batch_size, device=device, progress=False)
+
+        return train_dense(
+            student,
+            train,
+            step_of,
+            extra=loss,
+            collate=None,
+            prepare=prepare,
+            score=None if test is None else score,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            mixed_precision=mixed_precision,
+            workers=workers,
+            seed=seed,
+            output_dir=output_dir,
+            log_every=log_every,
+            progress=progress,
+            accelerator=accelerator,
+        )
+
+
+def mean_iou(
+    model: nn.Module,
+    data: Dataset[Any],
+    *,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[str, float]:
+    """The intersection over union of each class over all pixels of the data, and the mean over classes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Gives class scores (B, P, H, W), or a dict of them as "out".
+    data : Dataset
+        Of (image, labels) as `LabelMaps` gives them.
+    batch_size : int
+        Pictures for each forward pass; 1 where their sizes differ.
+    device : torch.device, optional
+        Where to compute; where the model is when None.
+    progress : bool
+        Whether a progress bar is shown.
+
+    Returns
+    -------
+    dict of str to float
+        "mIoU" and "IoU 0", "IoU 1", ... in [0, 1]. A class that neither occurs nor is predicted is NaN, and left out of
+        the mean.
+
+    References
+    ----------
+    Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010, section 4.3.
+    """
+    device = next(model.parameters()).device if device is None else torch.device(device)
+    metric: MulticlassJaccardIndex | None = None
+    loader = DataLoader(data, batch_size)
+    with modes_restored(model), torch.no_grad():
+        model.eval()
+        for images, labels in tqdm(loader, disable=not progress, unit="batch"):
+            scores = _scores(model(on_device(images, device)))
+            scores = functional.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
+            if metric is None:
+                metric = MulticlassJaccardIndex(
+                    scores.shape[1], average="none", ignore_index=IGNORED, zero_division=float("nan")
+                )
+            metric.update(scores.argmax(1).cpu(), labels)
+    if metric is None:
+        raise ValueError("The data is empty, so it has no IoU.")
+    values = metric.compute().double()
+    return {"mIoU": float(values.nanmean()), **{f"IoU {number}": float(value) for number, value in enumerate(values)}}
+
+
+def _scores(output: Any) -> Tensor:
+    return output["out"] if isinstance(output, dict) else output

@@ -1,0 +1,18 @@
+"""CKA as a training loss: of features, logits, patches, class-score maps and hidden states."""
+
+from .cka import FeatureCKALoss, LogitCKALoss, RCKALoss
+from .contract import DistillationLoss
+from .hidden_states import HiddenStateCKALoss, match_depths
+from .patch_cka import PatchCKALoss
+from .score_maps import SegmentationCKALoss
+
+__all__ = [
+    "DistillationLoss",
+    "FeatureCKALoss",
+    "HiddenStateCKALoss",
+    "LogitCKALoss",
+    "PatchCKALoss",
+    "RCKALoss",
+    "SegmentationCKALoss",
+    "match_depths",
+]

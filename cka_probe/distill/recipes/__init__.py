@@ -1,0 +1,8 @@
+"""Recipes: runs described in TOML files, and tables of methods and seeds.
+
+Names are imported when they are first used: a recipe is read without torch.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

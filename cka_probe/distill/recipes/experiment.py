@@ -1,0 +1,252 @@
+"""A recipe becomes a run: networks, data and loss are made, the student trained, and all of it written down."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import warnings
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from .. import data as datasets
+from ..models.sources import load_model
+from ..training.checkpoints import write_whole
+from ..training.classification import distill
+from ..training.diagnostics import Diagnostics
+from ..training.result import DistillationResult
+from ..training.schedules import CosineDecay, StepDecay
+from .methods import METHODS, build_loss
+from .recipe import Data, Recipe, Schedule
+
+__all__ = ["environment", "finished", "load_datasets", "load_teacher", "run_directory", "run_recipe"]
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) -> DistillationResult:
+    """The result of a recipe's run, which goes on where an earlier process stopped.
+
+    Beside the weights and the history the run's directory holds ``recipe.toml`` as it was run, ``environment.json``
+    and, when all is done, ``result.json``.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Whose method and seed are run.
+    resume : bool
+        False starts again.
+    progress : bool
+        Whether progress bars are shown.
+
+    Returns
+    -------
+    DistillationResult
+        Its ``output_dir`` is `run_directory` of the recipe.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, TypeError
+        If data, weights or options are missing or wrong.
+    """
+    train, test, classes = load_datasets(recipe.data)
+    alone = recipe.loss.name == "ce"
+    teacher = None if alone else load_teacher(recipe, classes, progress)
+    torch.manual_seed(recipe.train.seed)  # one initial student for all methods
+    student = load_model(recipe.student.model, recipe.student.weights, num_classes=classes)
+    loss = build_loss(recipe.loss.name, recipe.loss.options)
+    weight = recipe.loss.ce_weight
+    look = recipe.diagnostics
+    directory = run_directory(recipe)
+    directory.mkdir(parents=True, exist_ok=True)
+    result_file = directory / "result.json"
+    if not resume:
+        result_file.unlink(missing_ok=True)
+    write_whole(directory / "recipe.toml", recipe.to_toml())
+    write_whole(directory / "environment.json", json.dumps(environment(recipe.train.seed), indent=1))
+    cache = recipe.output.directory / "teacher_outputs" if recipe.output.teacher_cache and not alone else None
+    result = distill(
+        teacher,
+        student,
+        train,
+        test,
+        loss,
+        student_layers=recipe.student.layers,
+        teacher_layers=None if recipe.teacher.layers == "auto" else recipe.teacher.layers,
+        ce_weight=METHODS[recipe.loss.name].ce_weight if weight is None else weight,
+        accumulation_steps=recipe.train.accumulation_steps,
+        accumulation=recipe.train.accumulation,
+        workers=recipe.data.workers,
+        seed=recipe.train.seed,
+        output_dir=directory,
+        resume=resume,
+        checkpoint_steps=recipe.output.checkpoint_steps,
+        tensorboard=recipe.output.tensorboard,
+        teacher_cache=cache,
+        diagnostics=None if look is None or alone else Diagnostics(**look.model_dump()),
+        progress=progress,
+        **_training(recipe.train),
+    )
+    facts = {
+        "recipe": recipe.name,
+        "method": recipe.loss.name,
+        "seed": recipe.train.seed,
+        "best_accuracy": result.best_accuracy,
+        "best_epoch": result.best_epoch,
+        "last_accuracy": result.last_accuracy,
+        "seconds": float(result.history["seconds"].sum()),
+        "notes": list(result.notes),
+    }
+    write_whole(result_file, json.dumps(facts, indent=1))
+    return result
+
+
+def run_directory(recipe: Recipe) -> Path:
+    """Where a recipe's run is written: directory / name / method / seed_N."""
+    return recipe.output.directory / recipe.name / recipe.loss.name / f"seed_{recipe.train.seed}"
+
+
+def finished(recipe: Recipe) -> dict[str, Any] | None:
+    """What ``result.json`` says of a recipe's run, or None while it is not done.
+
+    Raises
+    ------
+    ValueError
+        If the run in that directory was made by another recipe.
+    """
+    directory = run_directory(recipe)
+    if not (directory / "result.json").exists():
+        return None
+    # What a recipe is read into decides, not the text: a later version may write another default.
+    before = Recipe.load(directory / "recipe.toml")
+    different = [
+        section
+        for section in ("teacher", "student", "data", "loss", "train")
+        if getattr(before, section) != getattr(recipe, section)
+    ]
+    if different:
+        raise ValueError(
+            f"{directory} holds a run of another recipe: {', '.join(different)} "
+            f"{'differs' if len(different) == 1 else 'differ'}. Use another output directory, or --fresh."
+        )
+    return json.loads((directory / "result.json").read_text())
+
+
+def load_datasets(data: Data) -> tuple[Dataset[Any], Dataset[Any], int]:
+    """Training data, test data and the number of classes of a recipe's section ``data``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the files are missing or damaged; nothing is downloaded.
+    """
+    if data.name == "digits":
+        options = {"train_per_class": data.train_per_class, "size": data.size, "seed": data.seed}
+        train, test = datasets.digits(**{key: value for key, value in options.items() if value is not None})
+        return train, test, 10
+    assert data.root is not None  # the recipe was validated
+    augment = data.augment is not False
+    if data.name == "cifar100":
+        pair: Any = datasets.cifar100(data.root, augment=augment)
+    else:
+        pair = datasets.imagenet(data.root, augment=augment)
+    return pair[0], pair[1], len(pair[0].classes)
+
+
+def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Module:
+    """The teacher of a recipe: with weights from its file, trained here, or, with a warning, random.
+
+    A teacher that is trained here is kept in the directory ``teacher`` beside the runs, and trained once.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With its section ``teacher``.
+    classes : int
+        Length of the logits.
+    progress : bool
+        Whether a progress bar is shown.
+
+    Returns
+    -------
+    torch.nn.Module
+        The teacher.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such network or file, or they do not fit.
+    """
+    section = recipe.teacher
+    torch.manual_seed(0)
+    teacher = load_model(section.model, section.weights, num_classes=classes)
+    if section.train is not None:
+        train, test, _ = load_datasets(section.data or recipe.data)
+        directory = recipe.output.directory / recipe.name / "teacher"
+        workers = (section.data or recipe.data).workers
+        options = _training(section.train)
+        distill(None, teacher, train, test, output_dir=directory, workers=workers, progress=progress, **options)
+    elif section.weights is None and not section.model.startswith("hf:"):
+        warnings.warn(
+            f"The teacher {section.model} has no weights, so the student imitates a random network. Set "
+            "teacher.weights, or add a section [teacher.train].",
+            stacklevel=2,
+        )
+    return teacher
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, machine, seed and git commit: what a reader needs to repeat a run."""
+    versions = {}
+    for name in ("cka-probe", "torch", "torchvision", "numpy", "accelerate", "torchmetrics"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "gpus": gpus},
+        "seed": seed,
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the working directory and whether files differ from it; None outside a repository."""
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _training(section: Schedule) -> dict[str, Any]:
+    """The arguments of `distill` that a section ``train`` gives."""
+    schedule: Any = CosineDecay(warmup=section.warmup)
+    if section.schedule == "step":
+        options: dict[str, Any] = {"warmup": section.warmup}
+        if section.milestones is not None:
+            options["milestones"] = tuple(section.milestones)
+        if section.decay is not None:
+            options["factor"] = section.decay
+        schedule = StepDecay(**options)
+    momentum = 0.9 if section.momentum is None else section.momentum
+    sgd = partial(torch.optim.SGD, momentum=momentum)
+    return {
+        "epochs": section.epochs,
+        "batch_size": section.batch_size,
+        "learning_rate": section.learning_rate,
+        "schedule": schedule,
+        "optimizer": sgd if section.optimizer == "sgd" else torch.optim.AdamW,
+        "weight_decay": section.weight_decay,
+        "mixed_precision": section.mixed_precision,
+    }

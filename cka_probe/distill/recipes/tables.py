@@ -1,0 +1,258 @@
+"""Methods x seeds: runs what is missing, and the table with mean, deviation, the paper's number and a paired test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from ..training.checkpoints import write_whole
+from .experiment import finished, run_recipe
+from .methods import METHODS
+from .recipe import Recipe
+
+__all__ = ["format_latex", "format_markdown", "run_grid", "save_table", "summarise"]
+
+
+def run_grid(
+    recipes: Sequence[Recipe],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    resume: bool = True,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The accuracies of every recipe, method and seed; runs that are done are read, the others made or gone on with.
+
+    Parameters
+    ----------
+    recipes : sequence of Recipe
+        With different names.
+    methods : sequence of str
+        Keys of `METHODS`.
+    seeds : sequence of int
+        One run each.
+    resume : bool
+        False makes all runs again.
+    progress : bool
+        Whether progress bars are shown.
+
+    Returns
+    -------
+    DataFrame
+        Columns recipe, method, seed, last, best; accuracies in percent.
+
+    Raises
+    ------
+    ValueError
+        If two recipes have one name, a method does not exist, or a run was made by another recipe.
+    """
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Recipes of one table need different names, got {', '.join(names)}.")
+    cells = [
+        (recipe.name, method, seed, recipe.with_method(method, seed))
+        for recipe in recipes
+        for method in methods
+        for seed in seeds
+    ]
+    lines = []
+    for name, method, seed, cell in cells:
+        facts = finished(cell) if resume else None
+        if facts is None:
+            result = run_recipe(cell, resume=resume, progress=progress)
+            facts = {"last_accuracy": result.last_accuracy, "best_accuracy": result.best_accuracy}
+        last, best = 100 * facts["last_accuracy"], 100 * facts["best_accuracy"]
+        lines.append({"recipe": name, "method": method, "seed": seed, "last": last, "best": best})
+    return pd.DataFrame(lines)
+
+
+def summarise(runs: pd.DataFrame, recipes: Sequence[Recipe] = (), against: str | None = None) -> pd.DataFrame:
+    """Mean and deviation over seeds of each recipe and method, the paper's number, and the difference to a method.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        From `run_grid`.
+    recipes : sequence of Recipe
+        For the published numbers.
+    against : str, optional
+        The method that the others are compared with, seed by seed, by their last accuracy.
+
+    Returns
+    -------
+    DataFrame
+        Columns recipe, method, seeds, last_mean, last_sd, best_mean, best_sd, paper, difference, p: percent, and
+        percentage points of the last accuracy. ``sd`` is that of a sample (NaN for one seed). ``p`` is two-sided, of a
+        paired t-test, adjusted by Holm over the methods of a recipe; NaN where there are fewer than two pairs or no
+        spread.
+
+    Raises
+    ------
+    ValueError
+        If `against` is not among the methods.
+
+    References
+    ----------
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+
+    Examples
+    --------
+    >>> runs = pd.DataFrame(
+    ...     {"recipe": "a", "method": ["kd", "kd", "rcka", "rcka"], "seed": [0, 1, 0, 1], "last": [70.0, 72, 73, 74]}
+    ... )
+    >>> summarise(runs.assign(best=75.0), against="kd")[["method", "last_mean", "difference"]]
+      method  last_mean  difference
+    0     kd       71.0         NaN
+    1   rcka       73.5         2.5
+    """
+    if against is not None and against not in set(runs["method"]):
+        raise ValueError(f"The method {against!r} to compare with is not among {', '.join(runs['method'].unique())}.")
+    paper = {(recipe.name, method): value for recipe in recipes for method, value in recipe.paper.items()}
+    lines = []
+    for recipe, of_recipe in runs.groupby("recipe", sort=False):
+        base = None if against is None else of_recipe[of_recipe["method"] == against].set_index("seed")["last"]
+        block = []
+        for method, group in of_recipe.groupby("method", sort=False):
+            difference, p = np.nan, np.nan
+            if base is not None and method != against:
+                pairs = (group.set_index("seed")["last"] - base).dropna()
+                difference, p = float(pairs.mean()), _paired_p(pairs.to_numpy(float))
+            block.append(
+                {
+                    "recipe": recipe,
+                    "method": method,
+                    "seeds": len(group),
+                    "last_mean": group["last"].mean(),
+                    "last_sd": group["last"].std(),
+                    "best_mean": group["best"].mean(),
+                    "best_sd": group["best"].std(),
+                    "paper": paper.get((str(recipe), str(method)), np.nan),
+                    "difference": difference,
+                    "p": p,
+                }
+            )
+        adjusted = _holm(np.array([line["p"] for line in block], float))
+        lines += [{**line, "p": float(p)} for line, p in zip(block, adjusted, strict=True)]
+    return pd.DataFrame(lines)
+
+
+def format_markdown(table: pd.DataFrame, against: str | None = None) -> str:
+    """The table as Markdown, the best mean of each recipe in bold.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `summarise`.
+    against : str, optional
+        The method that was compared with, for the heading.
+
+    Returns
+    -------
+    str
+        With a final line break.
+    """
+    heading, rows = _cells(table, against, bold="**{}**", plus_minus="±")
+    lines = [heading, ["---"] * 2 + ["---:"] * (len(heading) - 2), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def format_latex(table: pd.DataFrame, against: str | None = None) -> str:
+    r"""The table as a LaTeX tabular with booktabs' rules, the best mean of each recipe in bold.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `summarise`.
+    against : str, optional
+        The method that was compared with, for the heading.
+
+    Returns
+    -------
+    str
+        ``\begin{tabular}`` to ``\end{tabular}``.
+    """
+    heading, rows = _cells(table, against, bold=r"\textbf{{{}}}", plus_minus=r"$\pm$")
+    lines = [" & ".join(cell.replace("_", r"\_") for cell in line) + r" \\" for line in (heading, *rows)]
+    rules = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    columns = "ll" + "r" * (len(heading) - 2)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}", ""])
+
+
+def save_table(table: pd.DataFrame, runs: pd.DataFrame, directory: Path, against: str | None = None) -> list[Path]:
+    """Saves table.csv, table.md, table.tex and runs.csv, and returns their paths.
+
+    Parameters
+    ----------
+    table, runs : DataFrame
+        From `summarise` and `run_grid`.
+    directory : path
+        Made when it does not exist.
+    against : str, optional
+        For the headings.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "table.csv": table.to_csv(index=False),
+        "table.md": format_markdown(table, against),
+        "table.tex": format_latex(table, against),
+        "runs.csv": runs.to_csv(index=False),
+    }
+    for name, content in contents.items():
+        write_whole(directory / name, content)
+    return [directory / name for name in contents]
+
+
+def _cells(table: pd.DataFrame, against: str | None, bold: str, plus_minus: str) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows as text; columns without any number are left out."""
+    spread = {True: f" {plus_minus} {{sd:.2f}}", False: ""}
+
+    def accuracy(line: Any, which: str) -> str:
+        mean, sd = line[f"{which}_mean"], line[f"{which}_sd"]
+        text = f"{mean:.2f}" + spread[bool(np.isfinite(sd))].format(sd=sd)
+        rivals = table[table["recipe"] == line["recipe"]][f"{which}_mean"]
+        return bold.format(text) if len(rivals) > 1 and mean == rivals.max() else text
+
+    heading = ["recipe", "method", "seeds", "last", "best"]
+    optional = [name for name in ("paper", "difference", "p") if table[name].notna().any()]
+    titles = {"paper": "paper", "difference": f"minus {_title(against)}", "p": "p (Holm)"}
+    formats = {"paper": "{:.2f}", "difference": "{:+.2f}", "p": "{:.3f}"}
+    rows = []
+    for _, line in table.iterrows():
+        row = [str(line["recipe"]), _title(line["method"]), str(line["seeds"]), accuracy(line, "last")]
+        row.append(accuracy(line, "best"))
+        row += [formats[name].format(line[name]) if pd.notna(line[name]) else "" for name in optional]
+        rows.append(row)
+    return heading + [titles[name] for name in optional], rows
+
+
+def _title(method: str | None) -> str:
+    return METHODS[method].title if method is not None and method in METHODS else str(method)
+
+
+def _paired_p(differences: NDArray[np.float64]) -> float:
+    """The two-sided p-value of a paired t-test; NaN without two pairs or without spread."""
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return np.nan
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def _holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Holm's adjusted p-values; NaN stays and counts as no test."""
+    adjusted = p.copy()
+    order = [i for i in np.argsort(p) if np.isfinite(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p[i] * (len(order) - rank)))
+        adjusted[i] = largest
+    return adjusted

@@ -1,0 +1,225 @@
+"""The stages of a network, found by running it once, and which stage of a student goes with which of its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...capture.batches import call_model
+from ...capture.layers import block_layers, unwrap
+from ...capture.state import borrowed
+from ...capture.trees import tensors
+
+__all__ = ["match_stages", "stage_layers"]
+
+# As many pairs as an image network has stages: what two transformers are compared by, however deep they are.
+FLAT_STAGES = 4
+
+# Modules that only reshape, drop or pool: the layer before them is the end of the stage.
+PASSIVE = ("pool", "dropout", "droppath", "flatten", "identity", "permute")
+
+
+def stage_layers(model: nn.Module, example_input: Any) -> list[str]:
+    """The layers at which the stages of a network end, in the order in which they run; the stem is not one of them.
+
+    A network that says so itself, by an attribute ``stage_layers``, is believed; all of `cka_probe.distill.models` do.
+    Otherwise the network is run once in eval mode without gradients: the stages are the last layers at each
+    resolution. Where the resolution never changes (transformers, multilayer perceptrons) they are up to four of the
+    blocks, or of the hidden layers with weights, at equal distances, the last one included.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A network; its state, mode and the random generators are afterwards as before.
+    example_input : Tensor, mapping or tuple
+        A batch as the network takes it; one sample is enough.
+
+    Returns
+    -------
+    list of str
+        Module paths.
+
+    Raises
+    ------
+    ValueError
+        If no stages are found: name the layers then.
+
+    Examples
+    --------
+    >>> import torch, torchvision
+    >>> stage_layers(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64))
+    ['layer1', 'layer2', 'layer3', 'layer4']
+    """
+    paths, flat = _find(model, example_input, "the network")
+    return _spread(paths, min(FLAT_STAGES, len(paths))) if flat else paths
+
+
+def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> tuple[list[str], list[str]]:
+    """Layers of the student and, pair by pair, those of the teacher that a feature loss may compare.
+
+    Both networks' stages (see `stage_layers`) are aligned from the end, as many as the one with fewer has; where one
+    of them has blocks of a single resolution, as many of these are taken at equal distances.
+
+    Parameters
+    ----------
+    student, teacher : torch.nn.Module
+        Any two networks that take `example_input`.
+    example_input : Tensor, mapping or tuple
+        A batch as the networks take it; one sample is enough.
+
+    Returns
+    -------
+    student_layers, teacher_layers : list of str
+        Of equal length, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If no stages are found in one of the networks: name the layers then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cka_probe.distill.models import build
+    >>> match_stages(build("ShuffleNetV1"), build("ResNet18"), torch.zeros(1, 3, 32, 32))
+    (['layer1', 'layer2', 'layer3'], ['layer2', 'layer3', 'layer4'])
+    """
+    student_paths, student_flat = _find(student, example_input, "the student")
+    teacher_paths, teacher_flat = _find(teacher, example_input, "the teacher")
+    count = min(len(student_paths), len(teacher_paths))
+    if student_flat and teacher_flat:
+        count = min(count, FLAT_STAGES)
+    return (
+        _spread(student_paths, count) if student_flat else student_paths[-count:],
+        _spread(teacher_paths, count) if teacher_flat else teacher_paths[-count:],
+    )
+
+
+@dataclass
+class _Visit:
+    """What one module did in the forward pass; extents are numbers of positions, height x width or tokens."""
+
+    module: nn.Module
+    entered: int | None  # extent of its input, None for a matrix
+    left: int | None  # extent of its output
+    point: Tensor | None  # the output itself where its extent is 1: it may be the logits
+
+
+def _find(model: nn.Module, example_input: Any, whose: str) -> tuple[list[str], bool]:
+    """Stage ends and False, or the blocks of a network of one resolution and True."""
+    model = unwrap(model)
+    own = getattr(model, "stage_layers", None)
+    if isinstance(own, tuple | list) and own:
+        return list(own), False
+    visits, logits = _run(model, example_input)
+    stages = _resolution_ends(visits, logits)
+    if len(stages) > 1:
+        return stages, False
+    blocks = [path for path in block_layers(model) if path in visits]
+    if len(blocks) > 1:
+        return blocks, True
+    hidden = [path for path, visit in visits.items() if _is_weight_layer(visit.module)][
+        :-1
+    ]  # the last gives the logits
+    if hidden:
+        return hidden, True
+    raise ValueError(
+        f"No stages were found in {whose} ({type(model).__name__}): it has fewer than two layers with weights. "
+        f"Name the layers to compare, or use a loss on the logits alone."
+    )
+
+
+def _run(model: nn.Module, example_input: Any) -> tuple[dict[str, _Visit], Tensor | None]:
+    """Every module that ran, in the order in which they finished, and the network's output."""
+    visits: dict[str, _Visit] = {}
+
+    def hook_of(path: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensor = next(tensors(output), None)
+            before = visits.pop(path, None)  # called again: the input of the first call, the output of the last
+            entered = _extent(next(tensors(inputs), None)) if before is None else before.entered
+            left = _extent(tensor)
+            visits[path] = _Visit(module, entered, left, tensor if left == 1 else None)
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(path)) for path, module in model.named_modules()]
+    try:
+        with borrowed([model]):
+            output = call_model(model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return visits, next(tensors(output), None)
+
+
+def _resolution_ends(visits: dict[str, _Visit], logits: Tensor | None) -> list[str]:
+    """The last unit at each extent, without the stem and whatever follows the global pooling."""
+    units = set(_units("", visits))
+    groups: dict[int, list[str]] = {}
+    for path, visit in visits.items():
+        if path not in units or visit.left is None:
+            continue
+        if _is_passive(visit.module):
+            if visit.left == 1 and visit.entered != 1:
+                break  # global pooling: the rest is the classifier
+        elif visit.point is None or logits is None or not _same_values(visit.point, logits):
+            groups.setdefault(visit.left, []).append(path)
+    weights = {
+        extent: sum(_is_weight_layer(inner) for path in paths for inner in visits[path].module.modules())
+        for extent, paths in groups.items()
+    }
+    kept = [extent for extent in groups if weights[extent] > 0]
+    if len(kept) > 1 and weights[kept[0]] == 1:
+        kept = kept[1:]  # a lone convolution at the first resolution is the stem
+    ends = {groups[extent][-1] for extent in kept}
+    return [path for path in visits if path in ends]
+
+
+def _units(path: str, visits: dict[str, _Visit]) -> list[str]:
+    """The modules in `path` that count as a whole.
+
+    A module through which the resolution falls more than once (``features``, an encoder) is a row of units; one that
+    lowers it once or not at all (a stage, a residual block) is a unit, whatever its inner convolutions do.
+    """
+    inside = [other for other in visits if other != path and (not path or other.startswith(f"{path}."))]
+    if path:
+        entered, left = visits[path].entered, visits[path].left or 1  # logits have no extent
+        extents = {visits[other].left for other in inside}
+        # What is smaller than the output is a side path, such as the pooled gate of squeeze-and-excitation.
+        falls = [extent for extent in extents if entered and extent and left <= extent < entered]
+        if len(falls) < 2:
+            return [path]
+    # A ModuleList does not run itself, so its parts are the nearest that ran.
+    within = {other for other in inside if any(other.startswith(f"{between}.") for between in inside)}
+    return [unit for child in inside if child not in within for unit in _units(child, visits)]
+
+
+def _spread(paths: list[str], count: int) -> list[str]:
+    return [paths[(index + 1) * len(paths) // count - 1] for index in range(count)]
+
+
+def _extent(tensor: Tensor | None) -> int | None:
+    """Positions in a map (channels first or last) or a sequence (n, tokens, d); None for anything else."""
+    if tensor is None or tensor.ndim not in (3, 4):
+        return None
+    if tensor.ndim == 3:
+        return tensor.shape[1]
+    channels_last = tensor.shape[1] == tensor.shape[2] != tensor.shape[3]
+    return tensor.shape[1] * tensor.shape[2] if channels_last else tensor.shape[2] * tensor.shape[3]
+
+
+def _same_values(point: Tensor, logits: Tensor) -> bool:
+    return point.numel() == logits.numel() and torch.equal(point.flatten(), logits.flatten())
+
+
+def _is_passive(module: nn.Module) -> bool:
+    return any(word in type(module).__name__.lower() for word in PASSIVE)
+
+
+def _is_weight_layer(module: nn.Module) -> bool:
+    """Whether it has a weight matrix or filter of its own, as convolutions and linear layers do and norms do not."""
+    return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))

@@ -1,0 +1,177 @@
+"""A network that also returns the activations of some of its layers, with the autograd graph intact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ...capture.batches import call_model
+from ...capture.hooks import Probe
+from ...capture.layers import unknown_layer, unwrap
+from ...capture.trees import first_tensor
+
+__all__ = ["TappedModel", "check_layer_names"]
+
+
+class TappedModel(nn.Module):
+    """A model whose forward pass returns its logits and the activations of the tapped layers.
+
+    The taps are the hooks of a `Probe`, set on entering the ``with`` block and removed on leaving it, whatever happens
+    in it. An activation that a later operation changes in place (torchvision's ResNets apply ReLU in place) is cloned
+    before that; all are in the first forward pass of a mode, which shows which need it. Clones stay in the autograd
+    graph.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any module. It is not copied and its own attributes do not change.
+    layers : sequence of str
+        Layer paths as in ``model.named_modules()``; the features come out in this order.
+    role : str
+        What the model is called in error messages, e.g. "student".
+
+    Raises
+    ------
+    ValueError
+        If a layer path does not exist in the model; the message gives the nearest names.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    >>> with TappedModel(net, ["0"]) as tapped:
+    ...     logits, features = tapped(torch.zeros(2, 4))
+    >>> logits.shape, features[0].shape
+    (torch.Size([2, 3]), torch.Size([2, 8]))
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str] = (), role: str = "model") -> None:
+        super().__init__()
+        check_layer_names(model, layers, role)
+        self.model = model
+        self.layers = tuple(layers)
+        self.role = role
+        self._probe: Probe | None = None
+        self._kept: dict[str, _Kept] = {}
+        # Of train and eval mode each: the calls whose outputs are changed in place later on.
+        self._in_place: dict[bool, set[str]] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> TappedModel:
+        if self.layers:
+            probe = Probe(self.model, list(self.layers), pooling=None, receiver=self._keep)
+            self._probe = self._stack.enter_context(probe)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._probe = None
+
+    def forward(self, inputs: Any) -> tuple[Tensor, list[Tensor]]:
+        """The logits and the tapped activations for one batch of inputs.
+
+        Parameters
+        ----------
+        inputs : Tensor or mapping
+            A mapping (a tokenizer's batch, say) is passed to the model as keywords.
+
+        Returns
+        -------
+        tuple
+            ``(logits, features)``, features in the order of ``layers``.
+
+        Raises
+        ------
+        ValueError
+            If a tapped layer was called twice, or not at all.
+        TypeError
+            If the model returns something without a tensor in it.
+        RuntimeError
+            If an activation was changed in place that was not in the first forward pass.
+        """
+        self._kept = {}
+        output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        logits = first_tensor(getattr(output, "logits", output))
+        if logits is None:
+            raise TypeError(f"The {self.role} returns a {type(output).__name__} without a tensor.")
+        if self._probe is None:
+            return logits, []
+        kept, self._kept = self._kept, {}
+        for layer in self.layers:
+            if f"{layer}#2" in kept:
+                raise ValueError(
+                    f"The {self.role}'s layer {layer!r} is called more than once in one forward pass, so its "
+                    "activation is ambiguous. Tap a layer that is called once."
+                )
+            if layer not in kept:
+                raise ValueError(
+                    f"The {self.role}'s layer {layer!r} was not called in the forward pass, so it has no activation. "
+                    "Tap a layer that the forward pass uses."
+                )
+        self._check_in_place(kept)
+        return logits, [kept[layer].features for layer in self.layers]
+
+    def _keep(self, name: str, _module: nn.Module, output: Tensor) -> None:
+        if output.is_inference():  # not watched by torch
+            self._kept[name] = _Kept(output.clone(), output, None)
+            return
+        known = self._in_place.get(self.model.training)
+        copied = known is None or name in known
+        # The version is that of the output before anything happens to it.
+        self._kept[name] = _Kept(output.clone() if copied else output, output, output._version)
+
+    def _check_in_place(self, kept: Mapping[str, _Kept]) -> None:
+        watched = {name: part for name, part in kept.items() if part.version is not None}
+        changed = {name for name, part in watched.items() if part.version != part.output._version}
+        if not watched:
+            return
+        known = self._in_place.setdefault(self.model.training, changed)
+        if unforeseen := sorted(changed - known):
+            known |= changed
+            raise RuntimeError(
+                f"The output of the {self.role}'s layer {unforeseen[0]!r} was changed in place by the forward pass, "
+                "but not in the first one: what was tapped is not what the layer gave. Make that operation one that "
+                "is not in place, or tap another layer."
+            )
+
+
+class _Kept(NamedTuple):
+    """An activation as it is handed on, the layer's own output, and how often that had been changed in the hook."""
+
+    features: Tensor
+    output: Tensor
+    version: int | None
+
+
+def check_layer_names(model: nn.Module, layers: Sequence[str], role: str = "model") -> None:
+    """An error with the nearest names for the first layer path that `model` does not have; otherwise nothing.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model that should have the layers.
+    layers : sequence of str
+        Layer paths.
+    role : str
+        What the model is called in the message.
+
+    Raises
+    ------
+    TypeError
+        If `layers` is a single string instead of a sequence of them.
+    ValueError
+        If a path is not in ``model.named_modules()``.
+    """
+    if isinstance(layers, str):
+        raise TypeError(f"{role}_layers must be a sequence of layer paths, got the single string {layers!r}.")
+    names = dict(unwrap(model).named_modules(remove_duplicate=False))
+    for layer in layers:
+        if layer not in names:
+            raise ValueError(f"`{role}_layers`: {unknown_layer(str(layer), names, type(unwrap(model)).__name__)}")

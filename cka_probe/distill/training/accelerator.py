@@ -1,0 +1,40 @@
+"""The accelerator of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+__all__ = ["accelerator_for"]
+
+
+@contextmanager
+def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: float) -> Iterator[Accelerator]:
+    """The caller's accelerator, or one of our own that leaves no settings behind in accelerate's global state."""
+    if given is not None:
+        if mixed_precision not in ("no", given.mixed_precision):
+            raise ValueError(
+                f"mixed_precision={mixed_precision!r}, but the accelerator that you pass has "
+                f"{given.mixed_precision!r}. Set it there."
+            )
+        yield given
+        return
+    if mixed_precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f'`mixed_precision` must be "no", "bf16" or "fp16", got {mixed_precision!r}.')
+    alone = not AcceleratorState._shared_state
+    if not alone and AcceleratorState().mixed_precision != mixed_precision:
+        raise ValueError(
+            f"mixed_precision={mixed_precision!r}, but this process already has an Accelerator with "
+            f"{AcceleratorState().mixed_precision!r}, and accelerate allows one. Pass that one as `accelerator`."
+        )
+    # Without cross-entropy a feature loss may leave the classifier without a gradient, which DDP must be told.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=ce_weight == 0)
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
+    try:
+        yield accelerator
+    finally:
+        if alone:
+            AcceleratorState._reset_state()

@@ -1,0 +1,337 @@
+"""The distillation run: a frozen teacher, a student with taps, one loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
+from ..taps.tapped_model import TappedModel
+from .accelerator import accelerator_for
+from .batches import Batch, evaluation_loader, seed_everything, split_batch, training_batches
+from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
+from .preparation import check_arguments, choose_layers, describe, digest, fit_together
+from .result import DistillationResult
+from .run_files import RunFiles
+from .run_state import RunState
+from .schedules import StepDecay
+from .steps import accumulated_gradient, exact_gradient, weighted_terms
+from .teacher_cache import cached_teacher
+
+__all__ = ["distill"]
+
+
+def distill(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    train: Dataset[Any] | DataLoader[Any],
+    test: Dataset[Any] | DataLoader[Any],
+    loss: nn.Module | Callable[..., Any] | None = None,
+    *,
+    student_layers: Sequence[str] | str = "auto",
+    teacher_layers: Sequence[str] | str | None = None,
+    epochs: int = 240,
+    batch_size: int | None = None,
+    learning_rate: float = 0.05,
+    schedule: Callable[[int, int], float] = StepDecay(),  # noqa: B008 - frozen, so one for all calls does no harm
+    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=0.9),  # noqa: B008
+    weight_decay: float = 5e-4,
+    ce_weight: float = 1.0,
+    accumulation_steps: int = 1,
+    accumulation: str = "exact",
+    mixed_precision: str = "no",
+    workers: int = 0,
+    seed: int = 0,
+    output_dir: Path | str | None = None,
+    resume: bool = True,
+    checkpoint_steps: int | None = None,
+    tensorboard: bool = False,
+    teacher_cache: Path | str | None = None,
+    diagnostics: Diagnostics | None = None,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
+) -> DistillationResult:
+    """The history and weights of a student trained on labels and on what a frozen teacher makes of the same samples.
+
+    The student is trained in place, by SGD on cross-entropy plus the terms of `loss`. The teacher stays in eval mode,
+    so that its batch-norm statistics do not move. Hooks, modes, gradient flags and random states are afterwards as
+    before, also after an exception or Ctrl-C.
+
+    A run with an `output_dir` saves a checkpoint after every epoch. Killed at any time and called again with the same
+    arguments it goes on from there, and on a CPU ends with the same weights bit for bit.
+
+    Under `accelerate launch` or torchrun every process trains on its share of each batch; the losses of this package
+    gather the whole batch, so that the result is that of one process.
+
+    Parameters
+    ----------
+    teacher : torch.nn.Module or None
+        None trains with the labels alone; teachers are trained so.
+    student : torch.nn.Module
+        Any classifier with logits of shape (B, classes).
+    train, test : Dataset or DataLoader
+        Of (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and augmentation; a
+        generator that your own loader has is reseeded.
+    loss : torch.nn.Module, callable or None
+        ``loss(student_logits, teacher_logits, student_features, teacher_features, target)``; its weighted ``terms``,
+        where it has them, are recorded one by one. None trains with the labels alone.
+    student_layers, teacher_layers : sequence of str, or "auto"
+        Layer paths whose activations the loss compares, pair by pair; `teacher_layers` defaults to `student_layers`.
+        "auto" matches the stages of the two networks where the loss needs features.
+    epochs : int
+        Passes over `train`.
+    batch_size : int, optional
+        Samples for each step of the optimiser, over all processes (64 when None). Not with DataLoaders.
+    learning_rate : float
+        At the start; `schedule` multiplies it.
+    schedule : callable
+        ``schedule(epoch, epochs)`` gives the factor of an epoch: `StepDecay` or `CosineDecay`.
+    optimizer : callable
+        Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
+    weight_decay : float
+        Of all parameters.
+    ce_weight : float
+        Weight of the cross-entropy with the labels.
+    accumulation_steps : int
+        Each batch is computed in that many microbatches, to save memory.
+    accumulation : {"exact", "mean"}
+        "exact": the loss of the whole batch, at the price of one more forward pass (for losses that relate samples, CKA
+        among them); "mean": the mean of the microbatches' losses.
+    mixed_precision : {"no", "bf16", "fp16"}
+        For the networks; losses see float32.
+    workers : int
+        Processes that load data sets.
+    seed : int
+        The same seed gives the same weights bit for bit on a CPU, whatever the number of workers.
+    output_dir : path, optional
+        Receives best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
+    resume : bool
+        Whether to go on from a checkpoint in `output_dir`; False starts again.
+    checkpoint_steps : int, optional
+        Save a checkpoint within the epoch too, after every so many steps.
+    tensorboard : bool
+        Whether the history also goes to ``output_dir/tensorboard``.
+    teacher_cache : path, optional
+        Where the teacher's outputs are kept on disk and read from then on. For data sets without augmentation.
+    diagnostics : Diagnostics, optional
+        When to measure teacher-student CKA and the agreement of the loss terms.
+    progress : bool
+        Whether a progress bar is shown.
+    accelerator : accelerate.Accelerator, optional
+        Your own, with a device or DDP options of your choice; it brings its own mixed precision.
+
+    Returns
+    -------
+    DistillationResult
+        Accuracies are fractions in [0, 1].
+
+    Raises
+    ------
+    TypeError
+        If a data argument, a batch or a layer list is of the wrong kind.
+    ValueError
+        If an argument is out of range, a layer does not exist, batches are too small, the class counts do not fit, or
+        `output_dir` holds a run with other settings.
+    FloatingPointError
+        If the training loss is no longer finite.
+    CheckpointError
+        If no checkpoint in `output_dir` can be read.
+    OSError
+        If there is no room for a file; the last good checkpoint is intact.
+
+    References
+    ----------
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, equations 12 to 14.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> data = TensorDataset(torch.randn(32, 4), torch.arange(32) % 2)
+    >>> result = distill(None, torch.nn.Linear(4, 2), data, data, epochs=2, batch_size=8, progress=False)
+    >>> result.history.columns.tolist()
+    ['epoch', 'train_loss', 'cross_entropy', 'train_accuracy', 'test_accuracy', 'lr', 'seconds']
+    """
+    check_arguments(
+        teacher,
+        student,
+        loss,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        ce_weight=ce_weight,
+        accumulation_steps=accumulation_steps,
+        accumulation=accumulation,
+        diagnostics=diagnostics,
+        output_dir=output_dir,
+        teacher_cache=teacher_cache,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(random_states_restored())
+        stack.enter_context(modes_restored(student))
+        stack.enter_context(frozen(teacher))
+        accelerator = stack.enter_context(accelerator_for(accelerator, mixed_precision, ce_weight))
+        main, device = accelerator.is_main_process, accelerator.device
+
+        # The data, the two networks with their taps, and the loss.
+        seed_everything(seed)
+        batches = training_batches(train, batch_size=batch_size, seed=seed, workers=workers, accelerator=accelerator)
+        tests = evaluation_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
+        sample = batches.sample()
+        for network in filter(None, (teacher, student)):
+            network.to(device)
+        layers, layers_y = choose_layers(teacher, student, loss, sample, student_layers, teacher_layers)
+        pupil = stack.enter_context(TappedModel(student, layers, "student"))
+        master = None if teacher is None else stack.enter_context(TappedModel(teacher, layers_y, "teacher"))
+
+        def ask_teacher(batch: Batch) -> Any:
+            if master is None or loss is None:
+                return None
+            with torch.no_grad(), accelerator.autocast():
+                logits, features = master(batch.inputs)
+            return logits.float(), [feature.float() for feature in features]
+
+        terms_of = partial(weighted_terms, loss, ce_weight)
+        teach: Callable[[Batch], Any] = ask_teacher
+        classes = fit_together(pupil, teach, loss, terms_of, sample, accelerator)
+        if teacher_cache is not None and master is not None:
+            teach = cached_teacher(teacher_cache, master, teach, batches, accelerator, progress and main)
+
+        # The optimiser, and what an earlier process left.
+        extra = loss if isinstance(loss, nn.Module) else nn.Module()
+        parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
+        descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+        model, descent = accelerator.prepare(pupil, descent)
+        gradient = accumulated_gradient if accumulation == "mean" or loss is None else exact_gradient
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "steps_per_epoch": len(batches),
+            "learning_rate": learning_rate,
+            "schedule": describe(schedule),
+            "optimizer": describe(optimizer),
+            "weight_decay": weight_decay,
+            "loss": describe(loss),
+            "ce_weight": ce_weight,
+            "student_layers": layers,
+            "teacher_layers": layers_y,
+            "teacher_weights": digest(teacher),
+            "accumulation": [accumulation_steps, accumulation],
+            "mixed_precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "seed": seed,
+        }
+        files = RunFiles(output_dir, settings, resume=resume, main=main, tensorboard=tensorboard)
+        stack.callback(files.close)
+        run = RunState(files.state)
+        best: dict[str, Tensor] = {}
+        if files.state is not None:
+            run.load(student, extra, descent, accelerator)
+            best = files.best_state() if run.rows else {}
+
+        total = epochs * len(batches)
+        done = run.epoch * len(batches) + run.step
+        bar = stack.enter_context(tqdm(total=total, initial=done, disable=not (progress and main), unit="step"))
+        for epoch in range(run.epoch, epochs):
+            started = time.perf_counter() - run.seconds
+            seed_everything(seed, epoch, accelerator.process_index)
+            if run.random is not None:
+                set_random_states(run.random[accelerator.process_index])
+            rate = learning_rate * schedule(epoch, epochs)
+            for group in descent.param_groups:
+                group["lr"] = rate
+            bar.set_description(f"epoch {epoch + 1}/{epochs}")
+            pupil.train()
+            extra.train()
+
+            for batch in batches.of_epoch(epoch, first=run.step):
+                logits, terms = gradient(accelerator, model, teach, terms_of, batch, accumulation_steps)
+                _average_gradients(accelerator, extra)
+                descent.step()
+                descent.zero_grad()
+                run.add(batch, logits, terms)
+                bar.update()
+                if checkpoint_steps and run.step % checkpoint_steps == 0 and run.step < len(batches):
+                    run.random = gather_object([random_states()])
+                    run.seconds = time.perf_counter() - started
+                    files.save_checkpoint(run.state(student, extra, descent, accelerator))
+
+            row = {"epoch": epoch + 1, **run.means(accelerator)}
+            row["test_accuracy"] = accuracy(pupil, tests, classes, accelerator)
+            row |= {"lr": rate, "seconds": time.perf_counter() - started}
+            improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
+            run.finish_epoch(row)
+            bar.set_postfix(loss=f"{row['train_loss']:.3f}", test=f"{row['test_accuracy']:.2%}")
+
+            if diagnostics is not None and master is not None:
+                share = -(-diagnostics.samples // accelerator.num_processes)
+                agreement = partial(
+                    similarities, master, pupil, tests, share, distributed=accelerator.num_processes > 1
+                )
+                # A loss on logits alone taps no layer: its pair is that of the networks' outputs.
+                tapped = (layers_y, layers) if layers else ("", "")
+                if run.epoch % diagnostics.every == 0 or run.epoch == epochs:
+                    matrix = agreement(tapped)
+                    pairs = (
+                        zip(layers_y, layers, strict=True) if layers else zip(matrix.rows, matrix.columns, strict=True)
+                    )
+                    run.diagnostics += pair_similarities(run.epoch, matrix, list(pairs))
+                    run.diagnostics += gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator)
+                if diagnostics.heatmap_every and run.epoch % diagnostics.heatmap_every == 0:
+                    chosen = diagnostics.heatmap_layers
+                    both = tapped if chosen is None else (chosen, chosen)
+                    files.save_heatmap(agreement(both), run.epoch)
+
+            facts = {"epoch": run.epoch, "test_accuracy": row["test_accuracy"], "seed": seed}
+            if improved:
+                best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
+                files.save_weights("best", best, facts)
+            files.save_weights("last", student.state_dict(), facts)
+            files.log(run.rows, run.diagnostics)
+            files.save_checkpoint(run.state(student, extra, descent, accelerator))
+
+        return DistillationResult(
+            history=pd.DataFrame(run.rows),
+            student=student,
+            best_state=best,
+            diagnostics=pd.DataFrame(run.diagnostics),
+            notes=(*batches.notes, *run.notes),
+            output_dir=files.directory,
+        )
+
+
+def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelerator: Accelerator) -> float:
+    """The fraction of right answers over a loader, in eval mode, over all processes; in [0, 1]."""
+    from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
+
+    metric = MulticlassAccuracy(classes, average="micro", validate_args=False, sync_on_compute=False)
+    metric = metric.to(accelerator.device)
+    model.eval()
+    if accelerator.num_processes > 1:  # every process judges its part of the data by the same batch-norm statistics
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+    with torch.no_grad(), accelerator.autocast():
+        for batch in loader:
+            inputs, target = split_batch(batch)
+            predicted = model(inputs)[0].argmax(1)
+            metric.update(*accelerator.gather_for_metrics((predicted, target)))
+    return float(metric.compute())
+
+
+def _average_gradients(accelerator: Accelerator, loss: nn.Module) -> None:
+    """What DDP does for the student, for a loss with parameters of its own."""
+    if accelerator.num_processes > 1:
+        for parameter in loss.parameters():
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")

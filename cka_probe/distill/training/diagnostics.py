@@ -1,0 +1,204 @@
+"""What goes on while a student learns: how alike the tapped layers are, and whether the loss terms pull together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...capture.layers import Layers
+from ...capture.state import buffers_restored, modes_restored, random_states_restored
+from ...comparison.models import compare
+from ...similarity.matrix import SimilarityMatrix
+from ..taps.tapped_model import TappedModel
+from .batches import MINIMUM_BATCH, Batch, split_batch
+
+__all__ = ["Diagnostics", "gradient_cosines", "pair_similarities", "similarities"]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """When and on how much data a run is looked into. It changes nothing in the run: the weights stay the same.
+
+    Parameters
+    ----------
+    every : int
+        After every so many epochs, and the last: the CKA of each tapped pair on test samples, with its chance level and
+        standard error, and the cosine between the gradients of the loss terms on a training batch.
+    samples : int
+        Test samples for the CKA.
+    heatmap_every : int, optional
+        After every so many epochs, the CKA of all layers of teacher and student as a picture and a file, in
+        ``output_dir/heatmaps``.
+    heatmap_layers : layers, optional
+        Of both networks, as in `cka_probe.compare`; the tapped ones when None.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive.
+
+    Examples
+    --------
+    >>> Diagnostics(every=5, heatmap_every=20, heatmap_layers="blocks")
+    Diagnostics(every=5, samples=512, heatmap_every=20, heatmap_layers='blocks')
+    """
+
+    every: int = 10
+    samples: int = 512
+    heatmap_every: int | None = None
+    heatmap_layers: Layers | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "heatmap_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.samples < MINIMUM_BATCH:
+            raise ValueError(f"`samples` must be at least {MINIMUM_BATCH}, got {self.samples}.")
+
+
+def similarities(
+    master: TappedModel,
+    pupil: TappedModel,
+    loader: Iterable[Any],
+    samples: int,
+    layers: tuple[Layers, Layers],
+    distributed: bool = False,
+) -> SimilarityMatrix:
+    """CKA of layers of the teacher (rows) with layers of the student (columns) on the first samples of a loader.
+
+    Parameters
+    ----------
+    master, pupil : TappedModel
+        Teacher and student, on their device.
+    loader : iterable of batches
+        Of (input, label) or dicts with "labels".
+    samples : int
+        Roughly how many samples are used: whole batches.
+    layers : tuple
+        Layers of the teacher and of the student, as in `cka_probe.compare`.
+    distributed : bool
+        Whether `loader` is this process's share of the data.
+
+    Returns
+    -------
+    SimilarityMatrix
+        With standard errors and chance levels.
+    """
+
+    def first_batches() -> Iterable[Any]:
+        seen = 0
+        for batch in loader:
+            inputs, target = split_batch(batch)
+            # A list would be taken for (input, target); networks of several inputs get them as they came.
+            yield inputs if isinstance(inputs, (Tensor, dict)) else (*inputs,)
+            seen += len(target)
+            if seen >= samples:
+                return
+
+    with modes_restored(master.model, pupil.model):
+        return compare(
+            master.model,
+            pupil.model,
+            first_batches(),
+            layers=layers[0],
+            layers_y=layers[1],
+            distributed=distributed,
+            progress=False,
+        )
+
+
+def pair_similarities(epoch: int, matrix: SimilarityMatrix, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """One line for each (teacher layer, student layer) pair: its CKA, chance level and standard error.
+
+    Parameters
+    ----------
+    epoch : int
+        Counted from 1.
+    matrix : SimilarityMatrix
+        From `similarities`.
+    pairs : sequence of (str, str)
+        Teacher's and student's layer.
+
+    Returns
+    -------
+    list of dict
+        With epoch, quantity "cka", first, second, value, chance and standard_error.
+    """
+    lines = []
+    for first, second in pairs:
+        cell = (matrix.rows.index(first), matrix.columns.index(second))
+        lines.append(
+            {
+                "epoch": epoch,
+                "quantity": "cka",
+                "first": first,
+                "second": second,
+                "value": float(matrix.values[cell]),
+                "chance": None if matrix.chance is None else float(matrix.chance[cell]),
+                "standard_error": None if matrix.standard_error is None else float(matrix.standard_error[cell]),
+            }
+        )
+    return lines
+
+
+def gradient_cosines(
+    epoch: int,
+    pupil: TappedModel,
+    teach: Callable[[Batch], Any],
+    terms_of: Callable[..., dict[str, Tensor]],
+    batch: Batch,
+    accelerator: Any,
+) -> list[dict[str, Any]]:
+    """The norm of each weighted term's gradient for one batch, and the cosine between those of each two terms.
+
+    A cosine below 0 says that the terms work against each other; a norm far below the others, that a term does little.
+
+    Parameters
+    ----------
+    epoch : int
+        Counted from 1.
+    pupil : TappedModel
+        The student; its buffers, modes and the random states are afterwards as before.
+    teach, terms_of : callable
+        As in `steps.accumulated_gradient`.
+    batch : Batch
+        Training samples.
+    accelerator : Accelerator
+        For mixed precision and the mean over processes.
+
+    Returns
+    -------
+    list of dict
+        With epoch, quantity ("gradient norm" or "gradient cosine"), first, second, value; cosines are in [-1, 1], NaN
+        for a term without gradient.
+    """
+    parameters = [parameter for parameter in pupil.parameters() if parameter.requires_grad]
+    with random_states_restored(), modes_restored(pupil), buffers_restored(pupil):
+        pupil.train()
+        with accelerator.autocast():
+            logits, features = pupil(batch.inputs)
+        outputs = (logits.float(), [feature.float() for feature in features])
+        gradients = {}
+        for name, term in terms_of(outputs, teach(batch), batch.target).items():
+            found: Sequence[Tensor | None] = [None] * len(parameters)
+            if term.requires_grad:
+                found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            flat = [
+                (torch.zeros_like(parameter) if gradient is None else gradient).double().flatten()
+                for parameter, gradient in zip(parameters, found, strict=True)
+            ]
+            gradients[name] = accelerator.reduce(torch.cat(flat), reduction="mean")
+    lines = [
+        {"epoch": epoch, "quantity": "gradient norm", "first": name, "second": "", "value": float(gradient.norm())}
+        for name, gradient in gradients.items()
+    ]
+    for (first, x), (second, y) in itertools.combinations(gradients.items(), 2):
+        cosine = float(x @ y / (x.norm() * y.norm()))
+        lines.append({"epoch": epoch, "quantity": "gradient cosine", "first": first, "second": second, "value": cosine})
+    return lines

@@ -1,0 +1,187 @@
+"""What happens before the first step: arguments are checked, the accelerator made, the loss shown a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ...capture.state import borrowed, buffers_restored
+from ..taps.stages import match_stages
+from ..taps.tapped_model import TappedModel
+from .batches import Batch
+from .diagnostics import Diagnostics
+from .steps import weighted_terms
+
+__all__ = ["check_arguments", "choose_layers", "describe", "digest", "fit_together"]
+
+Layers = Sequence[str] | str
+
+
+def check_arguments(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    loss: Any,
+    *,
+    epochs: int,
+    learning_rate: float,
+    ce_weight: float,
+    accumulation_steps: int,
+    accumulation: str,
+    diagnostics: Diagnostics | None,
+    output_dir: Any,
+    teacher_cache: Any,
+) -> None:
+    """Nothing, or an error about the first argument of `distill` that cannot be right."""
+    for name, model in (("teacher", teacher), ("student", student)):
+        if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
+            raise TypeError(f"`{name}` must be a torch.nn.Module, got {type(model).__name__}.")
+    if teacher is not None and {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
+        raise ValueError(
+            "`teacher` and `student` share parameters; the teacher is frozen, so give the student its own copy."
+        )
+    if loss is not None and not callable(loss):
+        raise TypeError(f"`loss` must be a module, a function or None, got {type(loss).__name__}.")
+    if loss is not None and teacher is None:
+        raise ValueError(
+            "`loss` compares the student with a teacher, but teacher is None. Pass loss=None to train alone."
+        )
+    if loss is None and ce_weight == 0:
+        raise ValueError("There is nothing to minimise: loss is None and ce_weight is 0.")
+    if epochs < 1:
+        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+    if not learning_rate > 0:
+        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}.")
+    if accumulation_steps < 1:
+        raise ValueError(f"`accumulation_steps` must be at least 1, got {accumulation_steps}.")
+    if accumulation not in ("exact", "mean"):
+        raise ValueError(f'`accumulation` must be "exact" or "mean", got {accumulation!r}.')
+    if diagnostics is not None and teacher is None:
+        raise ValueError("`diagnostics` compare the student with a teacher, but teacher is None.")
+    if diagnostics is not None and diagnostics.heatmap_every and output_dir is None:
+        raise ValueError("`diagnostics` with heatmap_every needs an `output_dir` to save the pictures in.")
+    if teacher_cache is not None and loss is None:
+        raise ValueError("`teacher_cache` keeps what the loss needs of the teacher, but loss is None.")
+
+
+def choose_layers(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    loss: Any,
+    sample: Batch,
+    student_layers: Layers = "auto",
+    teacher_layers: Layers | None = None,
+) -> tuple[list[str], list[str]]:
+    """The layers to tap in the student and in the teacher, pair by pair.
+
+    "auto" matches the networks' stages, and taps nothing for a loss that does without features.
+
+    Raises
+    ------
+    ValueError
+        If the lists differ in length, or no stages are found.
+    TypeError
+        If a list is a string other than "auto".
+    """
+    if student_layers == "auto" and teacher_layers in (None, "auto"):
+        if teacher is None or not _needs_features(loss, student, sample):
+            return [], []
+        return match_stages(student, teacher, sample.inputs)
+    teacher_layers = student_layers if teacher_layers is None else teacher_layers
+    for name, layers in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
+        if isinstance(layers, str):
+            raise TypeError(f'`{name}` must be a sequence of layer paths, or "auto" for both networks, got {layers!r}.')
+    if len(student_layers) != len(teacher_layers):
+        raise ValueError(
+            f"`student_layers` and `teacher_layers` are compared pair by pair, got {len(student_layers)} and "
+            f"{len(teacher_layers)} layers."
+        )
+    return list(student_layers), list(teacher_layers)
+
+
+def _needs_features(loss: Any, student: nn.Module, sample: Batch) -> bool:
+    """Whether the loss refuses to work on the logits alone."""
+    if loss is None:
+        return False
+    sample = sample.split(len(sample) // 8)[0]  # eight samples tell
+    with borrowed([student]), buffers_restored(student):
+        student.train()  # as below, in `fit_together`
+        logits = TappedModel(student)(sample.inputs)[0]
+        try:
+            weighted_terms(loss, 0.0, (logits, []), (logits.clone(), []), sample.target)
+        except Exception:  # whatever it is that the loss misses
+            return True
+    return False
+
+
+def fit_together(
+    pupil: TappedModel,
+    teach: Callable[[Batch], Any],
+    loss: Any,
+    terms_of: Callable[..., dict[str, Tensor]],
+    sample: Batch,
+    accelerator: Accelerator,
+) -> int:
+    """The number of classes, after a sample batch has shown that both networks, labels and loss fit together.
+
+    A loss with a method ``prepare(student_features, teacher_features)`` makes its own parameters here.
+
+    Raises
+    ------
+    ValueError
+        If a label is beyond the student's classes, or the loss compares logits of different classes.
+    """
+    # In train mode, as the loss will see it: before training, batch norm's running statistics can make the outputs of a
+    # deep network constant in eval mode.
+    pupil.train()
+    with torch.no_grad(), buffers_restored(pupil), accelerator.autocast():
+        logits, features = pupil(sample.inputs)
+    logits, features = logits.float(), [feature.float() for feature in features]
+    taught = teach(sample)
+    classes = logits.shape[-1]
+    largest = int(sample.target.max())
+    if largest >= classes:
+        raise ValueError(
+            f"`train` has the label {largest}, but the student has {classes} classes (0 to {classes - 1})."
+        )
+    if taught is None:
+        return classes
+    if hasattr(loss, "prepare"):
+        loss.prepare(features, taught[1])
+    if isinstance(loss, nn.Module):
+        loss.to(accelerator.device)
+    try:
+        with torch.no_grad():
+            terms_of((logits, features), taught, sample.target)
+    except Exception as error:
+        # A loss on features alone may well join networks of different classes; so the loss itself is asked.
+        if taught[0].shape[-1] != classes:
+            raise ValueError(
+                f"The teacher has {taught[0].shape[-1]} classes and the student {classes}; this loss compares their "
+                "logits. Give both the same classes."
+            ) from error
+        raise
+    return classes
+
+
+def describe(thing: Any) -> str:
+    """A text that tells one loss, schedule or optimiser from another, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+
+
+def digest(model: nn.Module | None) -> str:
+    """A hash of a model's weights and buffers."""
+    if model is None:
+        return "none"
+    result = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            # Through uint8, since numpy has no bfloat16.
+            result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()

@@ -1,0 +1,180 @@
+"""The gradient of one training step: plain, or over microbatches with the loss of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...capture.state import buffers_restored, random_states, random_states_restored, set_random_states
+from .batches import Batch
+
+__all__ = ["accumulated_gradient", "exact_gradient", "weighted_terms"]
+
+# What a network says about a batch: its logits and the activations of its tapped layers.
+Outputs = tuple[Tensor, Sequence[Tensor]]
+
+
+def weighted_terms(
+    loss: nn.Module | Callable[..., Any] | None,
+    ce_weight: float,
+    student: Outputs,
+    teacher: Outputs | None,
+    target: Tensor,
+) -> dict[str, Tensor]:
+    """The weighted terms whose sum is minimised: cross-entropy with the labels, and those of the distillation loss.
+
+    Parameters
+    ----------
+    loss : module, callable or None
+        ``loss.terms(student_logits, teacher_logits, student_features, teacher_features, target)`` gives a dict of
+        weighted terms; a loss without ``terms`` is called and counts as the one term "distillation".
+    ce_weight : float
+        Weight of the cross-entropy; at 0 it is left out.
+    student, teacher : tuple
+        (logits, features) of each network.
+    target : Tensor of shape (B,)
+        Class labels.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Scalars; "cross_entropy" comes first.
+    """
+    terms = {}
+    if ce_weight:
+        terms["cross_entropy"] = ce_weight * functional.cross_entropy(student[0], target)
+    if loss is not None and teacher is not None:
+        arguments = (student[0], teacher[0], student[1], teacher[1], target)
+        terms.update(loss.terms(*arguments) if hasattr(loss, "terms") else {"distillation": loss(*arguments)})
+    return terms
+
+
+def accumulated_gradient(
+    accelerator: Accelerator,
+    student: nn.Module,
+    teach: Callable[[Batch], Outputs | None],
+    terms_of: Callable[[Outputs, Outputs | None, Tensor], dict[str, Tensor]],
+    batch: Batch,
+    parts: int = 1,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Adds to the gradient the mean over microbatches, each weighted by its size, of the gradient of its own loss.
+
+    With one part this is the ordinary step. With more it is the gradient of the large batch for losses that are means
+    over samples (cross-entropy, KD), not for losses that relate samples to one another (CKA): see `exact_gradient`.
+
+    Parameters
+    ----------
+    accelerator : Accelerator
+        Scales and synchronises gradients.
+    student : torch.nn.Module
+        Gives (logits, features); DDP wrapper or not.
+    teach : callable
+        The teacher's outputs for a batch, or None.
+    terms_of : callable
+        The weighted terms from the student's and the teacher's outputs and the labels.
+    batch : Batch
+        What the step sees.
+    parts : int
+        The number of microbatches.
+
+    Returns
+    -------
+    logits : Tensor of shape (B, classes)
+        The student's, detached.
+    terms : dict of str to Tensor
+        Detached weighted terms of the whole batch.
+    """
+    pieces = batch.split(parts)
+    logits: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
+    for number, piece in enumerate(pieces):
+        with _synchronised(accelerator, student, number == len(pieces) - 1):
+            outputs = student(piece.inputs)
+            terms = {
+                name: term * (len(piece) / len(batch))
+                for name, term in terms_of(outputs, teach(piece), piece.target).items()
+            }
+            accelerator.backward(_total(terms))
+        logits.append(outputs[0].detach())
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0) + term.detach()
+    return torch.cat(logits), sums
+
+
+def exact_gradient(
+    accelerator: Accelerator,
+    student: nn.Module,
+    teach: Callable[[Batch], Outputs | None],
+    terms_of: Callable[[Outputs, Outputs | None, Tensor], dict[str, Tensor]],
+    batch: Batch,
+    parts: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Adds to the gradient that of the whole batch's loss, with the activations of one microbatch in memory at a time.
+
+    A first pass without a graph collects the outputs of all microbatches; the loss of the whole batch gives the
+    gradient with respect to them; a second pass repeats each microbatch, with the same dropout, and sends that gradient
+    through it. It costs one more forward pass. It equals the gradient of the large batch for networks whose samples do
+    not see one another; batch norm sees its microbatch, and its running statistics move once.
+
+    Parameters and returns are those of `accumulated_gradient`.
+
+    References
+    ----------
+    Gao, Zhang, Han and Callan, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, RepL4NLP 2021
+    (GradCache), section 3.
+    """
+    pieces = batch.split(parts)
+    if len(pieces) == 1:
+        return accumulated_gradient(accelerator, student, teach, terms_of, batch)
+
+    states, seen, taught = [], [], []
+    with torch.no_grad(), buffers_restored(student):
+        for piece in pieces:
+            states.append(random_states())
+            seen.append(student(piece.inputs))
+            taught.append(teach(piece))
+
+    whole = _joined(seen)
+    seen.clear()
+    leaves = [whole[0].requires_grad_(), *(feature.requires_grad_() for feature in whole[1])]
+    teacher_outputs = None if taught[0] is None else _joined([outputs for outputs in taught if outputs is not None])
+    terms = terms_of(whole, teacher_outputs, batch.target)
+    accelerator.backward(_total(terms))
+
+    offset = 0
+    # The generators must end where one forward pass over the batch leaves them: where the first pass ended.
+    with random_states_restored():
+        for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
+            set_random_states(state)
+            with _synchronised(accelerator, student, number == len(pieces) - 1):
+                logits, features = student(piece.inputs)
+                # Leaf gradients already carry the loss scale of mixed precision, hence no accelerator.backward here.
+                outputs, gradients = [], []
+                for output, leaf in zip([logits, *features], leaves, strict=True):
+                    if leaf.grad is not None and output.requires_grad:
+                        outputs.append(output)
+                        gradients.append(leaf.grad[offset : offset + len(piece)])
+                torch.autograd.backward(outputs, gradients)
+            offset += len(piece)
+    return whole[0].detach(), {name: term.detach() for name, term in terms.items()}
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    """Outputs of microbatches as those of their union."""
+    logits, features = zip(*outputs, strict=True)
+    return torch.cat(logits), [torch.cat(pieces) for pieces in zip(*features, strict=True)]
+
+
+def _synchronised(accelerator: Accelerator, student: nn.Module, last: bool) -> Any:
+    """Gradients travel between processes with the last microbatch only."""
+    return nullcontext() if last else accelerator.no_sync(student)

@@ -1,0 +1,152 @@
+"""A frozen teacher's outputs for every training sample, computed once and read from disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..taps.tapped_model import TappedModel
+from .batches import Batch, DatasetBatches
+from .preparation import digest
+
+__all__ = ["cached_teacher"]
+
+# Samples that are read twice, to see whether the data set gives the same each time, and that the cache's key contains.
+PROBES = 16
+FINISHED = "cache.json"
+
+
+def cached_teacher(
+    directory: Path | str,
+    master: TappedModel,
+    teach: Callable[[Batch], Any],
+    batches: Any,
+    accelerator: Accelerator,
+    progress: bool = True,
+) -> Callable[[Batch], tuple[Tensor, list[Tensor]]]:
+    """A function like `teach` that reads the teacher's logits and features from disk, where they are first written.
+
+    The outputs lie in memory-mapped .npy files in a folder named by a hash of the teacher's weights, the tapped layers,
+    the precision, the size of the data set and some of its samples. A folder is complete or absent.
+
+    Parameters
+    ----------
+    directory : path
+        Where the folder is made.
+    master : TappedModel
+        The frozen teacher.
+    teach : callable
+        Its outputs for a batch.
+    batches : DatasetBatches
+        Of a data set without augmentation.
+    accelerator : Accelerator
+        The main process writes, the others wait.
+    progress : bool
+        Whether a progress bar is shown while writing.
+
+    Returns
+    -------
+    callable
+        Batch -> (logits, features) on the accelerator's device.
+
+    Raises
+    ------
+    ValueError
+        If `batches` come from a ready DataLoader, or the data set gives a different sample each time.
+    OSError
+        If there is not enough room.
+    """
+    if not isinstance(batches, DatasetBatches):
+        raise ValueError(
+            "`teacher_cache` needs `train` as a data set: a DataLoader does not say which samples it gives."
+        )
+    probes = _probe_samples(batches)
+    key = hashlib.blake2b(
+        repr([digest(master.model), master.layers, batches.count, accelerator.mixed_precision, probes]).encode(),
+        digest_size=12,
+    ).hexdigest()
+    folder = Path(directory) / key
+    with accelerator.main_process_first():
+        if not (folder / FINISHED).exists():
+            _write(folder, teach, batches, progress)
+    names = json.loads((folder / FINISHED).read_text())["files"]
+    arrays = [np.load(folder / name, mmap_mode="r") for name in names]
+
+    def read(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        assert batch.indices is not None  # DatasetBatches always know them
+        rows = batch.indices.cpu().numpy()
+        logits, *features = [torch.from_numpy(array[rows]).to(accelerator.device) for array in arrays]
+        return logits, features
+
+    return read
+
+
+def _probe_samples(batches: DatasetBatches) -> str:
+    """A hash of some samples, after checking that reading them again gives the same."""
+    indices = np.linspace(0, batches.count - 1, PROBES).round().astype(int).tolist()
+    hashes = []
+    for epoch in (0, 1):
+        batch = batches.read(indices, epoch)
+        inputs = batch.inputs if isinstance(batch.inputs, Tensor) else torch.cat([v.flatten() for v in _leaves(batch)])
+        content = inputs.cpu().contiguous().numpy().tobytes() + batch.target.cpu().numpy().tobytes()
+        hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+    if hashes[0] != hashes[1]:
+        raise ValueError(
+            "`teacher_cache` is for data without augmentation, but `train` gives a different sample when it is read "
+            "again. Leave out teacher_cache or the augmentation."
+        )
+    return hashes[0]
+
+
+def _leaves(batch: Batch) -> list[Tensor]:
+    values = batch.inputs.values() if hasattr(batch.inputs, "values") else batch.inputs
+    return [value.double() for value in values if isinstance(value, Tensor)]
+
+
+def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches, progress: bool) -> None:
+    count = batches.count
+    logits, features = teach(batches.read([0, 1], 0))
+    shapes = [tuple(output.shape[1:]) for output in (logits, *features)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = 4 * count * sum(int(np.prod(shape)) for shape in shapes)
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the teacher's outputs take {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free. "
+            "Leave teacher_cache out, or tap fewer or smaller layers",
+        )
+    names = ["logits.npy", *(f"feature_{i}.npy" for i in range(len(features)))]
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".tmp"))
+    try:
+        arrays = [
+            np.lib.format.open_memmap(temporary / name, mode="w+", dtype=np.float32, shape=(count, *shape))
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+        size = batches.batch_size
+        for start in tqdm(range(0, count, size), desc="teacher outputs", unit="batch", disable=not progress):
+            indices = list(range(start, min(start + size, count)))
+            outputs = teach(batches.read(indices, 0))
+            for array, output in zip(arrays, (outputs[0], *outputs[1]), strict=True):
+                array[start : start + len(indices)] = output.cpu().numpy()
+        for array in arrays:
+            array.flush()
+        del arrays
+        facts = {"files": names, "samples": count, "shapes": shapes}
+        (temporary / FINISHED).write_text(json.dumps(facts, indent=1))
+        if not (folder / FINISHED).exists():  # a run beside this one may have been faster
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

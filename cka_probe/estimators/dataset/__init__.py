@@ -1,0 +1,8 @@
+"""CKA over a whole data set: by moments, by blocks of Gram matrices, by a sketch."""
+
+from .blocks import blocked_cka
+from .moments import MomentCKA
+from .routes import Route, choose_route
+from .sketch import SketchCKA
+
+__all__ = ["MomentCKA", "Route", "SketchCKA", "blocked_cka", "choose_route"]

@@ -1,0 +1,164 @@
+"""Exact CKA of a whole data set by blocks of its Gram matrices, for any kernel and any width.
+
+The features are kept; the n x n Gram matrices never exist as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ..alignment import ratio
+from ..hsic import pairwise_inner, scaled_features
+from ..kernels import Kernel, Linear
+from ..validation import Array, check_estimator, check_layer_features, namespace
+
+
+def blocked_cka(
+    xs: Sequence[Array],
+    ys: Sequence[Array] | None = None,
+    *,
+    kernel: Kernel | None = None,
+    estimator: str = "unbiased",
+    block: int = 512,
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] | None = None,
+) -> Array:
+    """CKA of every pair of layers over all samples, block by block.
+
+    Equal to ``cka`` on the whole arrays; memory for each layer is one block of its Gram matrix.
+
+    Parameters
+    ----------
+    xs : sequence of arrays (n, p_i)
+        Features of the layers of one network, all samples.
+    ys : sequence of arrays (n, q_j), optional
+        Features of the other; ``xs`` again when left out.
+    kernel : Kernel, optional
+        Linear when left out. A median bandwidth is measured on the first ``block`` samples of each layer, then fixed.
+    estimator : "unbiased" or "biased"
+        The ratio of HSIC_1 or of HSIC_0.
+    block : int
+        Side of a block.
+    progress : callable, optional
+        Wraps the iterator over blocks, given it and its length.
+
+    Returns
+    -------
+    array (layers_x, layers_y) of float64
+        At most 1; NaN in the rows and columns of constant layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad features, named by their place, and for a block that is not positive.
+
+    References
+    ----------
+    MATH 1 and 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cka_probe.estimators import cka
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 50, 4))
+    >>> bool(abs(blocked_cka([x], [y], block=16)[0, 0] - cka(x, y)) < 1e-12)
+    True
+    """
+    minimum = check_estimator(estimator)
+    if block < 1:
+        raise ValueError(f"`block` must be at least 1, got {block}.")
+    kernel = kernel or Linear()
+    left = [_Layer(x, kernel, block) for x in check_layer_features(xs, "xs", minimum=minimum)]
+    right = left if ys is None else [_Layer(y, kernel, block) for y in check_layer_features(ys, "ys", minimum=minimum)]
+    xp = namespace(left[0].x, right[0].x, names=("xs[0]", "ys[0]"))
+    n = left[0].x.shape[0]
+    if right[0].x.shape[0] != n:
+        raise ValueError(f"`xs` hold {n} samples and `ys` {right[0].x.shape[0]}: they must be the same.")
+    spans = [(start, min(start + block, n)) for start in range(0, n, block)]
+    pairs = [(rows, columns) for i, rows in enumerate(spans) for columns in spans[i:]]
+    for layer in left if right is left else [*left, *right]:
+        layer.measure(xp, spans, estimator)
+
+    cross = self_x = self_y = None
+    blocks: Iterator[Any] = iter(pairs)
+    for rows, columns in blocks if progress is None else progress(blocks, len(pairs)):
+        # A block off the diagonal stands for itself and its transpose.
+        weight = 1.0 if rows == columns else 2.0
+        flat_x = xp.stack([layer.centred(xp, rows, columns, estimator) for layer in left], axis=0)
+        flat_y = flat_x
+        if right is not left:
+            flat_y = xp.stack([layer.centred(xp, rows, columns, estimator) for layer in right], axis=0)
+        add = weight * pairwise_inner(flat_x, flat_y)
+        cross = add if cross is None else cross + add
+        if right is not left:
+            add_x = weight * xp.sum(flat_x * flat_x, axis=1, dtype=xp.float64)
+            add_y = weight * xp.sum(flat_y * flat_y, axis=1, dtype=xp.float64)
+            self_x = add_x if self_x is None else self_x + add_x
+            self_y = add_y if self_y is None else self_y + add_y
+    if right is left:
+        self_x = self_y = xp.linalg.diagonal(cross)
+    assert self_x is not None
+    assert self_y is not None
+    return ratio(xp, cross, self_x[:, None], self_y[None, :])
+
+
+class _Layer:
+    """One layer: its features, its kernel, and the row means that centring needs."""
+
+    def __init__(self, x: Array, kernel: Kernel, block: int) -> None:
+        self.linear = isinstance(kernel, Linear)
+        # Centred and scaled features: the same CKA, and Gram entries of about 1.
+        self.x = scaled_features(x)[0] if self.linear else x
+        fixed = getattr(kernel, "fixed", None)
+        self.constant = not bool(array_namespace(x).any(x != x[:1, :]))
+        self.kernel = kernel if fixed is None or self.constant else fixed(self.x[:block, :])
+        self.scale = 1.0
+        self.rows: Array = None
+        self.total: Array = None
+
+    def measure(self, xp: ModuleType, spans: Sequence[tuple[int, int]], estimator: str) -> None:
+        """Row sums of the Gram matrix (without its diagonal for the unbiased estimator), as what centring subtracts."""
+        if self.constant:
+            return
+        n = self.x.shape[0]
+        parts, diagonals = [], []
+        if self.linear:
+            x = xp.astype(self.x, xp.float64)
+            norms = xp.sum(x * x, axis=1)
+            largest = float(xp.max(norms))
+            self.scale = largest if largest > 0 else 1.0
+            parts = [x @ xp.sum(x, axis=0)]
+            diagonals = [norms]
+        else:
+            for start, stop in spans:
+                own = self.kernel(self.x[start:stop, :])
+                diagonals.append(xp.astype(xp.linalg.diagonal(own), xp.float64))
+                sums = [self.kernel(self.x[start:stop, :], self.x[a:b, :]) for a, b in spans if (a, b) != (start, stop)]
+                whole = xp.sum(own, axis=1, dtype=xp.float64)
+                for other in sums:
+                    whole = whole + xp.sum(other, axis=1, dtype=xp.float64)
+                parts.append(whole)
+        rows = xp.concat(parts, axis=0) / self.scale
+        if estimator == "unbiased":
+            rows = rows - xp.concat(diagonals, axis=0) / self.scale
+            self.rows = rows / (n - 2)
+            self.total = xp.sum(rows) / ((n - 1) * (n - 2))
+        else:
+            self.rows = rows / n
+            self.total = xp.sum(rows) / (n * n)
+
+    def centred(self, xp: ModuleType, rows: tuple[int, int], columns: tuple[int, int], estimator: str) -> Array:
+        """One block of the centred (or U-centred) Gram matrix, flat; exactly 0 for a constant layer."""
+        if self.constant:
+            size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+            return xp.zeros((size,), dtype=self.x.dtype, device=self.x.device)
+        a, b = self.x[rows[0] : rows[1], :], self.x[columns[0] : columns[1], :]
+        gram = (self.kernel(a) if rows == columns else self.kernel(a, b)) / self.scale
+        shift = self.rows[rows[0] : rows[1], None] + self.rows[None, columns[0] : columns[1]] - self.total
+        gram = gram - xp.astype(shift, gram.dtype)
+        if rows == columns and estimator == "unbiased":
+            gram = gram * (1 - xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device))
+        return xp.reshape(gram, (-1,))

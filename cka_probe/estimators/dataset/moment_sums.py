@@ -1,0 +1,318 @@
+"""Sums over samples that hold the HSIC of pairs of layers, whatever the number of samples (linear kernel).
+
+Of each sample, u is its joined features minus a fixed shift, and a_l = |u_l|^2 the squared norm of layer l. With
+w = [1, a_1 .. a_L], the sums of w w', w u' and of u u' for the needed pairs of layers give HSIC_0 and HSIC_1 exactly.
+Another shift changes u to u + d, a_l to a_l + 2 d_l.u_l + |d_l|^2, and so the sums by sums: accumulators that started
+from different samples merge, and the last shift is the mean itself.
+
+float32 features are multiplied in float32 and added up in float64. The closed form takes the fourth powers of single
+samples away from squares of sums, so samples far out (8 times the usual distance) are multiplied in float64: one at
+300 standard deviations would cost 1e-3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from ..validation import Array, namespace
+from .centred_sums import CentredSums
+from .moment_layout import Layout, Strip
+from .unit_sums import UnitSums
+
+ROWS = 1024
+"""Samples that are multiplied at a time: float32 rounding stays small, and adding up in float64 costs little."""
+
+NUMBERS = 2**24
+"""Numbers that the float64 copy of the samples at hand may hold; wide layers take fewer samples at a time."""
+
+NARROW = 256
+"""Up to that many columns the products are a small part of the work, and float64 costs nothing."""
+
+FAR = 64.0
+"""A squared norm this many times the usual one sends a sample to float64."""
+
+
+class MomentSums:
+    """Sums for the needed pairs of layers of one ``Layout``.
+
+    Parameters
+    ----------
+    layout : Layout
+        Widths of the layers and which pairs are needed.
+    unit : int
+        Columns of a unit, for ``UnitSums``; 0 for none.
+    kept : int
+        Samples to keep, drawn at random from all, for the error of what the sums give.
+    seed : int
+        Of that draw.
+    """
+
+    def __init__(self, layout: Layout, *, unit: int = 0, kept: int = 0, seed: int = 0) -> None:
+        self.layout = layout
+        self.units = UnitSums(unit) if unit else None
+        self.kept = kept
+        self.seed = seed
+        self.samples = 0
+        self.draws = 0
+        self.shift: Array = None
+        self.scale: Array = None
+        self.ww: Array = None
+        self.wu: Array = None
+        self.strips: list[Array] = []
+        self.rows: Array = None
+        self.keys = np.empty(0)
+        self._pending: list[tuple[Array, bool]] = []
+
+    def add(self, x: Array, *, single: bool) -> None:
+        """Add samples x (n, columns); with ``single`` their products may be taken in float32. Holds on to ``x``."""
+        self.check_home(x, "This batch")
+        self._pending.append((x, single))
+        self.samples += x.shape[0]
+        if sum(x.shape[0] for x, _ in self._pending) >= self._chunk:
+            self.flush()
+
+    @property
+    def _some_array(self) -> Array:
+        """Any array of the samples so far, or None."""
+        return self._pending[0][0] if self._pending else self.shift
+
+    def check_home(self, x: Array, what: str) -> None:
+        """Raise unless ``x`` is of the library and on the device of the samples so far."""
+        before = self._some_array
+        if before is None:
+            return
+        namespace(x, before, names=(what.lower(), "those before"))
+        if device(x) != device(before):
+            raise ValueError(f"{what} is on {device(x)}, those before on {device(before)}. Move it first.")
+
+    @property
+    def _chunk(self) -> int:
+        return max(64, min(ROWS, NUMBERS // self.layout.columns))
+
+    def flush(self) -> None:
+        """Take up the samples that wait for more, so that products are of many samples at a time."""
+        if not self._pending:
+            return
+        arrays, singles = zip(*self._pending, strict=True)
+        self._pending = []
+        xp = array_namespace(*arrays)
+        if len({x.dtype for x in arrays}) > 1:
+            arrays = tuple(xp.astype(x, xp.float64) for x in arrays)
+        x = arrays[0] if len(arrays) == 1 else xp.concat(list(arrays), axis=0)
+        if self.shift is None:
+            self._start(xp, x[: min(self._chunk, x.shape[0]), :])
+        self._keep(xp, x)
+        for start in range(0, x.shape[0], self._chunk):
+            self._take(xp, x[start : min(start + self._chunk, x.shape[0]), :], all(singles))
+
+    def _start(self, xp: ModuleType, x: Array) -> None:
+        """Shift, and one scale for each layer for good: a power of two, so that dividing by it rounds nothing."""
+        x = xp.astype(x, xp.float64)
+        # By way of the first sample: exact for a constant layer.
+        self.shift = x[0, :] + xp.mean(x - x[:1, :], axis=0)
+        squares = (x - self.shift) ** 2
+        norms = self.layout.cut(self.layout.layer_spans, (0, self.layout.columns)).sum_columns(xp, squares)
+        widths = xp.asarray([float(w) for w in self.layout.widths], dtype=xp.float64, device=x.device)
+        usual = xp.sort(norms, axis=0)[x.shape[0] // 2, :] / widths
+        usual = xp.where(usual > 0, usual, xp.mean(norms, axis=0) / widths)
+        power = xp.round(xp.log2(xp.where(usual > 0, usual, xp.ones_like(usual))) / 2)
+        self.scale = xp.pow(xp.full_like(power, 2.0), power)
+        parts, columns = len(self.layout.part_spans), self.layout.columns
+
+        def zeros(rows: int, columns: int) -> Array:
+            return xp.zeros((rows, columns), dtype=xp.float64, device=x.device)
+
+        self.ww, self.wu = zeros(1 + parts, 1 + parts), zeros(1 + parts, columns)
+        self.strips = [zeros(r[1] - r[0], c[1] - c[0]) for r, c in self.layout.strips]
+
+    def _keep(self, xp: ModuleType, x: Array) -> None:
+        """Keep the samples with the smallest of all random keys: a uniform draw, and one that merges."""
+        if not self.kept:
+            return
+        keys = np.random.default_rng([self.seed, self.draws]).random(x.shape[0])
+        self.draws += 1
+        self._choose(xp, x, keys)
+
+    def _choose(self, xp: ModuleType, x: Array, keys: np.ndarray) -> None:
+        before = len(self.keys)
+        every = np.concatenate([self.keys, keys])
+        chosen = np.sort(np.argsort(every, kind="stable")[: self.kept])
+        self.keys = every[chosen]
+        old, new = chosen[chosen < before], chosen[chosen >= before] - before
+        if not len(new):
+            return
+        taken = xp.take(x, xp.asarray(new, device=x.device), axis=0)
+        if self.rows is None:
+            self.rows = taken
+            return
+        rows = xp.take(self.rows, xp.asarray(old, device=x.device), axis=0)
+        if rows.dtype != taken.dtype:
+            rows, taken = xp.astype(rows, xp.float64), xp.astype(taken, xp.float64)
+        self.rows = xp.concat([rows, taken], axis=0)
+
+    def scaled(self, xp: ModuleType, x: Array) -> Array:
+        """Samples less the shift, each layer divided by its scale, in float64."""
+        return (xp.astype(x, xp.float64) - self.shift) / self.layout.spread(xp, self.scale)
+
+    def _take(self, xp: ModuleType, x: Array, single: bool) -> None:
+        v = self.scaled(xp, x)
+        spans = self.layout.part_spans
+        norms = self.layout.cut(spans, (0, v.shape[1])).sum_columns(xp, v * v)
+        w = xp.concat([xp.ones_like(v[:, :1]), norms], axis=1)
+        self.ww += xp.matrix_transpose(w) @ w
+        self.wu += xp.matrix_transpose(w) @ v
+        if self.units is not None:
+            self.units.add(v)
+        pieces = [v]
+        if single and v.shape[1] > NARROW:
+            limits = xp.asarray([FAR * (b - a) for a, b in spans], dtype=xp.float64, device=v.device)
+            far = xp.any(norms > limits, axis=1)
+            count = int(xp.sum(xp.astype(far, xp.int64)))
+            if 4 * count < v.shape[0]:
+                near = xp.where(far[:, None], xp.zeros_like(v), v)
+                pieces = [xp.astype(near, xp.float32)]
+                if count:
+                    pieces.append(xp.take(v, xp.nonzero(far)[0], axis=0))
+        for i, (rows, columns) in enumerate(self.layout.strips):
+            for u in pieces:
+                self.strips[i] += xp.matrix_transpose(u[:, slice(*rows)]) @ u[:, slice(*columns)]
+
+    def merge(self, other: MomentSums) -> None:
+        """Add the samples of ``other``, of the same layout, library and device, whatever its shift and scale."""
+        if other._some_array is not None:
+            self.check_home(other._some_array, "The other side")
+        self.flush()
+        other.flush()
+        if other.shift is None:
+            return
+        xp = array_namespace(other.shift)
+        if self.shift is None:
+            vars(self).update(vars(MomentSums.from_state({**other.state_dict(), "kept": self.kept, "seed": self.seed})))
+            return
+        spread = self.layout.spread
+        delta = (other.shift - self.shift) / spread(xp, self.scale)
+        factor = other.scale / self.scale
+
+        def receive(index: int, products: Array) -> None:
+            self.strips[index] += products
+
+        ww, wu = other.moved(factor, delta, receive)
+        self.ww, self.wu = self.ww + ww, self.wu + wu
+        if self.units is not None and other.units is not None:
+            moved = other.units.moved(spread(xp, factor), delta)
+            self.units.add_products(moved.products)
+        if self.kept and other.rows is not None:
+            self._choose(xp, other.rows, other.keys)
+        self.samples += other.samples
+        self.draws += other.draws
+
+    def moved(self, factor: Array | None, delta: Array, receive: Callable[[int, Array], None]) -> tuple[Array, Array]:
+        """The sums w w' and w u' of factor * u + delta; each strip of u u' goes to ``receive`` with its number.
+
+        Only entries of pairs of layers that the layout needs are right.
+        """
+        xp = array_namespace(delta)
+        layout, ww, wu = self.layout, self.ww, self.wu
+        columns_factor = None
+        if factor is not None:
+            columns_factor = layout.spread(xp, factor)
+            norms_factor = xp.concat([xp.ones_like(factor[:1]), layout.spread_to_parts(xp, factor) ** 2], axis=0)
+            ww = ww * norms_factor[:, None] * norms_factor[None, :]
+            wu = wu * norms_factor[:, None] * columns_factor[None, :]
+        n, s = ww[0, 0], wu[0, :]
+        parts = len(layout.part_spans)
+        mixed = xp.zeros((parts, layout.columns), dtype=xp.float64, device=delta.device)  # d_l.u_l u'
+        for i, strip in enumerate(layout.strips):
+            r, c = slice(*strip.rows), slice(*strip.columns)
+            products = self.strips[i]
+            if columns_factor is not None:
+                products = products * columns_factor[r, None] * columns_factor[None, c]
+            self._mix(xp, mixed, strip, products, delta)
+            receive(i, products + s[r, None] * delta[None, c] + delta[r, None] * (s[c] + n * delta[c])[None, :])
+        every = layout.cut(layout.part_spans, (0, layout.columns))
+        squared, shifted = (every.sum_columns(xp, (d * delta)[None, :])[0, :, None] for d in (delta, s))
+        a = ww[0, 1:, None]
+        new_a = a + 2 * shifted + n * squared
+        new_wu = wu[1:, :] + 2 * mixed + squared * s[None, :] + new_a * delta[None, :]
+        half = 2 * every.sum_columns(xp, (wu[1:, :] + mixed) * delta[None, :])
+        half = half + squared * xp.matrix_transpose(a + 2 * shifted)
+        new_ww = ww[1:, 1:] + half + xp.matrix_transpose(half) + n * squared * xp.matrix_transpose(squared)
+        first = xp.concat([ww[:1, :1], xp.matrix_transpose(new_a)], axis=1)
+        rest = xp.concat([new_a, new_ww], axis=1)
+        return xp.concat([first, rest], axis=0), xp.concat([(s + n * delta)[None, :], new_wu], axis=0)
+
+    def _mix(self, xp: ModuleType, mixed: Array, strip: Strip, products: Array, delta: Array) -> None:
+        """Add what a strip of u u' and its transpose hold of the sums of (d_l.u_l) u'."""
+        spans, (r, c) = self.layout.part_spans, strip
+        weights = strip.weights(xp, delta)
+        cut, d = self.layout.cut(spans, r), delta[slice(*r)]
+        mixed[cut.first : cut.last, slice(*c)] += weights * xp.stack(
+            [d[k] @ products[k, :] for k in cut.slices], axis=0
+        )
+        cut, d = self.layout.cut(spans, c), delta[slice(*c)] * weights
+        mixed[cut.first : cut.last, slice(*r)] += xp.stack([products[:, k] @ d[k] for k in cut.slices], axis=0)
+
+    def centred(self) -> CentredSums:
+        """The sums about the mean of all samples."""
+        self.flush()
+        xp = array_namespace(self.shift)
+        layout, parts = self.layout, len(self.layout.part_spans)
+        delta = -self.wu[0, :] / self.ww[0, 0]
+        cross = xp.zeros((parts, parts), dtype=xp.float64, device=delta.device)
+
+        def square(index: int, products: Array) -> None:
+            strip = layout.strips[index]
+            rows, columns = (layout.cut(layout.part_spans, span) for span in strip)
+            sums = rows.sum_rows(xp, products * products) * strip.weights(xp, delta)
+            sums = columns.sum_columns(xp, sums)
+            cross[rows.first : rows.last, columns.first : columns.last] += sums
+            cross[columns.first : columns.last, rows.first : rows.last] += xp.matrix_transpose(sums)
+
+        ww, wu = self.moved(None, delta, square)
+        return CentredSums(self, self.samples, delta, ww, wu, cross)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on, in arrays of its own."""
+        self.flush()
+        return {
+            "widths": list(self.layout.widths),
+            "split": self.layout.split,
+            "parts": self.layout.parts,
+            "unit": 0 if self.units is None else self.units.size,
+            "kept": self.kept,
+            "seed": self.seed,
+            "samples": self.samples,
+            "draws": self.draws,
+            "shift": _copy(self.shift),
+            "scale": _copy(self.scale),
+            "ww": _copy(self.ww),
+            "wu": _copy(self.wu),
+            "strips": [_copy(products) for products in self.strips],
+            "units": None if self.units is None else _copy(self.units.products),
+            "rows": _copy(self.rows),
+            "keys": self.keys.tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> MomentSums:
+        """The sums that ``state_dict`` came from."""
+        layout = Layout(tuple(state["widths"]), state["split"], state["parts"])
+        sums = cls(layout, unit=state["unit"], kept=state["kept"], seed=state["seed"])
+        sums.samples, sums.draws = state["samples"], state["draws"]
+        for name in ("shift", "scale", "ww", "wu", "rows"):
+            setattr(sums, name, _copy(state[name]))
+        sums.strips = [_copy(products) for products in state["strips"]]
+        sums.keys = np.asarray(state["keys"], dtype=np.float64)
+        if sums.units is not None:
+            sums.units.products = _copy(state["units"])
+        return sums
+
+
+def _copy(array: Array) -> Array:
+    """A copy, because sums grow in place."""
+    return None if array is None else array_namespace(array).asarray(array, copy=True)

@@ -1,0 +1,308 @@
+"""Exact CKA of a whole data set in one pass, from sums that merge (linear kernel)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ..alignment import ratio
+from ..hsic import normalizer
+from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, constant
+from .centred_sums import CentredSums
+from .moment_layout import Layout
+from .moment_sums import MomentSums
+
+PRODUCTS = 2**24
+"""Numbers that the leave-one-out products of all pairs of layers may fill at a time."""
+
+
+class MomentCKA:
+    """Exact CKA of all pairs of layers over a whole data set, one batch at a time, with the linear kernel.
+
+    Memory does not grow with the samples: 8 bytes for each product of two features whose layers are compared, that is
+    half the square of the total width for ``ys=None``, plus ``error_samples`` samples. float32 features cost half the
+    time of float64.
+
+    Parameters
+    ----------
+    error_samples : int
+        Samples that are kept, drawn at random from all, for ``standard_error``; 0 for none.
+    seed : int
+        Of that draw.
+
+    Attributes
+    ----------
+    samples, batches : int
+        Added so far.
+
+    Raises
+    ------
+    ValueError
+        If ``error_samples`` is negative.
+
+    References
+    ----------
+    MATH 2; Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cka_probe.estimators import cka
+    >>> x, y = np.random.default_rng(0).normal(size=(2, 60, 5))
+    >>> statistics = MomentCKA()
+    >>> for start in range(0, 60, 20):
+    ...     statistics.update([x[start : start + 20]], [y[start : start + 20]])
+    >>> bool(abs(statistics.compute()[0, 0] - cka(x, y)) < 1e-12)
+    True
+    """
+
+    def __init__(self, *, error_samples: int = 512, seed: int = 0) -> None:
+        if error_samples < 0:
+            raise ValueError(f"`error_samples` must not be negative, got {error_samples}.")
+        self.error_samples = error_samples
+        self.seed = seed
+        self.batches = 0
+        self.sums: MomentSums | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples added so far."""
+        return 0 if self.sums is None else self.sums.samples
+
+    def update(self, xs: Sequence[Array], ys: Sequence[Array] | None = None) -> None:
+        """Add one batch of any size.
+
+        Parameters
+        ----------
+        xs : sequence of arrays (n, p_i)
+            Features of the layers of one network.
+        ys : sequence of arrays (n, q_j), optional
+            Features of the other; left out, every pair of ``xs``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For bad features, named by their place; for other layers, widths or devices than before.
+        """
+        layout, features = checked_layers(xs, ys)
+        if self.sums is None:
+            self.sums = MomentSums(layout, kept=self.error_samples, seed=self.seed)
+        check_layout(layout, self.sums.layout)
+        single, joined = join(features)
+        self.sums.add(joined, single=single)
+        self.batches += 1
+
+    def merge(self, other: MomentCKA) -> None:
+        """Add the samples that ``other`` has seen, whatever its shift and scale (another process, another shard).
+
+        Give each process its own ``seed``, so that it draws its samples for the error on its own.
+
+        Raises
+        ------
+        ValueError
+            If the two hold other layers or lie on different devices.
+        TypeError
+            If their arrays belong to different libraries.
+        """
+        if other.sums is None:
+            return
+        if self.sums is None:
+            self.sums = MomentSums(other.sums.layout, kept=self.error_samples, seed=self.seed)
+        check_layout(other.sums.layout, self.sums.layout, "the statistics to merge")
+        self.sums.merge(other.sums)
+        self.batches += other.batches
+
+    def _centred(self, minimum: int) -> CentredSums:
+        if self.sums is None:
+            raise ValueError("No batch has been added yet.")
+        if self.samples < minimum:
+            raise ValueError(f"This estimator needs at least {minimum} samples, got {self.samples}. Add more batches.")
+        return self.sums.centred()
+
+    def _split(self, xp: ModuleType, of_pairs: Array) -> tuple[Array, Array, Array]:
+        """Cross terms (..., layers_x, layers_y) and both self terms from all pairs (..., layers, layers)."""
+        assert self.sums is not None
+        own = xp.linalg.diagonal(of_pairs)
+        split = self.sums.layout.split
+        if split is None:
+            return of_pairs, own, own
+        return of_pairs[..., :split, split:], own[..., :split], own[..., split:]
+
+    def _ratio(self, xp: ModuleType, of_pairs: Array, floor: Array) -> Array:
+        assert self.sums is not None
+        split = self.sums.layout.split
+        cross, self_x, self_y = self._split(xp, of_pairs)
+        floor_x, floor_y = (floor, floor) if split is None else (floor[:split], floor[split:])
+        return ratio(xp, cross, self_x[..., :, None], self_y[..., None, :], floor_x[:, None], floor_y[None, :])
+
+    def compute(self, estimator: str = "unbiased") -> Array:
+        """CKA of all pairs over all samples so far.
+
+        Parameters
+        ----------
+        estimator : "unbiased" or "biased"
+            The ratio of HSIC_1 or of HSIC_0.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            At most 1, may be negative for the unbiased estimator; NaN in the rows and columns of constant layers.
+
+        Raises
+        ------
+        ValueError
+            If fewer samples were added than the estimator needs, or for an unknown estimator.
+        """
+        centred = self._centred(check_estimator(estimator))
+        xp = array_namespace(centred.ww)
+        return self._ratio(xp, centred.inner(estimator), centred.floor())
+
+    def hsic(self, estimator: str = "unbiased") -> Array:
+        """HSIC of all pairs over all samples so far.
+
+        Parameters
+        ----------
+        estimator : "unbiased" or "biased"
+            HSIC_1 or HSIC_0.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            In the squared units of both features.
+
+        Raises
+        ------
+        ValueError
+            As ``compute``.
+        """
+        centred = self._centred(check_estimator(estimator))
+        xp = array_namespace(centred.ww)
+        squared = centred.sums.scale**2
+        values = centred.inner(estimator) * (squared[:, None] * squared[None, :])
+        return self._split(xp, values)[0] / normalizer(self.samples, estimator)
+
+    def standard_error(self, estimator: str = "unbiased") -> Array:
+        """Standard error of ``compute()``: the jackknife over samples, from those that were kept.
+
+        CKA without sample i is exact for each kept sample; their variance stands for that of all. With no more than
+        ``error_samples`` samples it is the whole jackknife. Use it with Student's t of ``degrees_of_freedom``. Samples
+        count as independent: positions or tokens of one input are not, and the error is then too small. So it is when
+        CKA rests on a few samples in a million that were not drawn.
+
+        Parameters
+        ----------
+        estimator : "unbiased" or "biased"
+            As in ``compute``.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            0 for a layer with itself; NaN where CKA is undefined, without kept samples, and below 5 samples (biased:
+            3).
+
+        Raises
+        ------
+        ValueError
+            As ``compute``.
+
+        References
+        ----------
+        Tukey, Bias and confidence in not quite large samples, 1958. MATH 4.
+        """
+        minimum = check_estimator(estimator)
+        centred = self._centred(minimum)
+        xp, n = array_namespace(centred.ww), self.samples
+        kept = centred.sums.rows
+        if kept is None or n <= minimum or kept.shape[0] < 2:
+            return xp.full_like(self.compute(estimator), xp.nan)
+        layers, floor = len(centred.sums.layout.widths), centred.floor()
+        size = max(1, PRODUCTS // layers**2)
+        values = []
+        for start in range(0, kept.shape[0], size):
+            v = centred.of_samples(kept[start : min(start + size, kept.shape[0]), :])
+            values.append(self._ratio(xp, centred.without_each(v, estimator), floor))
+        return jackknife_error(xp, xp.concat(values, axis=0), n)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Of Student's t for ``standard_error``: one less than the samples that it rests on."""
+        return max(0, min(self.samples, self.error_samples) - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on."""
+        return {
+            "error_samples": self.error_samples,
+            "seed": self.seed,
+            "batches": self.batches,
+            "sums": None if self.sums is None else self.sums.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()``.
+
+        Raises
+        ------
+        ValueError
+            If the number of samples kept for the error differs.
+        """
+        if state["error_samples"] != self.error_samples:
+            raise ValueError(
+                f"The saved state has error_samples={state['error_samples']}, this one {self.error_samples}."
+            )
+        self.seed, self.batches = state["seed"], state["batches"]
+        self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])
+
+
+def jackknife_error(xp: ModuleType, without: Array, n: int) -> Array:
+    """Jackknife standard error (...) from statistics (m, ...) without one of m samples each, drawn from n."""
+    deviation = without - xp.mean(without, axis=0, keepdims=True)
+    variance = xp.sum(deviation * deviation, axis=0) / (without.shape[0] - 1)
+    return (n - 1) * xp.sqrt(variance / n)
+
+
+def checked_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> tuple[Layout, list[Array]]:
+    """The layout of checked features of one batch, and the features of all layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad features, named by their place, and for different numbers of samples.
+    """
+    check_layer_lists(xs, ys)
+    left = [constant(x) for x in check_layer_features(xs, "xs", minimum=1)]
+    if ys is None:
+        return Layout(tuple(x.shape[1] for x in left)), left
+    right = [constant(y) for y in check_layer_features(ys, "ys", minimum=1)]
+    if left[0].shape[0] != right[0].shape[0]:
+        raise ValueError(
+            f"`xs` hold {left[0].shape[0]} samples and `ys` {right[0].shape[0]}. Both must be of the same samples."
+        )
+    return Layout(tuple(x.shape[1] for x in [*left, *right]), len(left)), [*left, *right]
+
+
+def check_layout(layout: Layout, before: Layout, what: str = "this batch") -> None:
+    """Raise a ValueError unless a batch, or ``what`` else, has the layers of those before."""
+    if (layout.widths, layout.split) == (before.widths, before.split):
+        return
+    raise ValueError(
+        f"The layers of {what} are {_described(layout)}, those before {_described(before)}. "
+        "Every batch must bring the same layers."
+    )
+
+
+def _described(layout: Layout) -> str:
+    if layout.split is None:
+        return f"of widths {list(layout.widths)}"
+    return f"of widths {list(layout.widths[: layout.split])} against {list(layout.widths[layout.split :])}"
+
+
+def join(features: Sequence[Array]) -> tuple[bool, Array]:
+    """Whether all features are float32, and the features side by side, copied."""
+    xp = array_namespace(*features)
+    single = all(x.dtype == xp.float32 for x in features)
+    if not single:
+        features = [xp.astype(x, xp.float64) for x in features]
+    return single, xp.concat(list(features), axis=1)

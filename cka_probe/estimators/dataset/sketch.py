@@ -1,0 +1,330 @@
+"""CKA of a whole data set for layers too wide for moments and too many samples to keep: by random projections.
+
+Between two layers with projections of their own, HSIC_1 of the projections is unbiased. That of a layer with itself is
+not: each projection meets itself. So self terms are taken over pairs of different projections only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ..alignment import ratio
+from ..hsic import u_center_gram
+from ..kernels import RBF, Kernel, Linear
+from ..validation import Array, as_numpy
+from .centred_sums import CentredSums
+from .moment_layout import Layout
+from .moment_sums import MomentSums
+from .moments import check_layout, checked_layers, jackknife_error
+from .projections import Frequencies, Signs
+
+GROUPS = 16
+"""Groups of projections of a layer, left out one at a time for the error of the sketch."""
+
+
+class SketchCKA:
+    """Unbiased CKA of all pairs of layers over a whole data set by random projections, one batch at a time.
+
+    Memory does not grow with the samples, and with the width of a layer only by ``size`` bytes for each feature (RBF: 4
+    ``size`` bytes). The pairs of layers hold 8 ``size``^2 bytes each (RBF: 32 ``size``^2).
+
+    Parameters
+    ----------
+    size : int
+        Random projections (RBF: frequencies) of each layer, a multiple of 16. The error of the sketch falls with its
+        root.
+    kernel : Linear or RBF, optional
+        Linear when left out. A median bandwidth is measured on the first batch, then fixed.
+    seed : int
+        Of the projections. Accumulators that will merge need the same.
+
+    Attributes
+    ----------
+    samples, batches : int
+        Added so far.
+    degrees_of_freedom : int
+        Of Student's t for ``projection_error``.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is no positive multiple of 16.
+    TypeError
+        For a kernel without a sketch.
+
+    References
+    ----------
+    MATH 2. Achlioptas, Database-friendly random projections, JCSS 2003; Rahimi and Recht, Random Features for
+    Large-Scale Kernel Machines, NIPS 2007. Chun, Canatar, Chung, Lee, Estimating Neural Representation Alignment from
+    Sparsely Sampled Inputs and Features, 2025 (self terms over different features).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cka_probe.estimators import cka
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(200, 5000))
+    >>> y = x + rng.normal(size=(200, 5000))
+    >>> statistics = SketchCKA(size=512)
+    >>> statistics.update([x], [y])
+    >>> bool(abs(statistics.compute()[0, 0] - cka(x, y)) < 3 * statistics.projection_error()[0, 0])
+    True
+    """
+
+    degrees_of_freedom = GROUPS - 1
+
+    def __init__(self, *, size: int = 512, kernel: Kernel | None = None, seed: int = 0) -> None:
+        if size < GROUPS or size % GROUPS:
+            raise ValueError(f"`size` must be a positive multiple of {GROUPS}, got {size}.")
+        self.kernel = kernel or Linear()
+        if not isinstance(self.kernel, Linear | RBF):
+            raise TypeError(f"There is a sketch of the Linear and the RBF kernel, not of {self.kernel!r}.")
+        self.size = size
+        self.seed = seed
+        self.batches = 0
+        self.features: Layout | None = None
+        self.bandwidths: list[float] = []
+        self.sums: MomentSums | None = None
+        self._projections: list[Signs | Frequencies] = []
+
+    @property
+    def samples(self) -> int:
+        """Samples added so far."""
+        return 0 if self.sums is None else self.sums.samples
+
+    def update(self, xs: Sequence[Array], ys: Sequence[Array] | None = None) -> None:
+        """Add one batch of any size (the first with at least 2 samples for a median bandwidth).
+
+        Parameters
+        ----------
+        xs : sequence of arrays (n, p_i)
+            Features of the layers of one network.
+        ys : sequence of arrays (n, q_j), optional
+            Features of the other; left out, every pair of ``xs``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For bad features, named by their place; for other layers or widths than before.
+        """
+        layout, features = checked_layers(xs, ys)
+        xp = array_namespace(*features)
+        if self.features is None:
+            self._begin(layout, features)
+        assert self.features is not None
+        assert self.sums is not None
+        check_layout(layout, self.features)
+        self.sums.check_home(features[0], "This batch")
+        if not self._projections:
+            self._projections = [self._projection(i, x) for i, x in enumerate(features)]
+        joined = xp.concat([project(x) for project, x in zip(self._projections, features, strict=True)], axis=1)
+        self.sums.add(joined, single=all(x.dtype == xp.float32 for x in features))
+        self.batches += 1
+
+    def _begin(self, layout: Layout, features: Sequence[Array]) -> None:
+        unit = 1
+        if isinstance(self.kernel, RBF):
+            unit = 2
+            if features[0].shape[0] < 2 and self.kernel.bandwidth == "median":
+                raise ValueError(
+                    "A median bandwidth needs at least 2 samples in the first batch, got 1. Pass a number as "
+                    "`bandwidth`, or larger batches."
+                )
+            # NaN where more than half of all pairs coincide, as of a constant layer: so is then the layer's CKA.
+            self.bandwidths = [_number(self.kernel.width(x)) for x in features]
+        self.features = layout
+        self.sums = self._new_sums(layout, unit)
+
+    def _new_sums(self, layout: Layout, unit: int) -> MomentSums:
+        projected = Layout((unit * self.size,) * len(layout.widths), layout.split, GROUPS)
+        return MomentSums(projected, unit=unit)
+
+    def _projection(self, layer: int, x: Array) -> Signs | Frequencies:
+        seed = (self.seed, layer)
+        if isinstance(self.kernel, RBF):
+            return Frequencies(x, self.size, seed, self.bandwidths[layer])
+        return Signs(x, self.size, seed)
+
+    def merge(self, other: SketchCKA) -> None:
+        """Add the samples that ``other`` has seen, with the same projections.
+
+        Raises
+        ------
+        ValueError
+            If the two differ in size, kernel, seed, layers or measured bandwidths.
+        """
+        for name in ("size", "kernel", "seed"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"Cannot merge: `{name}` is {mine!r} on one side and {theirs!r} on the other.")
+        if other.sums is None or other.features is None:
+            return
+        if self.features is None or self.sums is None:
+            self.features, self.bandwidths = other.features, list(other.bandwidths)
+            self.sums = self._new_sums(other.features, 2 if isinstance(self.kernel, RBF) else 1)
+        check_layout(other.features, self.features, "the statistics to merge")
+        if repr(self.bandwidths) != repr(other.bandwidths):
+            raise ValueError(
+                "Cannot merge: each side has measured bandwidths of its own. Pass a number as `bandwidth`, the same to "
+                "all."
+            )
+        self.sums.merge(other.sums)
+        self.batches += other.batches
+
+    def _centred(self) -> CentredSums:
+        if self.sums is None:
+            raise ValueError("No batch has been added yet.")
+        if self.samples < 4:
+            raise ValueError(f"The unbiased estimator needs at least 4 samples, got {self.samples}. Add more batches.")
+        return self.sums.centred()
+
+    def _units(self, centred: CentredSums) -> Array:
+        """<A, A> (layers, size) of each projection, to be taken from the self terms."""
+        units = centred.sums.units
+        assert units is not None
+        inner = units.centred().inner()
+        return array_namespace(inner).reshape(inner, (-1, self.size))
+
+    def _ratio(
+        self, xp: ModuleType, cross: Array, own_x: Array, own_y: Array, floor: Array, counts: tuple[int, int]
+    ) -> Array:
+        """CKA from terms (..., layers, layers) and self terms (..., layers) over so many projections of x and of y."""
+        assert self.features is not None
+        split = self.features.split
+        own_x, own_y = own_x / (counts[0] * (counts[0] - 1)), own_y / (counts[1] * (counts[1] - 1))
+        cross = cross / (counts[0] * counts[1])
+        if split is None:
+            # A layer meets its own projections: there the cross term is the self term.
+            eye = xp.eye(cross.shape[-1], dtype=xp.float64, device=cross.device)
+            cross = xp.where(eye > 0, own_x[..., :, None] * eye, cross)
+            floor_x = floor_y = floor
+        else:
+            cross, own_x, own_y = cross[..., :split, split:], own_x[..., :split], own_y[..., split:]
+            floor_x, floor_y = floor[:split], floor[split:]
+        floor_x, floor_y = floor_x[:, None] / self.size**2, floor_y[None, :] / self.size**2
+        return ratio(xp, cross, own_x[..., :, None], own_y[..., None, :], floor_x, floor_y)
+
+    def compute(self) -> Array:
+        """Unbiased CKA of all pairs over all samples so far, as the projections show it.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            Not bounded by 1: see ``projection_error``. NaN in the rows and columns of constant layers, and of layers
+            whose self term the sketch cannot tell from 0.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 4 samples were added.
+        """
+        centred = self._centred()
+        xp = array_namespace(centred.ww)
+        cross = centred.layers(centred.inner("unbiased"))
+        own = xp.linalg.diagonal(cross) - xp.sum(self._units(centred), axis=1)
+        return self._ratio(xp, cross, own, own, centred.floor(), (self.size, self.size))
+
+    def projection_error(self) -> Array:
+        """Standard error of ``compute()`` as an estimate of the exact CKA of these samples.
+
+        A jackknife over 16 groups of projections of either layer, without what it counts twice. The error of drawing
+        the samples comes on top; there is none from a sketch, because what single projections and single samples do
+        together would count in both.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            0 for a layer with itself; NaN where ``compute()`` is.
+
+        Raises
+        ------
+        ValueError
+            As ``compute``.
+        """
+        centred = self._centred()
+        xp = array_namespace(centred.ww)
+        layers, size = len(centred.sums.layout.widths), self.size
+        blocks = xp.reshape(centred.inner("unbiased"), (layers, GROUPS, layers, GROUPS))
+        of_x = xp.sum(blocks, axis=3)  # (layers, groups, layers): what the terms owe to each group of x
+        cross = xp.sum(of_x, axis=1)
+        units = xp.sum(xp.reshape(self._units(centred), (layers, GROUPS, -1)), axis=2)
+        own = xp.linalg.diagonal(cross) - xp.sum(units, axis=1)
+        of_own = xp.stack([of_x[i, :, i] for i in range(layers)], axis=0)  # (layers, groups)
+        within = xp.stack([xp.linalg.diagonal(blocks[i, :, i, :]) for i in range(layers)], axis=0)
+        own_without = xp.permute_dims(own[:, None] - 2 * of_own + within + units, (1, 0))
+        of_x = xp.permute_dims(of_x, (1, 0, 2))
+        of_y = xp.permute_dims(of_x, (0, 2, 1))  # the terms are symmetric
+        fewer, floor = size - size // GROUPS, centred.floor()
+        without_x = self._ratio(xp, cross[None, ...] - of_x, own_without, own[None, :], floor, (fewer, size))
+        without_y = self._ratio(xp, cross[None, ...] - of_y, own[None, :], own_without, floor, (size, fewer))
+        jackknife = [jackknife_error(xp, values, GROUPS) ** 2 for values in (without_x, without_y)]
+        value = self._ratio(xp, cross, own, own, floor, (size, size))
+        pairs = self._pair_variance(xp, value, blocks, own)
+        # The jackknives of x and y hold the variance of single projections once and that of pairs of them twice. The
+        # difference estimates a variance; where it is below 0 by chance, single projections have none to speak of.
+        single = jackknife[0] + jackknife[1] - 2 * pairs
+        error = xp.sqrt(pairs + xp.where(single < 0, xp.zeros_like(single), single))
+        if centred.sums.layout.split is None:
+            return error * (1 - xp.eye(layers, dtype=error.dtype, device=error.device))
+        return error
+
+    def _pair_variance(self, xp: ModuleType, value: Array, blocks: Array, own: Array) -> Array:
+        """The part of the variance of CKA that is due to pairs of projections beyond what each of them brings.
+
+        What is left of the terms of all pairs of groups after centring (cross) or U-centring (self terms), by the delta
+        method.
+        """
+        assert self.features is not None
+        g, scale = GROUPS, (GROUPS / self.size) ** 2
+        table = xp.permute_dims(blocks, (0, 2, 1, 3)) * scale
+        rows, columns = (xp.mean(table, axis=axis, keepdims=True) for axis in (3, 2))
+        rest = table - rows - columns + xp.mean(rows, axis=2, keepdims=True)
+        of_cross = xp.sum(rest * rest, axis=(2, 3)) / ((g - 1) * g) ** 2
+        own = own / (self.size * (self.size - 1))
+        within = u_center_gram(xp.stack([table[i, i, :, :] for i in range(own.shape[0])], axis=0))
+        of_own = xp.sum(within * within, axis=(1, 2)) / (g * (g - 3)) * 2 / (g * (g - 1))
+        # A self term that is not positive has no CKA, and NaN in `value`.
+        own = xp.where(own > 0, own, xp.ones_like(own))
+        of_cross = of_cross / own[:, None] / own[None, :]
+        of_own = of_own / own**2 / 4
+        split = self.features.split
+        if split is None:
+            return of_cross + value**2 * (of_own[:, None] + of_own[None, :])
+        return of_cross[:split, split:] + value**2 * (of_own[:split, None] + of_own[None, split:])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on; the projections follow from the seed."""
+        return {
+            "size": self.size,
+            "kernel": repr(self.kernel),
+            "seed": self.seed,
+            "batches": self.batches,
+            "widths": None if self.features is None else list(self.features.widths),
+            "split": None if self.features is None else self.features.split,
+            "bandwidths": list(self.bandwidths),
+            "sums": None if self.sums is None else self.sums.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict()`` of an accumulator with the same settings.
+
+        Raises
+        ------
+        ValueError
+            If size, kernel or seed differ.
+        """
+        for name, mine in {"size": self.size, "kernel": repr(self.kernel), "seed": self.seed}.items():
+            if state[name] != mine:
+                raise ValueError(f"The saved state has {name}={state[name]}, this sketch {mine}.")
+        self.batches, self.bandwidths, self._projections = state["batches"], list(state["bandwidths"]), []
+        self.features = None if state["widths"] is None else Layout(tuple(state["widths"]), state["split"])
+        self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])
+
+
+def _number(width: Array | float) -> float:
+    return width if isinstance(width, float) else float(as_numpy(width)[0, 0]) or math.nan

@@ -1,0 +1,186 @@
+"""Whether two layers give a sample the same nearest neighbours: mutual k-NN, and CKA among neighbours (CKNNA)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from ..hsic import scaled_features
+from ..kernels import Cosine, Kernel
+from ..validation import Array, check_pair, constant
+
+FORMS = ("released", "paper")
+
+
+class Neighbours(NamedTuple):
+    """Which samples are the k nearest of each (..., n, n), 1 or 0; the kernel; NaN for a constant layer, else 0."""
+
+    mask: Array
+    gram: Array
+    k: int
+    form: str
+    undefined: Array
+
+
+def neighbour_mask(gram: Array, k: int) -> Array:
+    """1 where column j is among the k largest of row i, j != i; of equal values the lower j comes first."""
+    xp = array_namespace(gram)
+    n = gram.shape[-1]
+    on_diagonal = xp.eye(n, dtype=gram.dtype, device=gram.device) > 0
+    closeness = xp.where(on_diagonal, xp.full_like(gram, -xp.inf), constant(gram))
+    order = xp.argsort(-closeness, axis=-1, stable=True)
+    places = xp.argsort(order, axis=-1, stable=True)
+    return xp.astype(places < k, gram.dtype)
+
+
+def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = "released") -> Neighbours:
+    """The neighbours in one layer from its checked features (..., n, p)."""
+    n = x.shape[-2]
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"`k` must be an int, got {type(k).__name__}.")
+    if not 1 <= k < n:
+        raise ValueError(f"`k` must be from 1 to {n - 1} neighbours for {n} samples, got {k}.")
+    if form not in FORMS:
+        raise ValueError(f'`form` must be "released" or "paper", got {form!r}.')
+    xp = array_namespace(x)
+    x = xp.astype(x, xp.float64)
+    gram = (kernel or Cosine())(x)
+    centred, _ = scaled_features(x)
+    varied = xp.any(constant(centred) != 0, axis=(-2, -1))
+    zero = xp.zeros_like(gram[..., 0, 0])
+    return Neighbours(neighbour_mask(gram, k), gram, k, form, xp.where(varied, zero, xp.full_like(zero, xp.nan)))
+
+
+def shared_neighbours(x: Neighbours, y: Neighbours) -> Array:
+    """Mutual k-NN of two prepared layers."""
+    xp = array_namespace(x.mask)
+    return xp.sum(x.mask * y.mask, axis=(-2, -1)) / (x.mask.shape[-1] * x.k) + x.undefined + y.undefined
+
+
+def shared_neighbours_chance(x: Neighbours, y: Neighbours) -> Array:
+    """Its exact mean over permutations of the samples: k / (n - 1)."""
+    return x.k / (x.mask.shape[-1] - 1) + x.undefined + y.undefined
+
+
+def _released(xp, a: Array, b: Array) -> Array:
+    """N (n - 3) HSIC_1 as written for symmetric matrices without diagonal, of masked ones that are not symmetric."""
+    n = a.shape[-1]
+    traces = xp.sum(a * xp.matrix_transpose(b), axis=(-2, -1))
+    totals = xp.sum(a, axis=(-2, -1)) * xp.sum(b, axis=(-2, -1))
+    chained = xp.sum(xp.sum(a, axis=-2) * xp.sum(b, axis=-1), axis=-1)
+    return traces + totals / ((n - 1) * (n - 2)) - 2 * chained / (n - 2)
+
+
+def neighbour_alignment(x: Neighbours, y: Neighbours) -> Array:
+    """CKNNA of two prepared layers."""
+    xp = array_namespace(x.mask)
+    sides = (x, y)
+    if x.form == "paper":
+        centred = [side.gram - xp.mean(side.gram, axis=-1, keepdims=True) for side in sides]
+        both = x.mask * y.mask
+        cross = xp.sum(both * centred[0] * centred[1], axis=(-2, -1))
+        selves = [xp.sum(side.mask * c * c, axis=(-2, -1)) for side, c in zip(sides, centred, strict=True)]
+    else:
+        cross = _released(xp, x.mask * y.mask * x.gram, x.mask * y.mask * y.gram)
+        selves = [_released(xp, side.mask * side.gram, side.mask * side.gram) for side in sides]
+    roots = [xp.sqrt(xp.where(s > 0, s, xp.full_like(s, xp.nan))) for s in selves]
+    return cross / roots[0] / roots[1] + x.undefined + y.undefined
+
+
+def mutual_knn(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None) -> Array:
+    """The mean share of the k nearest neighbours of a sample that two layers have in common.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Features, n > k.
+    y : array (..., n, q)
+        Features of the same samples.
+    k : int
+        Neighbours of each sample, itself not counted.
+    kernel : Kernel, optional
+        The nearest are those of the largest kernel value: ``Cosine()`` when left out. ``RBF()`` gives the Euclidean
+        neighbours.
+
+    Returns
+    -------
+    array (...) of float64
+        From 0 to 1. Its mean over permutations of the samples is exactly k / (n - 1). NaN for a constant side. No
+        gradient flows.
+
+    Raises
+    ------
+    TypeError
+        As ``cka``, and for a ``k`` that is no int.
+    ValueError
+        As ``cka``, and for a ``k`` outside 1 to n - 1.
+
+    Notes
+    -----
+    Of equally near samples the earlier counts as nearer, so duplicated samples raise the value of any two layers.
+
+    References
+    ----------
+    Huh et al., The Platonic Representation Hypothesis, ICML 2024, appendix A. MATH 5.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(30, 4))
+    >>> float(mutual_knn(x, 2 * x, k=5))
+    1.0
+    """
+    _, x, y = check_pair(x, y)
+    layer = partial(prepare, k=k, kernel=kernel)
+    return shared_neighbours(layer(x), layer(y))
+
+
+def cknna(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = "released") -> Array:
+    """CKA restricted to pairs of samples that are among each other's k nearest neighbours in both layers.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Features, n > k and n >= 4.
+    y : array (..., n, q)
+        Features of the same samples.
+    k : int
+        Neighbours of each sample; 10 by convention.
+    kernel : Kernel, optional
+        ``Cosine()`` when left out: features are used with unit norm.
+    form : "released" or "paper"
+        The two differ. "released" is what the authors' code computes, and so nearly all published numbers: the formula
+        of HSIC_1 on the Gram matrices masked to shared neighbours, without its 1e-6 in the denominator. "paper" is the
+        formula of the article: products of row-centred kernel values, summed over shared neighbours. Only "paper" is
+        symmetric in x and y.
+
+    Returns
+    -------
+    array (...) of float64
+        At most 1 for "paper"; not bounded by theory for "released". NaN for a constant side, and where a self term is
+        not positive.
+
+    Raises
+    ------
+    TypeError
+        As ``cka``, and for a ``k`` that is no int.
+    ValueError
+        As ``cka``, for a ``k`` outside 1 to n - 1, and for an unknown form.
+
+    References
+    ----------
+    Huh et al., The Platonic Representation Hypothesis, ICML 2024, appendix A, and metrics.py of its repository
+    (minyoungg/platonic-rep).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(30, 4))
+    >>> round(float(cknna(x, 2 * x)), 6)
+    1.0
+    """
+    _, x, y = check_pair(x, y, minimum=4)
+    layer = partial(prepare, k=k, kernel=kernel, form=form)
+    return neighbour_alignment(layer(x), layer(y))

@@ -1,0 +1,520 @@
+"""Detectors: networks, two steps of distillation on scenes in COCO's format, AP, and the edges of the data."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from cka_probe.distill.dense import PatchCKALoss
+from cka_probe.distill.dense.data import CocoBoxes, collate_lists
+from cka_probe.distill.dense.detection import PAPER_ROWS, average_precision, distill_detector
+from cka_probe.distill.dense.networks import DETECTORS, SmallResNet, detector, small_pyramid
+from cka_probe.distill.dense.scenes import make_scenes
+from cka_probe.distill.losses.contract import DistillationLoss
+from cka_probe.distill.taps.map_tap import MapTap, maps_of
+from cka_probe.distill.training.schedules import DenseSchedule
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return make_scenes(tmp_path_factory.mktemp("scenes"), train=6, val=4, size=SIZE, largest=24)
+
+
+@pytest.fixture(scope="module")
+def train(scenes):
+    return CocoBoxes(scenes.train_images, scenes.train_annotations)
+
+
+@pytest.fixture(scope="module")
+def val(scenes):
+    return CocoBoxes(scenes.val_images, scenes.val_annotations)
+
+
+def network(architecture="fcos", width=8, channels=64, seed=0, **options):
+    torch.manual_seed(seed)
+    return detector(architecture, small_pyramid(width, 1, channels), 11, min_size=SIZE, max_size=SIZE, **options)
+
+
+def weights(model):
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+# --- scenes -------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_have_boxes_that_hold_the_digits_of_the_label_map(scenes):
+    coco = json.loads(scenes.train_annotations.read_text())
+    assert len(coco["images"]) == 6
+    for facts in coco["images"]:
+        picture = np.asarray(Image.open(scenes.train_images / facts["file_name"]))
+        assert picture.shape == (SIZE, SIZE, 3)
+        frame = f"scenes_{facts['id']:06d}_000000"
+        city = scenes.root / "leftImg8bit" / "train" / "scenes" / f"{frame}_leftImg8bit.png"
+        labels = np.asarray(Image.open(scenes.root / "gtFine" / "train" / "scenes" / f"{frame}_gtFine_labelIds.png"))
+        assert np.array_equal(np.asarray(Image.open(city)), picture)
+        boxes = [entry for entry in coco["annotations"] if entry["image_id"] == facts["id"]]
+        rest = labels.copy()
+        for box in boxes:
+            x, y, width, height = box["bbox"]
+            inside = labels[y : y + height, x : x + width]
+            assert set(np.unique(inside)) <= {0, box["category_id"]}
+            for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):  # the box is tight
+                assert edge.any()
+            rest[y : y + height, x : x + width] = 0
+        assert not rest.any()
+
+
+def test_scenes_are_made_once_and_by_the_seed(tmp_path, scenes):
+    again = make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24)
+    assert again.train_annotations.read_text() == scenes.train_annotations.read_text()
+    before = again.train_annotations.stat().st_mtime_ns
+    assert make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24) == again
+    assert again.train_annotations.stat().st_mtime_ns == before
+    other = make_scenes(tmp_path / "b", train=6, val=4, size=SIZE, largest=24, seed=1)
+    assert other.train_annotations.read_text() != scenes.train_annotations.read_text()
+    with pytest.raises(ValueError, match="holds scenes of other settings"):
+        make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24, seed=1)
+
+
+def test_contrast_makes_light_digits_on_dark_ground(tmp_path):
+    scenes = make_scenes(tmp_path, train=4, val=1, size=SIZE, largest=24, contrast=0.6)
+    for path in sorted(scenes.train_images.iterdir()):
+        picture = np.asarray(Image.open(path))
+        frame = f"scenes_{path.stem[-6:]}_000000_gtFine_labelIds.png"
+        digits = np.asarray(Image.open(scenes.root / "gtFine" / "train" / "scenes" / frame)) > 0
+        assert picture[~digits].mean() < 0.4 * 255
+        assert not digits.any() or picture[digits].mean() > 0.5 * 255
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": 0}, "`train` must be at least 1"),
+        ({"smallest": 4}, "`smallest` must be at least 8"),
+        ({"most": -1}, "`most` must be at least 0"),
+        ({"size": 300}, "digits must fit into the picture"),
+        ({"smallest": 50, "largest": 40}, "`smallest` <= `largest`"),
+        ({"contrast": 1.0}, r"`contrast` must be in \[0, 1\)"),
+    ],
+)
+def test_scene_settings_that_cannot_be(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_scenes(tmp_path, **settings)
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def write_coco(folder, boxes, categories=((7, "seven"), (3, "three")), size=(20, 30)):
+    folder.mkdir(exist_ok=True)
+    height, width = size
+    Image.fromarray(np.zeros((height, width), np.uint8)).save(folder / "a.png")  # grey, as some COCO pictures are
+    annotations = [
+        {"id": i, "image_id": 1, "bbox": box, "category_id": label, "area": 1, "iscrowd": crowd}
+        for i, (box, label, crowd) in enumerate(boxes, 1)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": height, "width": width}],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    return CocoBoxes(folder, folder / "a.json")
+
+
+def test_boxes_are_clipped_crowds_stand_apart_and_boxes_outside_are_left_out(tmp_path):
+    data = write_coco(
+        tmp_path,
+        [
+            ([-5, 2, 10, 4], 3, 0),
+            ([25, 15, 50, 50], 7, 0),
+            ([40, 2, 5, 5], 3, 0),
+            ([1, 1, 4, 4], 7, 1),
+            ([2, 2, 0, 5], 3, 0),
+        ],
+    )
+    image, target = data[0]
+    assert image.shape == (3, 20, 30)
+    assert target["boxes"].tolist() == [[0, 2, 5, 6], [25, 15, 30, 20]]
+    assert target["labels"].tolist() == [1, 2]
+    assert target["annotated"]["boxes"].tolist() == [[0, 2, 5, 6], [25, 15, 30, 20], [1, 1, 5, 5]]
+    assert target["annotated"]["labels"].tolist() == [1, 2, 2]
+    assert target["annotated"]["iscrowd"].tolist() == [0, 0, 1]
+    assert data.classes == ("background", "three", "seven")
+    assert data.notes == (
+        "2 boxes reach out of their pictures and were clipped.",
+        "2 boxes have no area within their pictures and were left out.",
+    )
+
+
+def test_a_picture_without_boxes(tmp_path):
+    _, target = write_coco(tmp_path, [])[0]
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == (0,)
+
+
+def test_category_ids_may_be_kept_and_pictures_flipped(tmp_path):
+    write_coco(tmp_path, [([2, 3, 4, 5], 7, 0), ([0, 0, 9, 9], 3, 1)])
+    kept = CocoBoxes(tmp_path, tmp_path / "a.json", flip=1.0, keep_ids=True)
+    _, target = kept[0]
+    assert target["labels"].tolist() == [7]
+    assert target["boxes"].tolist() == [[24, 3, 28, 8]]
+    assert target["annotated"]["boxes"].tolist() == [[24, 3, 28, 8], [21, 0, 30, 9]]
+    assert kept.classes == ("background", "", "", "three", "", "", "", "seven")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder of pictures"):
+        CocoBoxes(tmp_path / "none", tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no annotation file"):
+        CocoBoxes(tmp_path, tmp_path / "none.json")
+    write_coco(tmp_path, [])
+    with pytest.raises(ValueError, match="`flip` must be a probability"):
+        CocoBoxes(tmp_path, tmp_path / "a.json", flip=2)
+
+
+# --- networks and taps --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", DETECTORS)
+def test_every_architecture_trains_and_detects(architecture, train):
+    model = network(architecture)
+    images, targets = collate_lists([train[0], train[1]])
+    targets[1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model(images, targets)
+    sum(losses.values()).backward()
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+    found = model.eval()(images)
+    assert set(found[0]) == {"boxes", "labels", "scores"}
+
+
+def test_named_backbones_have_torchvisions_anchors():
+    ours = detector("retinanet", "resnet18", 91)
+    assert ours.anchor_generator.sizes[0] == (32, 40, 50)
+    assert len(ours.anchor_generator.sizes) == 5
+    assert detector("fcos", "resnet18", 91).anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
+    rpn = detector("faster_rcnn", "resnet18", 91).rpn
+    assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+
+
+def test_the_papers_rows_can_be_built():
+    beside = {name: (row.student_ap, row.distilled_ap, row.mimic_ap) for name, row in PAPER_ROWS.items()}
+    assert beside == {"retinanet_x101_r50": (37.4, 40.3, 40.7), "fcos_r101_r50": (38.5, 39.8, 40.7)}
+    for row in PAPER_ROWS.values():
+        assert (row.intra_weight, row.inter_weight, row.learning_rate, row.epochs) == (10, 0, 0.01, 24)
+    row = PAPER_ROWS["fcos_r101_r50"]
+    assert sum(p.numel() for p in detector(row.architecture, row.student, 91).parameters()) > 30e6
+
+
+class NoChannels(nn.Module):
+    def forward(self, x):
+        return {"0": x}
+
+
+class NoDict(nn.Module):
+    out_channels = 3
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("yolo", small_pyramid(8), 11), "`architecture` must be one of faster_rcnn, retinanet, fcos"),
+        (("fcos", small_pyramid(8), 1), "`classes` counts the background"),
+        (("fcos", NoChannels(), 11), "NoChannels must have `out_channels`"),
+        (("fcos", NoDict(), 11), "NoDict must give a dict of maps, it gave Tensor"),
+    ],
+)
+def test_detectors_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        detector(*arguments)
+
+
+def test_taps_give_a_dict_of_maps_and_let_go():
+    body = small_pyramid(8)
+    model = nn.Sequential(body)
+    with MapTap(model, "0", 4) as tap:
+        given = torch.rand(1, 3, 64, 64)
+        model(given)
+        seen, maps = tap.take()
+        assert seen is given
+        assert [level.shape[-1] for level in maps] == [16, 8, 4, 2]
+        assert maps[0].requires_grad
+        with pytest.raises(RuntimeError, match="was called 0 times in one forward pass"):
+            tap.take()
+        model(given)
+        model(given)
+        with pytest.raises(RuntimeError, match="was called 2 times"):
+            tap.take()
+    assert not body._forward_hooks
+    with pytest.raises(ValueError, match="`levels` is 9, but the output has 4 maps"):
+        maps_of(body(given), 9)
+    with pytest.raises(TypeError, match="no map of shape"):
+        maps_of({"0": torch.zeros(3)})
+    with pytest.raises(ValueError, match="backbon"):
+        MapTap(network(), "backbon", role="student")
+
+
+def test_a_tap_keeps_what_a_later_operation_in_place_changes():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
+    with MapTap(model, "0") as tap:
+        out = model(torch.randn(1, 1, 8, 8))
+        maps = tap.take()[1]
+    assert float(maps[0].detach().min()) < 0 <= float(out.detach().min())
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", DETECTORS)
+def test_two_steps_of_distillation(architecture, train, val, tmp_path):
+    teacher, student = network(architecture, width=16, channels=128, seed=1), network(architecture)
+    before = weights(teacher)
+    loss = PatchCKALoss(inter_weight=10, mimic_weight=1)
+    result = distill_detector(
+        teacher, student, train, val, loss, steps=2, batch_size=2, output_dir=tmp_path, log_every=1, progress=False
+    )
+    assert {"intra", "inter", "mimic"} <= set(result.history.columns)
+    assert result.history["step"].tolist() == [1, 2]
+    assert np.isfinite(result.history.to_numpy()).all()
+    assert set(result.scores) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert torch.equal(weights(teacher), before)  # batch norm's statistics too
+    assert teacher.training
+    assert student.training
+    assert all(p.requires_grad for p in teacher.parameters())
+    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "history.csv", "scores.csv"}
+    assert next(loss.parameters()).shape == (128, 64, 1, 1)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(train):
+    def run(seed):
+        student = network()
+        distill_detector(
+            network(seed=1), student, train, loss=PatchCKALoss(), steps=2, batch_size=2, seed=seed, progress=False
+        )
+        return weights(student)
+
+    first = run(0)
+    state = torch.get_rng_state()
+    assert torch.equal(run(0), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(run(1), first)
+
+
+def test_training_alone_has_detection_losses_only(train):
+    result = distill_detector(None, network(), train, steps=1, batch_size=2, progress=False)
+    assert set(result.history.columns) == {
+        "step", "loss", "classification", "bbox_regression", "bbox_ctrness", "lr", "seconds"
+    }  # fmt: skip
+    assert result.scores == {}
+
+
+def test_the_teacher_sees_the_students_pictures_and_the_gradient_reaches_the_backbone(train):
+    """The intra term of the first step, against the loss of maps that the two backbones are asked for by hand."""
+    teacher, student = network(seed=1, width=16), network()
+    images, _ = collate_lists([train[i] for i in range(6)])
+    with torch.no_grad():
+        given = student.transform(images)[0].tensors
+        ours = list(student.backbone(given).values())[:4]
+        theirs = list(teacher.eval().backbone(given).values())[:4]
+    expected = float(PatchCKALoss()(None, None, ours, theirs))
+    result = distill_detector(teacher, student, train, loss=PatchCKALoss(), steps=1, batch_size=6, progress=False)
+    assert result.history["intra"][0] == pytest.approx(expected, rel=1e-5)
+
+
+class Blank(torch.utils.data.Dataset):
+    """Pictures without any box."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        image = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(index))
+        return image, {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
+def test_pictures_without_boxes_and_a_batch_of_one():
+    result = distill_detector(
+        network(seed=1), network(), Blank(), Blank(), PatchCKALoss(), steps=2, batch_size=1, progress=False
+    )
+    assert np.isfinite(result.history.to_numpy()).all()
+    assert result.scores["AP"] == -1.0  # pycocotools' word for no objects at all
+
+
+class Said(nn.Module):
+    """Says what it was told to, a picture at a time."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.answers = iter(answers)
+
+    def forward(self, images):
+        return [next(self.answers) for _ in images]
+
+
+def test_average_precision_is_that_of_pycocotools_on_the_file(tmp_path):
+    """Crowds, annotated areas unlike those of the boxes, false alarms within crowds and outside."""
+    rng = np.random.default_rng(0)
+    images, annotations, answers, results = [], [], [], []
+    for number in range(1, 7):
+        Image.fromarray(np.zeros((300, 300), np.uint8)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 300, "width": 300})
+        corners, scores, labels = [], [], []
+        for _ in range(8):
+            left, top, width, height = (int(v) for v in (*rng.integers(0, 200, 2), *rng.integers(10, 100, 2)))
+            entry = {"image_id": number, "category_id": int(rng.integers(1, 3)), "bbox": [left, top, width, height]}
+            area = width * height * float(rng.uniform(0.2, 1))
+            crowd = int(rng.random() < 0.3)
+            outline = [[left, top, left + width, top, left, top + height]]
+            more = {"id": len(annotations) + 1, "area": area, "iscrowd": crowd, "segmentation": outline}
+            annotations.append(entry | more)
+            for moved in rng.normal(0, 5, (2, 4)):
+                box = np.maximum(np.array([left, top, width, height]) + moved, 1).round()  # exact in float32
+                score = float(rng.random())
+                results.append(entry | {"bbox": box.tolist(), "score": score})
+                corners.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+                scores.append(score)
+                labels.append(entry["category_id"])
+        answers.append(
+            {
+                "boxes": torch.tensor(np.array(corners), dtype=torch.float32),
+                "scores": torch.tensor(scores),
+                "labels": torch.tensor(labels),
+            }
+        )
+    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    truth = COCO(tmp_path / "a.json")
+    reference = COCOeval(truth, truth.loadRes(results), "bbox")
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+    found = average_precision(Said(answers), CocoBoxes(tmp_path, tmp_path / "a.json"), batch_size=4, progress=False)
+    assert 0.05 < found["AP"] < 0.95
+    np.testing.assert_allclose(list(found.values()), reference.stats[:6], atol=1e-6)
+
+
+class Oracle(nn.Module):
+    """Finds every box, as it is or moved."""
+
+    def __init__(self, data, shift=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.answers = iter([data[i][1] for i in range(len(data))])
+        self.shift = shift
+
+    def forward(self, images):
+        found = [next(self.answers) for _ in images]
+        return [
+            {"boxes": t["boxes"] + self.shift, "labels": t["labels"], "scores": torch.ones(len(t["labels"]))}
+            for t in found
+        ]
+
+
+def test_average_precision_of_perfect_and_of_moved_boxes(val):
+    assert average_precision(Oracle(val), val, progress=False)["AP"] == pytest.approx(1.0)
+    moved = average_precision(Oracle(val, shift=40.0), val, progress=False)
+    assert moved["AP"] < 0.1
+    assert moved["APl"] == -1.0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision(precision, train):
+    losses = {}
+    for name in ("no", precision):
+        result = distill_detector(
+            network(seed=1, width=16),
+            network(),
+            train,
+            loss=PatchCKALoss(inter_weight=10, mimic_weight=1),
+            steps=2,
+            batch_size=2,
+            mixed_precision=name,
+            log_every=1,
+            progress=False,
+        )
+        losses[name] = result.history["loss"].to_numpy()
+    np.testing.assert_allclose(losses[precision], losses["no"], rtol=0.05)
+
+
+def test_boxes_out_of_their_picture_train(tmp_path):
+    boxes = [([-5, 2, 30, 24], 3, 0), ([70, 2, 5, 5], 3, 0), ([40, 40, 50, 50], 7, 0)]
+    data = write_coco(tmp_path, boxes, size=(SIZE, SIZE))
+    result = distill_detector(
+        network(seed=1, width=16), network(), data, data, PatchCKALoss(), steps=2, batch_size=1, progress=False
+    )
+    assert np.isfinite(result.history.to_numpy()).all()
+    assert 0 <= result.scores["AP"] <= 1
+
+
+def test_adapters_are_there_before_the_optimiser_and_learn(train):
+    start = {}
+
+    def optimizer(parameters, **settings):
+        start.update({parameter: parameter.detach().clone() for parameter in parameters})
+        return torch.optim.SGD(parameters, **settings)
+
+    loss = PatchCKALoss()
+    teacher, student = network(seed=1, channels=128), network()
+    distill_detector(
+        teacher, student, train, loss=loss, steps=1, batch_size=2, optimizer=optimizer, weight_decay=0, progress=False
+    )
+    adapters = list(loss.parameters())
+    assert [p.shape for p in adapters] == [shape for _ in range(4) for shape in ((128, 64, 1, 1), (128,))]
+    # CKA is blind to a constant, so the biases stay.
+    assert all(not torch.equal(p, start[p]) for p in adapters if p.ndim == 4)
+    assert not set(start) & set(teacher.parameters())
+
+
+class Empty(DistillationLoss):
+    def terms(self, *arguments):
+        return {"nothing": arguments[2][0].sum() * float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"loss": None}, ValueError, "A teacher needs a `loss`"),
+        ({"layer": "bakbone"}, ValueError, "bakbone"),
+        ({"layer": "transform"}, TypeError, "no map of shape"),
+        ({"levels": 7}, ValueError, "`levels` is 7, but the output has 4 maps"),
+        ({"steps": 0}, ValueError, "`steps` must be at least 1"),
+        ({"learning_rate": 0}, ValueError, "`learning_rate` must be positive"),
+        ({"clip_norm": 0}, ValueError, "`clip_norm` must be positive or None"),
+        ({"loss": Empty()}, FloatingPointError, "The training loss is nan at step 1"),
+    ],
+)
+def test_what_cannot_be(train, settings, error, message):
+    options = {"loss": PatchCKALoss(), "steps": 1, "batch_size": 2, "progress": False, **settings}
+    student = network()
+    with pytest.raises(error, match=message):
+        distill_detector(network(seed=1), student, train, **options)
+    assert not any(module._forward_hooks for module in student.modules())
+
+
+def test_networks_that_normalise_differently(train):
+    other = network(seed=1, image_mean=[0.5, 0.5, 0.5])
+    with pytest.raises(ValueError, match="The teacher's image_mean is"):
+        distill_detector(other, network(), train, loss=PatchCKALoss(), steps=1)
+
+
+def test_the_schedule_is_2x():
+    schedule = DenseSchedule(warmup=0.0)
+    assert [schedule(epoch, 24) for epoch in (0, 15)] == [1.0, 1.0]
+    assert schedule(16, 24) == pytest.approx(0.1)
+    assert schedule(22, 24) == pytest.approx(0.01)
+
+
+def test_small_resnets_have_the_strides_of_resnets():
+    assert SmallResNet(8, 2)(torch.zeros(1, 3, 96, 64)).shape == (1, 64, 3, 2)

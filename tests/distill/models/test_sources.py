@@ -1,0 +1,79 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from cka_probe.distill.models.sources import load_model
+
+MODEL_FILE = """
+from torch import nn
+
+def network():
+    return nn.Linear(4, 2)
+
+def number():
+    return 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "classes"),
+    [("resnet8", "ResNet", 100), ("torchvision:squeezenet1_1", "SqueezeNet", 1000)],
+)
+def test_names_of_the_zoo_and_of_torchvision(source, kind, classes):
+    model = load_model(source)
+    assert kind.lower() in type(model).__name__.lower()
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, classes)
+
+
+def test_a_function_in_a_file_or_module(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(MODEL_FILE)
+    assert isinstance(load_model(f"{tmp_path / 'my_models.py'}:network"), nn.Linear)
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_model("my_models:network"), nn.Linear)
+    with pytest.raises(TypeError, match=r"my_models:number returned int, not a torch\.nn\.Module"):
+        load_model("my_models:number")
+    with pytest.raises(ValueError, match="my_models has no function 'other'"):
+        load_model("my_models:other")
+    with pytest.raises(ValueError, match="There is no Python module 'their_models'"):
+        load_model("their_models:network")
+    with pytest.raises(FileNotFoundError, match=re.escape("There is no file nowhere.py")):
+        load_model("nowhere.py:network")
+
+
+def test_weights_are_loaded(tmp_path):
+    from safetensors.torch import save_file as save_tensors
+
+    torch.manual_seed(0)
+    saved = load_model("resnet8", num_classes=10)
+    save_tensors(saved.state_dict(), tmp_path / "w.safetensors")
+    torch.manual_seed(1)
+    loaded = load_model("resnet8", tmp_path / "w.safetensors", num_classes=10)
+    for a, b in zip(saved.parameters(), loaded.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_hugging_face_folder(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    config.architectures = ["BertModel"]
+    config.save_pretrained(tmp_path / "config_only")
+    assert type(load_model(f"hf:{tmp_path / 'config_only'}")).__name__ == "BertModel"
+    torch.manual_seed(0)
+    saved = transformers.BertModel(config)
+    saved.save_pretrained(tmp_path / "whole")
+    loaded = load_model(f"hf:{tmp_path / 'whole'}")
+    torch.testing.assert_close(
+        loaded.embeddings.word_embeddings.weight, saved.embeddings.word_embeddings.weight, rtol=0, atol=0
+    )
+    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
+        load_model("hf:bert-base-uncased")
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(ValueError, match="resnet20"):
+        load_model("resnet21")

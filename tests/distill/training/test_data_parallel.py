@@ -1,0 +1,74 @@
+"""Two gloo processes train as one process does: same loss, same weights."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from two_processes import go
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    script = Path(__file__).parents[1] / "two_processes.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, folder],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one():
+    return go()
+
+
+@pytest.mark.parametrize("kind", ["plain", "exact"])
+def test_two_processes_equal_one(two, one, kind):
+    saved = load_file(two / kind / "last.safetensors")
+    assert set(saved) == set(one.student.state_dict())
+    history = pd.read_csv(two / kind / "history.csv")
+    for name in ("train_loss", "cross_entropy", "features", "logits"):
+        np.testing.assert_allclose(history[name], one.history[name], rtol=1e-5)
+    np.testing.assert_allclose(history["test_accuracy"], one.history["test_accuracy"])
+    for name, value in one.student.state_dict().items():
+        np.testing.assert_allclose(saved[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_diagnostics_of_the_shares_are_those_of_the_whole(two, one):
+    found = pd.read_csv(two / "plain" / "diagnostics.csv")
+    expected = one.diagnostics
+    assert found["quantity"].tolist() == expected["quantity"].tolist()
+    gradients = expected["quantity"].str.startswith("gradient")
+    np.testing.assert_allclose(found["value"][gradients], expected["value"][gradients], rtol=1e-4, atol=1e-6)
