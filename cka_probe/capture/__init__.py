@@ -1,7 +1,8 @@
-"""Torch modules in, features out."""
+"""Torch modules in, features out.
 
-from .hooks import CaptureError, Probe
-from .layers import select_layers
-from .pooling import pool
+Names are imported when they are first used.
+"""
 
-__all__ = ["CaptureError", "Probe", "pool", "select_layers"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

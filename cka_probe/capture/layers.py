@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .nearest import nearest_hint
 from .state import borrowed
 from .trees import first_tensor
 
@@ -169,7 +169,8 @@ def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[b
         else:
             raise ValueError(unknown_layer(part, modules, type(model).__name__))
         if not found:
-            raise ValueError(f"The pattern {part!r} matches no layer of {type(model).__name__}. {_some(modules)}")
+            hint = nearest_hint(part, modules, kind="Its layers")
+            raise ValueError(f"The pattern {part!r} matches no layer of {type(model).__name__}. {hint}")
         return False, found
     if isinstance(part, type):
         if not issubclass(part, nn.Module):
@@ -191,16 +192,7 @@ def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[b
 
 def unknown_layer(name: str, names: Iterable[str], model_name: str) -> str:
     """The message for a layer path that is not there, with the nearest ones."""
-    names = [n for n in names if n]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else _some(names)
-    return f"{model_name} has no layer {name!r}. {hint}"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = [n for n in names if n]
-    shown = ", ".join(repr(n) for n in listed[:6])
-    return f"Its layers are {shown}" + (f" and {len(listed) - 6} more." if len(listed) > 6 else ".")
+    return f"{model_name} has no layer {name!r}. {nearest_hint(name, names, kind='Its layers')}"
 
 
 def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple[str, str, str, int]]:

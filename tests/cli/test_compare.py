@@ -131,7 +131,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(capsys, arguments, message):
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match="nearest"):
+    with pytest.raises(ValueError, match="Did you mean"):
         main(["--debug", "compare", "resnet21"])
 
 

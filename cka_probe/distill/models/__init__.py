@@ -5,11 +5,11 @@
 1233540
 """
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from torch import nn
 
+from ...capture.nearest import nearest_hint
 from .mobilenet import MobileNetV1, MobileNetV2
 from .resnet import (
     ResNet18,
@@ -106,7 +106,7 @@ def build(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.Module:
         return _build_timm(network, num_classes, in_channels)
     if name not in _ZOO:
         raise ValueError(
-            f"There is no network {name!r}. {_nearest(name, NAMES)} "
+            f"There is no network {name!r}. {nearest_hint(name, NAMES)} "
             f"Names of other libraries are written 'torchvision:NAME' and 'timm:NAME'."
         )
     return _ZOO[name](num_classes, in_channels)
@@ -117,7 +117,7 @@ def _build_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modu
 
     names = torchvision.models.list_models(module=torchvision.models)  # the classification networks
     if name not in names:
-        raise ValueError(f"torchvision has no classification network {name!r}. {_nearest(name, names)}")
+        raise ValueError(f"torchvision has no classification network {name!r}. {nearest_hint(name, names)}")
     if in_channels != 3:
         raise ValueError(f"torchvision's networks take images of 3 channels, not {in_channels}; use a timm network.")
     options: dict[str, bool] = {}
@@ -135,14 +135,5 @@ def _build_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
             f"'timm:{name}' needs the timm library, which is not installed: pip install 'cka-probe[timm]'.", name="timm"
         ) from error
     if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}. {_nearest(name, timm.list_models())}")
+        raise ValueError(f"timm has no network {name!r}. {nearest_hint(name, timm.list_models())}")
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    # Compared without case, so that "resnet50" finds ResNet50 as well as resnet56.
-    known = {known.lower(): known for known in names}
-    near = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
-    if near:
-        return f"The nearest names are {', '.join(near)}."
-    return f"There are {', '.join(list(known.values())[:30])}."

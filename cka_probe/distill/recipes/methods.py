@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from ...capture.nearest import nearest_hint
 
 __all__ = ["METHODS", "Method", "build_loss", "check_options"]
 
@@ -54,14 +55,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         If there is no such method, or its loss has no such option; with the nearest name.
     """
     if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}. {_near(name, list(METHODS))}")
+        raise ValueError(f"there is no method {name!r}. {nearest_hint(name, METHODS, most=1)}")
     if not options:
         return
     factory = _factory(name)
     known = [] if factory is None else list(inspect.signature(factory).parameters)
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}. {_near(option, ['ce_weight', *known])}")
+            raise ValueError(f"{name} has no option {option!r}. {nearest_hint(option, ['ce_weight', *known], most=1)}")
 
 
 def build_loss(name: str, options: Mapping[str, Any]) -> Any:
@@ -104,8 +105,3 @@ def _factory(name: str) -> Callable[..., Any] | None:
     if method.module is None or method.loss is None:
         return None
     return getattr(importlib.import_module(f"..{method.module}", __package__), method.loss)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ...capture.nearest import nearest, nearest_hint
 from .methods import METHODS, check_options
 
 __all__ = ["Recipe"]
@@ -287,7 +287,7 @@ def explain(error: ValidationError, content: Mapping[str, Any]) -> str:
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             section = Recipe.model_fields if len(path) == 1 else _fields(path[:-1])
-            sentences.append(f"unknown key {key!r}. {_near(path[-1], list(section))}")
+            sentences.append(f"unknown key {key!r}. {nearest_hint(path[-1], list(section))}")
         elif problem["type"] == "missing":
             sentences.append(f"{key!r} is missing.")
         elif problem["type"] == "value_error":
@@ -334,17 +334,12 @@ def _apply(content: dict[str, Any], change: str) -> None:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    return f"there is no {name!r}. {_near(name, known)}"
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+    return f"there is no {name!r}. {nearest_hint(name, known, most=1)}"
 
 
 def _no_file(path: Path) -> str:
     beside = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    near = nearest(path.name, beside, 1)
     return f"There is no recipe {path}." + (f" Did you mean {path.with_name(near[0])}?" if near else "")
 
 

@@ -260,7 +260,7 @@ def test_networks_of_timm_by_name():
     pytest.importorskip("timm", reason="timm is not installed")
     network = build("timm:resnet10t", num_classes=5, in_channels=1)
     assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"timm has no network 'resnet19'\. The nearest names are .*resnet1"):
+    with pytest.raises(ValueError, match=r"timm has no network 'resnet19'\. Did you mean .*resnet1"):
         build("timm:resnet19")
 
 
@@ -271,9 +271,9 @@ def test_timm_missing_says_what_to_install(monkeypatch):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"no network 'resnet50'\. The nearest names are .*ResNet50.*torchvision:NAME"):
+    with pytest.raises(ValueError, match=r"no network 'resnet50'\. Did you mean .*ResNet50.*torchvision:NAME"):
         build("resnet50")
-    with pytest.raises(ValueError, match=r"no network 'xyzzy'\. There are resnet8, resnet14"):
+    with pytest.raises(ValueError, match=r"no network 'xyzzy'\. Known names are 'resnet8', 'resnet14'"):
         build("xyzzy")
     with pytest.raises(
         ValueError, match=r"torchvision has no classification network 'resnet19'\. The nearest .*resnet1"

@@ -99,7 +99,7 @@ def test_every_recipe_runs_one_step(path, files):
     [
         (["train.epohcs=3"], "small.toml: unknown key 'train.epohcs'. Did you mean 'epochs'"),
         (["trian.epochs=3"], "unknown key 'trian'. Did you mean 'train'"),
-        (["output.zzz=3"], "unknown key 'output.zzz'. Known are directory"),
+        (["output.zzz=3"], "unknown key 'output.zzz'. Known names are 'directory'"),
         (["train.epochs=0"], "'train.epochs': input should be greater than or equal to 1, got 0"),
         (["train.epochs=many"], "'train.epochs': input should be a valid integer.*, got 'many'"),
         (["train.batch_size=1"], "'train.batch_size': input should be greater than or equal to 4, got 1"),
