@@ -276,7 +276,7 @@ def test_unknown_names():
     with pytest.raises(ValueError, match=r"no network 'xyzzy'\. Known names are 'resnet8', 'resnet14'"):
         build("xyzzy")
     with pytest.raises(
-        ValueError, match=r"torchvision has no classification network 'resnet19'\. The nearest .*resnet1"
+        ValueError, match=r"torchvision has no classification network 'resnet19'\. Did you mean .*resnet1"
     ):
         build("torchvision:resnet19")
     with pytest.raises(ValueError, match="no network 'hub:resnet18'"):
