@@ -2,7 +2,7 @@
 
 python examples/compare_two_networks.py [--output similarity]
 
-Replace `two_networks` and `batches` by your own; nothing else needs to change.
+Replace `two_networks` and `batches` with your own; the rest stays.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The whole idea on real images, in five minutes on two cores: compare two networks, distil one from the other.
+"""Compare two networks on real images and distill one from the other: five minutes on two cores.
 
     make demo            or            python examples/demo.py [--output figures/demo] [--seeds 3]
 
-A teacher learns from all training digits. Students that see only a few labelled images learn from the labels alone
-(CE), from the teacher's softened logits as well (KD), or from the structure of its features and logits as well (RCKA).
-Then every layer of the teacher is compared with every layer of the student, before and after.
+A teacher is trained on all training digits. Each student sees only a few labelled images. It is trained on the labels
+alone (CE), on the labels and the teacher's softened logits (KD), or on the labels and the CKA of features and logits
+(RCKA). Then every layer of the teacher is compared with every layer of the student, before and after training.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def train_teacher(train: torch.utils.data.Dataset, test: torch.utils.data.Datase
 def train_students(
     teacher: nn.Module, few: torch.utils.data.Dataset, test: torch.utils.data.Dataset, seeds: int, epochs: int
 ) -> tuple[pd.DataFrame, nn.Module, nn.Module]:
-    """Histories of all runs, and the first RCKA student before and after."""
-    # The weights of examples/recipes/digits.toml. The paper's 15 suit its 190,000 steps; in 200 they drown the labels.
+    """Train all students; return their histories, and the first RCKA student before and after training."""
+    # The weights of examples/recipes/digits.toml: 15 is too large for 200 steps (docs/distill.md, Weights).
     methods: dict[str, Callable[[], nn.Module] | None] = {
         "CE": None,
         "KD": KDLoss,
@@ -77,7 +77,7 @@ def train_students(
 
 
 def corridor_points(teacher: nn.Module, students: dict[str, nn.Module], images: torch.Tensor) -> pd.DataFrame:
-    """CKA and the quadratic-kernel MMD^2 of every teacher layer with every student layer (MATH.md 7, T3)."""
+    """CKA and the quadratic-kernel MMD^2 of every teacher layer with every student layer (docs/theory.md, T3)."""
     theirs = cp.extract(teacher, images, SHOWN, progress=False)
     rows = []
     for name, student in students.items():

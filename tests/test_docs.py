@@ -18,11 +18,10 @@ def blocks(page: Path) -> list[str]:
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("Agg")
-    # A page that trains for a person trains for one epoch here.
-    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # no thread that outlives the test
     names: dict = {"__name__": "__main__"}
     for number, block in enumerate(blocks(page)):
-        block = re.sub(r"epochs=\d+", "epochs=1", block)
+        block = re.sub(r"epochs=\d+", "epochs=1", block)  # short here; the page shows the real number
         exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
     import matplotlib.pyplot as plt
 
