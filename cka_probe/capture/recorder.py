@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -18,6 +18,28 @@ from .trees import samples_first
 
 Keep = Callable[[str, torch.Tensor], Any]
 """Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""
+
+
+@runtime_checkable
+class ReviewingKeep(Protocol):
+    """A `keep` that checks its results after each forward of the model and may request a second forward.
+
+    Attributes
+    ----------
+    takes_half : bool
+        Whether features may come in half precision; a recorder casts them to float32 for any other `keep`.
+    reviewed : bool
+        The recorder sets it to True: `review` will be called after every forward.
+    """
+
+    takes_half: bool
+    reviewed: bool
+
+    def __call__(self, name: str, features: torch.Tensor) -> Any:
+        """Return what is kept of one layer."""
+
+    def review(self, kept: Mapping[str, Any]) -> bool:
+        """Return whether the results of this forward are valid. If not, the model runs on the same batch again."""
 
 
 LISTED = 6
@@ -64,10 +86,10 @@ class LayerRecorder:
         self.pooling = pooling
         self.keep = keep
         self.forward = forward or call_model
-        # What keeps may ask for a look at a whole minibatch, and for a second pass over it.
-        self._review: Callable[[dict[str, Any]], bool] | None = getattr(keep, "review", None)
-        if self._review is not None:
-            keep.reviewed = True  # type: ignore[attr-defined]
+        self._reviewer = keep if isinstance(keep, ReviewingKeep) else None
+        self._takes_half = self._reviewer is not None and self._reviewer.takes_half
+        if self._reviewer is not None:
+            self._reviewer.reviewed = True
         self.probe = Probe(self.model, layers, pooling=None, receiver=self._receive)
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
@@ -108,7 +130,7 @@ class LayerRecorder:
         self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
         self._reduced = reduces_products(device_of(self.model))
         self._pass(batch)
-        while self._review is not None and not self._review(self._kept):
+        while self._reviewer is not None and not self._reviewer.review(self._kept):
             self._pass(batch)
         if not self.names:
             self._settle()
@@ -202,7 +224,7 @@ class LayerRecorder:
         if callable(self.pooling) and self._samples not in (None, tensor.shape[0], features.shape[0]):
             self._leave_out(name, self._misplaced(tensor))
             return
-        if features.dtype not in (torch.float32, torch.float64) and not getattr(self.keep, "takes_half", False):
+        if features.dtype not in (torch.float32, torch.float64) and not self._takes_half:
             features = features.float()
         try:
             self._kept[name] = self.keep(name, features)
