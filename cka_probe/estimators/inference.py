@@ -7,9 +7,8 @@ values of CKA cost no more than CKA itself.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from array_api_compat import array_namespace
@@ -19,17 +18,21 @@ from .closed_form import without_each
 from .hsic import Centred, both_sides, pairwise_inner, row_inner
 from .kernels import Kernel, Linear
 from .layer_grams import layer_rows
+from .outliers import Outliers, OutlierWarning, find_outliers, warn_of_outliers
 from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair
+
+__all__ = [
+    "Estimate",
+    "OutlierWarning",
+    "check_level",
+    "cka_matrix_with_error",
+    "cka_with_error",
+    "jackknife_matrix",
+    "sample_influence",
+]
 
 BLOCK = 4_000_000
 """Numbers that the leave-one-out values of all pairs of layers may fill at a time."""
-
-HEAVY = 0.4
-"""Part of the weight of a layer that one sample in a hundred may hold without a warning."""
-
-
-class OutlierWarning(UserWarning):
-    """One sample, or one in a hundred, holds two fifths of the weight of a layer and can move its CKA at will."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Estimate:
         Of one shape. The interval is not cut off at 1 or -1.
     level : float
         Coverage of the interval from ``low`` to ``high``.
+    outliers : tuple of Outliers
+        One for each layer whose weight rests on a few samples.
     """
 
     value: Array
@@ -49,6 +54,7 @@ class Estimate:
     low: Array
     high: Array
     level: float
+    outliers: tuple[Outliers, ...] = ()
 
     @classmethod
     def of(cls, value: Array, error: Array, level: float, degrees: Array | int) -> Estimate:
@@ -98,33 +104,6 @@ def _leave_one_out(
 def _weights(xp: ModuleType, shares: Array) -> Array:
     total = xp.sum(shares, axis=-1, keepdims=True)
     return shares / xp.where(total > 0, total, xp.ones_like(total))
-
-
-def _warn_of_outliers(xp: ModuleType, weights: Array, name: str) -> None:
-    """Warn when one sample, or one in a hundred, holds two fifths of the weight.
-
-    A single sample can hold no more than half: its row and its column of the Gram matrix share the rest. Of Gaussian
-    features no set in 2000 is warned of, of Student's t with 3 degrees of freedom 1 in 40.
-    """
-    n = weights.shape[-1]
-    if n < 8:
-        return  # one of so few may hold that much by chance
-    few = max(1, n // 100)
-    weights = xp.reshape(weights, (-1, n))
-    held = xp.sum(xp.sort(weights, axis=-1, descending=True)[:, :few], axis=-1)
-    if not bool(xp.any(held >= HEAVY)):
-        return
-    worst = weights[int(xp.argmax(held)), :]
-    order = [int(i) for i in xp.argsort(worst, descending=True)[:few]]
-    count = next(k for k in range(1, few + 1) if k == few or float(sum(worst[i] for i in order[:k])) >= HEAVY)
-    samples = ", ".join(str(i) for i in sorted(order[: min(count, 10)]))
-    more = " and more" if count > 10 else ""
-    warnings.warn(
-        f"Two fifths of the weight of `{name}` rest on {count} of {n} samples (index {samples}{more}), so that they "
-        "alone can move its CKA at will. Look at them, and compare with a kernel that bounds them: Cosine or RBF.",
-        OutlierWarning,
-        stacklevel=3,
-    )
 
 
 def cka_with_error(
@@ -187,12 +166,12 @@ def cka_with_error(
     kernel = kernel or Linear()
     left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
     value, without, weights = _leave_one_out(xp, left, right, estimator)
-    for name, side in zip("xy", weights, strict=True):
-        _warn_of_outliers(xp, side, name)
+    outliers = [found for side in (0, 1) for found in find_outliers(xp, weights[side], side)]
+    warn_of_outliers(outliers, "`{}`")
     n = left.samples
     spread = without - xp.mean(without, axis=-1, keepdims=True)
     error = xp.sqrt((n - 1) / n * xp.sum(spread * spread, axis=-1))
-    return Estimate.of(value, error, level, n - 1)
+    return replace(Estimate.of(value, error, level, n - 1), outliers=tuple(outliers))
 
 
 def sample_influence(
@@ -240,8 +219,7 @@ def sample_influence(
     kernel = kernel or Linear()
     left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
     value, without, weights = _leave_one_out(xp, left, right, estimator)
-    for name, side in zip("xy", weights, strict=True):
-        _warn_of_outliers(xp, side, name)
+    warn_of_outliers([found for side in (0, 1) for found in find_outliers(xp, weights[side], side)], "`{}`")
     return value[..., None] - without
 
 
@@ -294,18 +272,32 @@ def cka_matrix_with_error(
     >>> cka_matrix_with_error([x, y, x + y]).standard_error.shape
     (3, 3)
     """
+    estimate = jackknife_matrix(xs, ys, kernel=kernel, estimator=estimator, level=level)
+    warn_of_outliers(estimate.outliers, "`{}s[{}]`")
+    return estimate
+
+
+def jackknife_matrix(
+    xs: Sequence[Array],
+    ys: Sequence[Array] | None = None,
+    *,
+    kernel: Kernel | None = None,
+    estimator: str = "unbiased",
+    level: float = 0.95,
+) -> Estimate:
+    """`cka_matrix_with_error` without its warnings: they are in ``outliers`` of the result."""
     check_level(level)
     check_layer_lists(xs, ys)
     kernel = kernel or Linear()
-    sides = [_Side.of(xs, "xs", kernel, estimator)]
-    sides.append(sides[0] if ys is None else _Side.of(ys, "ys", kernel, estimator))
-    left, right = sides
+    left = _Side.of(xs, 0, kernel, estimator)
+    right = left if ys is None else _Side.of(ys, 1, kernel, estimator)
     if left.samples != right.samples:
         raise ValueError(
             f"`xs` hold {left.samples} samples and `ys` {right.samples}. Both must be of the same samples."
         )
     value, error = _all_pairs(left, right, estimator)
-    return Estimate.of(value, error, level, left.samples - 1)
+    outliers = left.outliers if right is left else (*left.outliers, *right.outliers)
+    return replace(Estimate.of(value, error, level, left.samples - 1), outliers=outliers)
 
 
 @dataclass(frozen=True)
@@ -315,9 +307,11 @@ class _Side:
     grams: Array
     shares: Array
     samples: int
+    outliers: tuple[Outliers, ...]
 
     @classmethod
-    def of(cls, features: Sequence[Array], name: str, kernel: Kernel, estimator: str) -> _Side:
+    def of(cls, features: Sequence[Array], side: int, kernel: Kernel, estimator: str) -> _Side:
+        name = ("xs", "ys")[side]
         rows, _, n = layer_rows(features, name, kernel, estimator)
         if n < _minimum(estimator):
             raise ValueError(
@@ -329,9 +323,8 @@ class _Side:
         shares = xp.sum(grams * grams, axis=-1, dtype=xp.float64)
         diagonal = xp.astype(xp.linalg.diagonal(grams), xp.float64)
         weights = _weights(xp, shares - diagonal * diagonal)
-        for i in range(len(features)):
-            _warn_of_outliers(xp, weights[i, ...], f"{name}[{i}]")
-        return cls(grams, shares, n)
+        outliers = [found for i in range(len(features)) for found in find_outliers(xp, weights[i, ...], side, i)]
+        return cls(grams, shares, n, tuple(outliers))
 
 
 def _all_pairs(left: _Side, right: _Side, estimator: str) -> tuple[Array, Array]:
