@@ -1,6 +1,6 @@
-"""Pictures of similarities, training and theory: data first, ``ax=None`` in, Axes out; no models, no ``show``.
+"""Pictures of similarities, training and theory: functions take data and ``ax=None``, and return the Axes.
 
-Names are imported when they are first used: no matplotlib until something is drawn.
+Names are imported when they are first used, so matplotlib is not loaded before something is drawn.
 """
 
 import lazy_loader

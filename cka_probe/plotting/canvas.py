@@ -1,4 +1,4 @@
-"""What figures start from: data as they are needed, axes of a fitting size, and their marks."""
+"""Checked data, axes of a fitting size, and the colours and marks that all figures share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,24 @@ from .labels import shorten
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; with marks, dashes or hatches also in grey.
+__all__ = [
+    "DASHES",
+    "HATCHES",
+    "MARKERS",
+    "PALETTE",
+    "as_similarity",
+    "check_columns",
+    "check_fraction",
+    "despine",
+    "is_square",
+    "names_size",
+    "new_axes",
+    "number",
+    "picture_size",
+    "plain_log",
+]
+
+# Okabe and Ito's colours can be told apart with any colour vision; markers, dashes and hatches work in grey as well.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -24,21 +41,21 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "ooo", "+++")
 
 
 def check_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> None:
-    """Refuse a table that lacks a column or has no lines.
+    """Raise an error if a table lacks a column or has no rows.
 
     Parameters
     ----------
     table : DataFrame
-        What was given.
+        Table to check.
     needed : sequence of str
-        Its columns.
+        Columns that it must have.
     name : str
-        How the caller knows the table.
+        Name of the argument, for the message.
 
     Raises
     ------
     TypeError
-        If it is not a DataFrame.
+        If `table` is not a DataFrame.
     ValueError
         If a column is missing or the table is empty.
     """
@@ -53,13 +70,32 @@ def check_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> None
         raise ValueError(f"There is nothing to draw: `{name}` is empty.")
 
 
+def check_fraction(name: str, value: float) -> None:
+    """Raise an error unless a number lies strictly between 0 and 1.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : float
+        Number to check.
+
+    Raises
+    ------
+    ValueError
+        If ``value <= 0`` or ``value >= 1``, or `value` is NaN.
+    """
+    if not 0 < value < 1:
+        raise ValueError(f"`{name}` must lie strictly between 0 and 1, got {value}.")
+
+
 def new_axes(size: tuple[float, float]) -> Axes:
-    """Axes of a figure of its own.
+    """Axes of a new figure.
 
     Parameters
     ----------
     size : (width, height)
-        In inches.
+        Size of the figure in inches.
     """
     import matplotlib.pyplot as plt
 
@@ -67,17 +103,17 @@ def new_axes(size: tuple[float, float]) -> Axes:
 
 
 def despine(ax: Axes) -> None:
-    """Take the upper and right edges away, which say nothing."""
+    """Hide the top and right edges of the axes."""
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def plain_log(ax: Axes, side: str) -> None:
-    """Make an axis logarithmic with ticks that are read at once: 0.5, 1, 2 over few decades, powers of ten over many.
+    """Make an axis logarithmic: ticks at 0.5, 1, 2 ... over few decades, at powers of ten over many.
 
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        With its data already drawn.
+        Axes whose data are already drawn.
     side : str
         ``"x"`` or ``"y"``.
     """
@@ -92,12 +128,12 @@ def plain_log(ax: Axes, side: str) -> None:
 
 
 def number(value: float) -> str:
-    """Three digits, and thousands written out.
+    """A number as text: three significant digits, or with thousands separators from 1,000 on.
 
     Parameters
     ----------
     value : float
-        A time, a size, a ratio.
+        Number to write.
 
     Examples
     --------
@@ -108,18 +144,23 @@ def number(value: float) -> str:
 
 
 def as_similarity(matrix: SimilarityMatrix | pd.DataFrame | ArrayLike) -> SimilarityMatrix:
-    """The matrix with its names, whatever it came as.
+    """A SimilarityMatrix of the given values, with their layer names.
 
     Parameters
     ----------
     matrix : SimilarityMatrix, DataFrame or array (R, C)
-        The index and columns of a DataFrame are its layer names, (model, layer) if it has two levels; the layers of an
-        array are numbered from 0.
+        The index and the columns of a DataFrame are layer names, or (model, layer) if they have two levels. The layers
+        of an array are numbered from 0.
 
     Returns
     -------
     SimilarityMatrix
-        Itself, if it was one.
+        `matrix` itself if it is a SimilarityMatrix.
+
+    Raises
+    ------
+    ValueError
+        If an array does not have two dimensions.
     """
     if isinstance(matrix, SimilarityMatrix):
         return matrix
@@ -141,14 +182,14 @@ def as_similarity(matrix: SimilarityMatrix | pd.DataFrame | ArrayLike) -> Simila
 
 
 def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequence[float]) -> tuple[float, float]:
-    """Width and height in inches that suit a matrix.
+    """Width and height of a heatmap in inches.
 
     Parameters
     ----------
     shape : (rows, columns)
-        Of the matrix.
+        Shape of the matrix.
     counts, sides : sequence of float
-        Inches for these numbers of layers, and in proportion between them.
+        ``sides[i]`` inches for ``counts[i]`` layers, linear in between.
     """
     height, width = (float(np.interp(count, counts, sides)) for count in shape)
     if is_square(shape):
@@ -158,7 +199,7 @@ def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequenc
 
 
 def names_size(names: Sequence[str]) -> float:
-    """Inches that layer names and the label of their axis take beside a heatmap.
+    """Inches that the layer names and the axis label need beside a heatmap.
 
     Parameters
     ----------
@@ -169,11 +210,11 @@ def names_size(names: Sequence[str]) -> float:
 
 
 def is_square(shape: tuple[int, int]) -> bool:
-    """Whether cells are square: unless one side of the picture would become a thread.
+    """Whether cells are drawn square: not if one side is more than three times the other.
 
     Parameters
     ----------
     shape : (rows, columns)
-        Of the matrix.
+        Shape of the matrix.
     """
     return max(shape) <= 3 * min(shape)

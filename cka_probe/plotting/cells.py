@@ -1,4 +1,4 @@
-"""What is drawn on top of a heatmap's colours: hatches, numbers, significance marks."""
+"""Hatches, numbers and significance marks on the cells of a heatmap."""
 
 from __future__ import annotations
 
@@ -16,14 +16,26 @@ from numpy.typing import NDArray
 
 from .labels import root_figure
 
-READABLE = 5.5  # points; smaller numbers are not written
-CHARACTER = 0.62  # width of a digit over the font size
+__all__ = [
+    "CHARACTER",
+    "READABLE",
+    "CellText",
+    "annotate_cells",
+    "cell_size",
+    "hatch_cells",
+    "ink",
+    "mark_cells",
+    "rectangles",
+]
+
+READABLE = 5.5  # font size in points; smaller numbers are not written
+CHARACTER = 0.62  # width of a digit divided by the font size
 
 
 def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
-    """The marked cells as few rectangles: (row, column, height, width).
+    """Rectangles (row, column, height, width) that together cover exactly the marked cells.
 
-    A dead layer becomes one rectangle instead of one for each cell, which keeps vector files small.
+    A layer whose cells are all undefined becomes one rectangle, not one for each cell, so vector files stay small.
 
     Parameters
     ----------
@@ -42,7 +54,7 @@ def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
         width = int(np.argmin(np.append(left[row, column:], False)))
         height = int(np.argmin(np.append(left[row:, column : column + width].all(axis=1), False)))
         tall = int(np.argmin(np.append(left[row:, column], False)))
-        if tall > height * width:  # a dead column that crosses a dead row
+        if tall > height * width:  # an undefined column that crosses an undefined row
             height, width = tall, 1
         left[row : row + height, column : column + width] = False
         found.append((row, column, height, width))
@@ -50,18 +62,18 @@ def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
 
 
 def hatch_cells(ax: Axes, mask: NDArray[np.bool_], hatch: str = "////", **kwargs: Any) -> PatchCollection | None:
-    """The hatched patches over the marked cells, or None where none is marked.
+    """Draw hatched patches over the marked cells; return None if no cell is marked.
 
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        With the cells at integer positions.
+        Axes with the cells at integer positions.
     mask : bool array (R, C)
         True where a cell is marked.
     hatch : str
         Matplotlib's hatch pattern.
     **kwargs
-        To matplotlib's PatchCollection; white cells with grey lines by default.
+        Passed to matplotlib's PatchCollection. By default the cells are white with grey lines.
     """
     if not mask.any():
         return None
@@ -73,12 +85,12 @@ def hatch_cells(ax: Axes, mask: NDArray[np.bool_], hatch: str = "////", **kwargs
 
 
 def ink(image: AxesImage) -> NDArray[np.str_]:
-    """Black or white for each cell, whichever reads better on its colour.
+    """Text colour of each cell: black or white, the one with more contrast to the cell.
 
     Parameters
     ----------
     image : matplotlib.image.AxesImage
-        The drawn colours.
+        Image of the cells.
 
     Returns
     -------
@@ -95,27 +107,27 @@ def ink(image: AxesImage) -> NDArray[np.str_]:
 
 
 def cell_size(ax: Axes, shape: tuple[int, int]) -> tuple[float, float]:
-    """Width and height of a cell in points, as it is drawn now."""
+    """Width and height of a cell in points, at the current size of the axes."""
     box = ax.get_window_extent()
     points = 72 / root_figure(ax).dpi
     return float(box.width) * points / max(shape[1], 1), float(box.height) * points / max(shape[0], 1)
 
 
 class CellText(Text):
-    """A number in a cell in the size that fits when it is drawn, or not drawn at all.
+    """A number in a cell. Its font size is chosen at each drawing; a number too small to read is not drawn.
 
-    Layouts, later panels and resizing change the cells after the picture was made; the number follows.
+    Cells change their size after the number is written: by the layout, by later panels, by resizing the window.
 
     Parameters
     ----------
     shape : (rows, columns)
-        Of the matrix that fills the axes.
+        Shape of the matrix that fills the axes.
     letters, lines : int
-        Length and number of the lines of the longest text, the same for all cells of a heatmap.
+        Characters in the longest line and number of lines, over all cells of the heatmap.
     force : bool
-        Draw even where it does not fit.
+        Draw the number even if it does not fit.
     *args, **kwargs
-        To :class:`matplotlib.text.Text`.
+        Passed to :class:`matplotlib.text.Text`.
     """
 
     def __init__(
@@ -134,7 +146,7 @@ class CellText(Text):
         return min(0.88 * width / (self.letters * CHARACTER), 0.8 * height / (self.lines * 1.2), 9.0)
 
     def draw(self, renderer: Any) -> None:
-        """Draw in the size that fits, if that can be read."""
+        """Draw the number in the size that fits, if that size can be read."""
         size = self.fitting_size()
         if size >= READABLE or self.force:
             self.set_fontsize(max(size, 2.0))
@@ -142,16 +154,16 @@ class CellText(Text):
 
 
 def annotate_cells(ax: Axes, image: AxesImage, texts: Sequence[Sequence[str]], *, force: bool = False) -> list[Text]:
-    """The texts put into the cells; an empty list where there is no hope that they will fit.
+    """Write texts into the cells; return the texts, or an empty list if they are far too small to read.
 
     Parameters
     ----------
     ax, image
-        The axes and the drawn colours.
+        Axes of the heatmap and its image.
     texts : sequence (R, C) of str
-        What to write; an empty string writes nothing.
+        Text of each cell; an empty string writes nothing.
     force : bool
-        Write even where it does not fit.
+        Write texts even if they do not fit.
     """
     shape = (len(texts), len(texts[0]) if texts else 0)
     split = [cell.split("\n") for row in texts for cell in row if cell]
@@ -165,11 +177,11 @@ def annotate_cells(ax: Axes, image: AxesImage, texts: Sequence[Sequence[str]], *
                 continue
             style = {"ha": "center", "va": "center", "color": str(colours[r, c]), "clip_on": True}
             text = CellText(c, r, cell, shape=shape, letters=letters, lines=lines, force=force, **style)
-            # Layout does not wait for numbers that take their size from it.
+            # The layout must not depend on numbers whose size depends on the layout.
             text.set_in_layout(False)
             text.set_transform(ax.transData)
             ax.add_artist(text)
-            # Far too small now: 10,000 invisible texts would only make the file and the drawing heavy.
+            # Texts this small will never be drawn; 10,000 of them would make the file large and the drawing slow.
             if not written and text.fitting_size() < 0.8 * READABLE and not force:
                 text.remove()
                 return []
@@ -180,18 +192,18 @@ def annotate_cells(ax: Axes, image: AxesImage, texts: Sequence[Sequence[str]], *
 def mark_cells(
     ax: Axes, image: AxesImage, mask: NDArray[np.bool_], label: str, *, corner: bool
 ) -> PathCollection | None:
-    """Small crosses on the marked cells, or None where none is marked.
+    """Draw small crosses on the marked cells; return None if no cell is marked.
 
     Parameters
     ----------
     ax, image
-        The axes and the drawn colours.
+        Axes of the heatmap and its image.
     mask : bool array (R, C)
         True where a cell is marked.
     label : str
-        What the cross means, for a legend.
+        Meaning of the cross, for a legend.
     corner : bool
-        Into the corner of the cell, where a number fills its middle.
+        Draw the cross in the corner of the cell, because a number is in the middle.
     """
     if not mask.any():
         return None

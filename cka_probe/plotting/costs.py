@@ -1,4 +1,4 @@
-"""Time and memory beside the peers and beside the forward passes alone."""
+"""Bars of time and memory: each peer beside the others and beside the forward passes alone."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def plot_costs(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with bars of what each peer took in each case, and which of them were wrong.
+    """Draw bars of the cost of each peer in each case.
 
-    A peer that was fast and wrong says so beside its bar; one that failed (no number) says that. The axis is
-    logarithmic where the bars differ by more than a factor of 20. Peers differ in colour and in hatch.
+    The text beside a bar gives its number, and says if the result was wrong or if the peer failed (no number). The axis
+    is logarithmic if the bars differ by more than a factor of 20. Peers differ in colour and in hatch.
 
     Parameters
     ----------
     table : DataFrame
-        A benchmark table: columns ``peer``, ``case``, `value` and, to mark wrong results, ``max_error``.
+        A benchmark table with the columns ``peer``, ``case``, `value` and, to mark wrong results, ``max_error``.
     value : str
         Column to draw: ``"ratio_to_floor"`` (with a line at 1), ``"seconds"``, ``"peak_mb"``.
     tolerance : float or None
-        Largest ``max_error`` that counts as right; None marks nothing.
+        Results with a larger ``max_error`` are marked as wrong; None marks nothing.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.barh`.
+        Passed to :meth:`matplotlib.axes.Axes.barh`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        Cases from top to bottom in their order in the table.
+        The cases stand from top to bottom in the order of the table.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def plot_costs(
     numbers = table[value].to_numpy(dtype=float)
     known = numbers[np.isfinite(numbers) & (numbers > 0)]
     log = bool(known.size and known.max() > 20 * known.min())
-    # On a logarithmic axis bars grow from the forward passes, which is what they are compared with, or from a decade.
+    # A logarithmic axis has no 0: bars start at the forward passes (ratio 1), or at a power of ten.
     left = 0.0
     if log:
         left = 1.0 if value == "ratio_to_floor" else 10.0 ** np.floor(np.log10(known.min()) - 0.1)
@@ -132,26 +132,29 @@ def plot_costs(
 def plot_time_and_memory(
     table: pd.DataFrame, *, axes: Sequence[Axes] | None = None, **kwargs: Any
 ) -> NDArray[np.object_]:
-    """The axes with the time over the floor and, beside it, the peak memory.
+    """Draw the time over the floor and, beside it, the peak memory.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``peer``, ``case``, ``ratio_to_floor``, ``peak_mb`` and, to mark wrong results, ``max_error``.
+        A benchmark table with the columns ``peer``, ``case``, ``ratio_to_floor``, ``peak_mb`` and, to mark wrong
+        results, ``max_error``.
     axes : sequence of two matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :func:`plot_costs`.
+        Passed to :func:`plot_costs`.
 
     Returns
     -------
     array of two matplotlib.axes.Axes
-        Time and memory. One legend, the cases named once.
+        Time and memory. The left axes have the legend and the names of the cases.
 
     Raises
     ------
+    TypeError
+        If `table` is not a DataFrame.
     ValueError
-        If `axes` does not hold two, or as :func:`plot_costs`.
+        If `axes` does not hold two axes, a column is missing, the table is empty, or a peer appears twice in one case.
 
     Examples
     --------
@@ -173,7 +176,7 @@ def plot_time_and_memory(
         if len(flat) != 2:
             raise ValueError(f"`axes` must hold two: time and memory; got {len(flat)}.")
     plot_costs(table, value="ratio_to_floor", ax=flat[0], **kwargs)
-    # Whether a result is wrong is said once, beside the time.
+    # Wrong results are marked once, beside the time.
     plot_costs(table, value="peak_mb", ax=flat[1], **kwargs | {"tolerance": None})
     flat[1].get_legend().remove()
     flat[1].tick_params(labelleft=False)

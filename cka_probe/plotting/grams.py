@@ -1,4 +1,4 @@
-"""Pictures of Gram matrices, sorted by class: what CKA compares."""
+"""Pictures of Gram matrices, which CKA compares, with the samples sorted by class."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
+from .canvas import new_axes
 from .labels import LINE, font_size, length
 from .scale import add_bar
 
@@ -16,22 +17,24 @@ __all__ = ["centred_gram", "plot_gram", "plot_gram_pairs"]
 
 
 def centred_gram(features: ArrayLike) -> NDArray[np.float64]:
-    """The linear Gram matrix of centred features at unit Frobenius norm; the sum of products of two such is biased CKA.
+    """Linear Gram matrix of centred features, divided by its Frobenius norm.
+
+    The sum over the elementwise product of two such matrices is their biased CKA.
 
     Parameters
     ----------
     features : array (n, d)
-        One line for each sample; pass the transposed logits for the P x P matrix over classes.
+        One row for each sample. Transposed logits give the P x P matrix over classes.
 
     Returns
     -------
     array (n, n)
-        Symmetric, norm 1; NaN if all lines are equal.
+        Symmetric, with norm 1; NaN if all rows are equal.
 
     Raises
     ------
     ValueError
-        If `features` has not two dimensions or holds NaN or infinity.
+        If `features` does not have two dimensions, or holds NaN or infinity.
 
     Examples
     --------
@@ -64,32 +67,32 @@ def plot_gram(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with a Gram matrix: samples sorted by class, lines between the classes, 0 in the middle of the scale.
+    """Draw a Gram matrix: samples sorted by class, lines between the classes, 0 in the middle of the colour scale.
 
     Parameters
     ----------
     gram : array (n, n)
         For example from :func:`centred_gram`.
     labels : array (n,), optional
-        Class of each sample; samples keep their order within a class. Without labels nothing is sorted.
+        Class of each sample. Samples of one class keep their order. Without labels nothing is sorted.
     limit : float, optional
-        The scale spans -limit to limit. By default the 99th percentile of the entries off the diagonal, which is often
-        far larger than the rest; entries beyond have the colour of the end.
+        The scale spans -limit to limit; entries beyond it have the colour of the end. By default `limit` is the 99th
+        percentile of the absolute entries off the diagonal, because the diagonal is often far larger.
     cmap : str or matplotlib.colors.Colormap
-        A diverging one.
+        Diverging colours.
     title : str, optional
-        Above the axes.
+        Title of the axes.
     colorbar : bool
-        Whether to draw the scale.
+        Whether to draw the colour bar.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.imshow`.
+        Passed to :meth:`matplotlib.axes.Axes.imshow`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The first sample at the upper left, as matrices are written.
+        The first sample is at the upper left, as in a written matrix.
 
     Raises
     ------
@@ -122,10 +125,7 @@ def plot_gram(
         ends = np.cumsum(counts)
     if limit is None:
         limit = _typical(matrix)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(4.4, 3.4), layout="constrained")[1]
+    ax = new_axes((4.4, 3.4)) if ax is None else ax
     options = {"cmap": cmap, "vmin": -limit, "vmax": limit, "interpolation": "nearest"} | kwargs
     image = ax.imshow(matrix, **options)
     if colorbar:
@@ -136,7 +136,7 @@ def plot_gram(
             ax.axhline(end - 0.5, color="black", linewidth=0.4)
             ax.axvline(end - 0.5, color="black", linewidth=0.4)
         centres = ends - counts / 2 - 0.5
-        # As many names as have room; the classes are in order, so that the others are known.
+        # Write as many names as have room. The classes are in order, so a reader can infer the others.
         room = length(ax.yaxis) / (LINE * font_size(ax.yaxis))
         step = max(1, int(np.ceil(len(names) / max(room, 1))))
         ax.set_yticks(centres[::step], [str(name) for name in names[::step]])
@@ -147,7 +147,7 @@ def plot_gram(
 
 
 def _typical(*matrices: NDArray[np.float64]) -> float:
-    """End of a scale that shows what lies off the diagonal."""
+    """Limit of a scale that shows the entries off the diagonal: their 99th percentile, or 1 if that is 0."""
     entries = [np.abs(m[~np.eye(len(m), dtype=bool)]) if len(m) > 1 else np.abs(m).ravel() for m in matrices]
     together = np.concatenate(entries)
     together = together[np.isfinite(together)]
@@ -163,22 +163,22 @@ def plot_gram_pairs(
     axes: ArrayLike | None = None,
     **kwargs: Any,
 ) -> NDArray[np.object_]:
-    """The axes of the four Gram matrices that RCKA compares on the logits: samples above, classes below.
+    """Draw the four Gram matrices of logits that RCKA compares: samples above, classes below.
 
-    Both matrices of a row share one scale; the title of the student's gives the (biased) CKA of the two.
+    The two matrices of a row share one scale. The student's title gives their biased CKA.
 
     Parameters
     ----------
     teacher_logits, student_logits : array (N, P)
-        Of the same samples and classes.
+        Logits of the same samples and classes.
     labels : array (N,), optional
-        Class of each sample, by which the N x N matrices are sorted.
+        Class of each sample, to sort the N x N matrices.
     class_names : sequence of P str, optional
         Names beside the P x P matrices.
     axes : array (2, 2) of matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :func:`plot_gram`.
+        Passed to :func:`plot_gram`.
 
     Returns
     -------

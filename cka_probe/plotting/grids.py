@@ -1,4 +1,4 @@
-"""Several heatmaps that are to be compared: one scale for all, or their difference, or their errors beside them."""
+"""Several heatmaps in one figure: on one scale, with their difference, or with their standard errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .scale import colour_limits, measure_label
 
 __all__ = ["plot_before_after", "plot_difference", "plot_heatmap_grid", "plot_heatmap_with_error"]
 
-# Blue against red is told apart by colour-blind readers; grey prints cannot, so below 0 is hatched as well.
+# Colour-blind readers can tell blue from red. In grey both look the same, so cells below 0 are hatched as well.
 DIVERGING = "RdBu_r"
 
 
@@ -30,30 +30,31 @@ def plot_heatmap_grid(
     vmax: float | None = None,
     **kwargs: Any,
 ) -> NDArray[np.object_]:
-    """The axes of heatmaps that share one colour scale, so that equal colours mean equal values.
+    """Draw heatmaps that share one colour scale, so that equal colours mean equal values.
 
     Parameters
     ----------
     matrices : dict of title to matrix, or sequence of matrices
-        SimilarityMatrix, DataFrame or array (R, C) each, all of one measure.
+        Each a SimilarityMatrix, DataFrame or array (R, C); all of one measure.
     axes : sequence of matplotlib.axes.Axes, optional
-        Where to draw, one for each matrix; by default a new figure.
+        Axes to draw on, one for each matrix; by default those of a new figure.
     columns : int, optional
-        Heatmaps side by side in the new figure; by default as many as make it about square.
+        Number of heatmaps in a row of the new figure; by default the grid is about square.
     vmin, vmax : float, optional
-        Ends of the common scale; by default 0 to 1 and further where a value of any matrix lies outside.
+        Ends of the common scale; by default 0 and 1, or wider if a value of any matrix lies outside.
     **kwargs
-        To :func:`plot_heatmap`.
+        Passed to :func:`plot_heatmap`.
 
     Returns
     -------
     array of matplotlib.axes.Axes
-        One for each matrix, in their order. The colour bar stands at the right end of each row.
+        One for each matrix, in the same order. The last heatmap of each row has the colour bar.
 
     Raises
     ------
     ValueError
-        If there are no matrices, their measures differ, or `axes` does not hold one for each.
+        If there are no matrices, one is empty, their measures differ, `columns` is below 1, `axes` does not hold one
+        for each matrix, or an option asks for data that a matrix does not have.
 
     Examples
     --------
@@ -104,18 +105,18 @@ def plot_before_after(
     axes: Sequence[Axes] | None = None,
     **kwargs: Any,
 ) -> NDArray[np.object_]:
-    """The axes of student x teacher before and after the distillation, on one scale, and of what it changed.
+    """Draw student x teacher before and after distillation on one scale, and the difference.
 
     Parameters
     ----------
     before, after : SimilarityMatrix, DataFrame or array (R, C)
-        The same layers in the same order.
+        Two matrices of the same layers in the same order.
     titles : pair of str
-        Of the first two heatmaps; the third is named by both.
+        Titles of the first two heatmaps; the title of the third joins them.
     axes : sequence of three matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :func:`plot_heatmap` for the first two.
+        Passed to :func:`plot_heatmap` for the first two.
 
     Returns
     -------
@@ -125,7 +126,7 @@ def plot_before_after(
     Raises
     ------
     ValueError
-        If the layers differ, or `axes` does not hold three.
+        If the layers or measures differ, or `axes` does not hold three axes.
 
     Examples
     --------
@@ -144,7 +145,7 @@ def plot_before_after(
     flat = _new_grid([before, after, after], 3, bars=2) if axes is None else _given(axes, 3)
     low, high = colour_limits([before, after])
     style = {"vmin": low, "vmax": high} | kwargs
-    # A difference has neither errors nor p-values of its own: both networks saw the same samples.
+    # The errors and p-values of the two matrices do not apply to their difference: both saw the same samples.
     plain = HeatmapOptions("auto" if options.annotate == "error" else options.annotate, options.layer_labels)
     changed: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit, "title": f"{titles[1]} − {titles[0]}"}
     drawn = [
@@ -168,27 +169,27 @@ def plot_difference(
     limit: float | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with `matrix` minus `reference` on a diverging scale whose middle is 0.
+    """Draw `matrix` minus `reference` on a diverging colour scale with 0 in the middle.
 
-    Where no numbers are written, cells that fell are hatched: a grey print tells them from those that rose.
+    If the cells are too small for numbers, those that fell are hatched, so that a grey print shows the sign.
 
     Parameters
     ----------
     matrix, reference : SimilarityMatrix, DataFrame or array (R, C)
-        The same layers in the same order.
+        Two matrices of the same layers in the same order.
     ax : matplotlib.axes.Axes, optional
-        Where to draw.
+        Axes to draw on; by default those of a new figure.
     cmap : str or matplotlib.colors.Colormap
-        A diverging one.
+        Diverging colours.
     limit : float, optional
         The scale spans -limit to limit; by default the largest change.
     **kwargs
-        To :func:`plot_heatmap`.
+        Passed to :func:`plot_heatmap`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        A cell undefined in either is undefined here.
+        A cell that is undefined in either matrix is drawn as undefined.
 
     Raises
     ------
@@ -215,16 +216,16 @@ def plot_difference(
 
 
 def _change(matrix: SimilarityMatrix, reference: SimilarityMatrix) -> tuple[SimilarityMatrix, float]:
-    """Matrix minus reference, and the largest change."""
+    """`matrix` minus `reference`, and the largest absolute change (1 if nothing changed)."""
     if matrix.measure != reference.measure:
         raise ValueError(f"A difference of different measures means nothing: {matrix.measure} − {reference.measure}.")
-    change = _renamed(matrix, matrix.values - reference.values, f"change of {measure_label(matrix)}")
+    change = _with_values(matrix, matrix.values - reference.values, f"change of {measure_label(matrix)}")
     largest = float(np.abs(change.values[np.isfinite(change.values)]).max(initial=0))
-    return change, largest or 1.0  # nothing changed: any scale will do
+    return change, largest or 1.0
 
 
-def _renamed(matrix: SimilarityMatrix, values: NDArray[np.float64], measure: str) -> SimilarityMatrix:
-    """Other numbers of the same layers."""
+def _with_values(matrix: SimilarityMatrix, values: NDArray[np.float64], measure: str) -> SimilarityMatrix:
+    """A matrix of the same layers and models with other values, without errors and p-values."""
     return SimilarityMatrix(
         values,
         matrix.rows,
@@ -238,8 +239,8 @@ def _renamed(matrix: SimilarityMatrix, values: NDArray[np.float64], measure: str
 
 def _hatch_falls(ax: Axes, change: SimilarityMatrix, limit: float) -> None:
     if ax.texts:
-        return  # the numbers have their signs
-    # Faint changes need no mark, they are nearly white.
+        return  # the numbers show their signs
+    # Small changes need no mark: their cells are nearly white.
     fell = np.isfinite(change.values) & (change.values < -0.1 * limit)
     hatch_cells(ax, fell, hatch="---", facecolor="none", edgecolor="0.25", alpha=0.5)
 
@@ -247,18 +248,18 @@ def _hatch_falls(ax: Axes, change: SimilarityMatrix, limit: float) -> None:
 def plot_heatmap_with_error(
     matrix: SimilarityMatrix, *, axes: Sequence[Axes] | None = None, error_cmap: Any = "cividis", **kwargs: Any
 ) -> NDArray[np.object_]:
-    """The axes of the heatmap and, beside it, of the standard error of each cell.
+    """Draw the heatmap and, beside it, the standard error of each cell.
 
     Parameters
     ----------
     matrix : SimilarityMatrix
-        With a standard error.
+        Matrix with standard errors.
     axes : sequence of two matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     error_cmap : str or matplotlib.colors.Colormap
-        Colours of the errors, another than those of the values.
+        Colours of the errors; different from those of the values, so that nobody mixes them up.
     **kwargs
-        To :func:`plot_heatmap` for the values.
+        Passed to :func:`plot_heatmap` for the values.
 
     Returns
     -------
@@ -268,9 +269,9 @@ def plot_heatmap_with_error(
     Raises
     ------
     TypeError
-        If `matrix` is not a SimilarityMatrix: nothing else holds errors.
+        If `matrix` is not a SimilarityMatrix: only that holds standard errors.
     ValueError
-        If it has no standard error, or `axes` does not hold two.
+        If `matrix` has no standard errors, or `axes` does not hold two axes.
 
     Examples
     --------
@@ -290,10 +291,10 @@ def plot_heatmap_with_error(
     options = _options(kwargs)
     options.check(matrix)
     flat = _new_grid([matrix, matrix], 2, bars=2) if axes is None else _given(axes, 2)
-    errors = _renamed(matrix, matrix.standard_error, f"standard error of {measure_label(matrix)}")
+    errors = _with_values(matrix, matrix.standard_error, f"standard error of {measure_label(matrix)}")
     known = matrix.standard_error[np.isfinite(matrix.standard_error)]
     scale: dict[str, Any] = {"cmap": error_cmap, "vmin": 0.0, "vmax": float(known.max(initial=0)) or 1.0}
-    # Two decimals say nothing about errors of a few thousandths; the colour does.
+    # Errors are often a few thousandths: two decimals would not show them, the colours do.
     drawn = [
         draw_heatmap(matrix, flat[0], options, **kwargs),
         draw_heatmap(errors, flat[1], HeatmapOptions(False, options.layer_labels), **scale),
@@ -319,7 +320,7 @@ def _check_same_layers(matrix: SimilarityMatrix, reference: SimilarityMatrix) ->
 
 
 def _new_grid(panels: Sequence[SimilarityMatrix], columns: int, bars: int = 1) -> NDArray[np.object_]:
-    """Axes for the panels in a figure of its own, `columns` side by side, with room for `bars` colour bars in a row."""
+    """Axes of a new figure: one for each panel, `columns` in a row, with room for `bars` colour bars in a row."""
     import matplotlib.pyplot as plt
 
     if columns < 1:
@@ -327,11 +328,11 @@ def _new_grid(panels: Sequence[SimilarityMatrix], columns: int, bars: int = 1) -
     count = len(panels)
     columns = min(columns, count)
     rows = -(-count // columns)
-    # As a single heatmap, but smaller: 100 layers in a panel are seen as a pattern and read only here and there.
+    # Smaller than a single heatmap: the panels are compared as patterns, and few names need to be read.
     sizes = [picture_size(panel.shape, [1, 6, 18, 100], [1.6, 2.4, 3.4, 5.0]) for panel in panels]
     width, height = (max(size[i] for size in sizes) for i in (0, 1))
     beside, below = (max(names_size(getattr(p, side)) for p in panels) for side in ("rows", "columns"))
-    across, down = (1 if _alike(panels, side) else number for side, number in (("rows", columns), ("columns", rows)))
+    across, down = (1 if _shared(panels, side) else number for side, number in (("rows", columns), ("columns", rows)))
     size = (columns * width + across * beside + bars * 1.0 + 0.3, rows * (height + 0.4) + down * below)
     _, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     flat = grid.ravel()
@@ -340,8 +341,8 @@ def _new_grid(panels: Sequence[SimilarityMatrix], columns: int, bars: int = 1) -
     return flat[:count]
 
 
-def _alike(panels: Sequence[SimilarityMatrix], side: str) -> bool:
-    """Whether the panels have the same layers along one side, so that naming them once is enough."""
+def _shared(panels: Sequence[SimilarityMatrix], side: str) -> bool:
+    """Whether all panels have the same layers along ``"rows"`` or ``"columns"``, so that they are named once."""
     return len({getattr(panel, side) for panel in panels}) == 1
 
 
@@ -353,17 +354,17 @@ def _given(axes: Any, count: int) -> NDArray[np.object_]:
 
 
 def _options(kwargs: dict[str, Any]) -> HeatmapOptions:
-    """Takes the options of a heatmap out of the keywords."""
+    """Remove the options of :class:`HeatmapOptions` from `kwargs` and return them."""
     return HeatmapOptions(**{name: kwargs.pop(name) for name in HeatmapOptions._fields if name in kwargs})
 
 
 def _name_once(panels: Sequence[Drawn], columns: int) -> None:
-    """Name layers that all panels of a grid share at its left and bottom only."""
+    """Hide the names of layers that all panels share, except at the left and bottom of the grid."""
     matrices = [panel.matrix for panel in panels]
     for i, panel in enumerate(panels):
-        if _alike(matrices, "rows") and i % columns:
+        if _shared(matrices, "rows") and i % columns:
             panel.ax.tick_params(labelleft=False)
             panel.ax.set_ylabel("")
-        if _alike(matrices, "columns") and i + columns < len(panels):
+        if _shared(matrices, "columns") and i + columns < len(panels):
             panel.ax.tick_params(labelbottom=False)
             panel.ax.set_xlabel("")

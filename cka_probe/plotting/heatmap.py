@@ -1,4 +1,4 @@
-"""The heatmap of layers against layers: the picture of this field."""
+"""The heatmap of layers against layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
 from ..similarity.matrix import SimilarityMatrix
-from .canvas import as_similarity, is_square, names_size, picture_size
+from .canvas import as_similarity, check_fraction, is_square, names_size, new_axes, picture_size
 from .cells import annotate_cells, hatch_cells, mark_cells
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import colour_limits, draw_colorbar
@@ -20,9 +20,9 @@ from .scale import colour_limits, draw_colorbar
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["plot_heatmap"]
+__all__ = ["CMAP", "Drawn", "HeatmapOptions", "draw_heatmap", "finish_heatmaps", "plot_heatmap"]
 
-# Lightness rises steadily in magma: it reads the same in grey and for colour-blind readers, and is the field's custom.
+# The lightness of magma rises steadily, so grey prints and colour-blind readers see the same order. CKA papers use it.
 CMAP = "magma"
 
 
@@ -40,50 +40,51 @@ def plot_heatmap(
     significance: float | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with the similarities as colours: rows upwards, columns to the right, the first layers at lower left.
+    """Draw the similarities as colours: rows upwards, columns to the right, the first layers at the lower left.
 
-    Input layers meet at the lower left and output layers at the upper right, as in the CKA literature. Undefined cells
-    are hatched and take no colour. The colours span 0 to 1, and further where values lie outside (unbiased CKA may be
-    negative); nothing is clipped unless `vmin` or `vmax` say so, and then the colour bar has an arrow. Where the matrix
-    holds several models, lines separate them. The mark "chance" on the colour bar shows what independent layers would
-    give: a line, or a band from the smallest to the largest of the cells.
+    The input layers meet at the lower left and the output layers at the upper right, as in the CKA literature.
+    Undefined cells are hatched and have no colour. The colours span 0 to 1, or more if values lie outside (unbiased CKA
+    may be negative). Values are clipped only if `vmin` or `vmax` is given; then the colour bar has an arrow. If the
+    matrix holds several models, lines separate them. The mark "chance" on the colour bar is the value that independent
+    layers would give: one line, or two at the smallest and the largest chance level of the cells.
 
     Parameters
     ----------
     matrix : SimilarityMatrix, DataFrame or array (R, C)
-        What to draw.
+        Similarities to draw.
     ax : matplotlib.axes.Axes, optional
-        Where to draw. By default a new figure, sized by the number of layers.
+        Axes to draw on; by default those of a new figure, whose size depends on the number of layers.
     annotate : bool, "auto" or "error"
-        Numbers in the cells: always, never, where they fit, or with their standard error where that fits.
+        Numbers in the cells: True always, False never, "auto" if they fit, "error" with standard errors if they fit.
     vmin, vmax : float, optional
         Ends of the colour scale.
     cmap : str or matplotlib.colors.Colormap
         Colours.
     layer_labels : bool or "auto"
-        Layer names: "auto" leaves out the path shared by all (it goes to the axis label) and as many names as do not
-        fit; True writes every full name; False none.
+        Layer names. "auto" moves the path that all layers share to the axis label and leaves out names that do not fit;
+        True writes every full name; False writes none.
     title : str, optional
-        Above the axes.
+        Title of the axes.
     colorbar : bool
-        Whether to draw the scale.
+        Whether to draw the colour bar.
     significance : float, optional
-        Crosses out the cells that do not differ from chance at this false discovery rate (Benjamini-Hochberg over all
+        Cross out the cells that do not differ from chance at this false discovery rate (Benjamini-Hochberg over all
         cells of ``matrix.p_value``).
     **kwargs
-        To :meth:`matplotlib.axes.Axes.imshow`.
+        Passed to :meth:`matplotlib.axes.Axes.imshow`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The colours are its first image.
+        The first image of the axes holds the colours.
 
     Raises
     ------
     TypeError
         If `matrix` does not hold real numbers.
     ValueError
-        If the matrix is empty, or `significance` or ``annotate="error"`` ask for what it does not hold.
+        If the matrix is empty, an option has an unknown value, `norm` is given together with `vmin` or `vmax`, or the
+        matrix lacks the standard errors or p-values that ``annotate="error"`` or `significance` need.
 
     Examples
     --------
@@ -98,31 +99,31 @@ def plot_heatmap(
     options.check(matrix)
     if "norm" in kwargs and not (vmin is None and vmax is None):
         raise ValueError("Give either `norm` or `vmin` and `vmax`: the norm holds its own ends.")
-    ax = _new_axes(matrix) if ax is None else ax
+    ax = _sized_axes(matrix) if ax is None else ax
     style = {"cmap": cmap, "title": title, "colorbar": colorbar} | kwargs
     finish_heatmaps([draw_heatmap(matrix, ax, options, vmin=vmin, vmax=vmax, **style)])
     return ax
 
 
 class HeatmapOptions(NamedTuple):
-    """What is written beside and into a heatmap; see :func:`plot_heatmap`."""
+    """Options for the text on and beside a heatmap; see :func:`plot_heatmap`."""
 
     annotate: bool | str = "auto"
     layer_labels: bool | str = "auto"
     significance: float | None = None
 
     def check(self, matrix: SimilarityMatrix) -> None:
-        """Refuse what this matrix cannot give, before anything is drawn.
+        """Raise an error, before anything is drawn, if the options do not fit the matrix.
 
         Parameters
         ----------
         matrix : SimilarityMatrix
-            To be drawn.
+            Matrix that will be drawn.
 
         Raises
         ------
         ValueError
-            Naming the argument.
+            If the matrix is empty, an option has an unknown value, or the matrix lacks the data that it needs.
         """
         if not matrix.values.size:
             raise ValueError(f"There is nothing to draw: the matrix has shape {matrix.shape}.")
@@ -136,12 +137,11 @@ class HeatmapOptions(NamedTuple):
             raise ValueError(
                 "`significance` needs a matrix with p-values; this one has none. Leave `significance` out."
             )
-        if not 0 < self.significance < 1:
-            raise ValueError(f"`significance` must lie strictly between 0 and 1, got {self.significance}.")
+        check_fraction("significance", self.significance)
 
 
 class Drawn(NamedTuple):
-    """A heatmap whose colours are drawn; names and numbers wait until the size of the axes is known."""
+    """A heatmap without names and numbers: they are written when the size of the axes is known."""
 
     ax: Axes
     image: AxesImage
@@ -162,7 +162,7 @@ def draw_heatmap(
     colorbar: bool = True,
     **kwargs: Any,
 ) -> Drawn:
-    """The colours of a heatmap, its hatches, separators and scale.
+    """Draw the colours of a heatmap, its hatches, the lines between models and the colour bar.
 
     Parameters
     ----------
@@ -189,14 +189,14 @@ def draw_heatmap(
 
 
 def finish_heatmaps(panels: Sequence[Drawn]) -> None:
-    """Write layer names and numbers in sizes that fit the room which all panels together leave.
+    """Write layer names and numbers in sizes that fit the heatmaps.
 
     Parameters
     ----------
     panels : sequence of Drawn
-        All heatmaps of a figure that belong together.
+        All heatmaps of one figure, because they share its space.
     """
-    for _ in range(2):  # the room depends on the length of the names, and which names fit on the room
+    for _ in range(2):  # the names change the size of the axes, and that size decides which names fit
         for panel in panels:
             ax, full = panel.ax, panel.options.layer_labels is True
             if panel.options.layer_labels is False:
@@ -214,12 +214,12 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
         if significance is not None:
             meaning = f"not significant (false discovery rate {significance:g})"
             if mark_cells(ax, image, _insignificant(matrix, significance), meaning, corner=bool(written)) is not None:
-                # Told below the picture, where it hides no cell.
+                # Below the picture the legend covers no cell.
                 ax.set_xlabel("\n".join(filter(None, [ax.get_xlabel(), f"× {meaning}"])))
 
 
 def _settle(axes: Sequence[Axes]) -> None:
-    """Give the axes the size that they will be drawn with, so that what fits can be measured."""
+    """Run the layout, so that the axes have their final size and texts can be fitted to it."""
     figure = root_figure(axes[0])
     engine = figure.get_layout_engine()
     if engine is not None:
@@ -233,13 +233,11 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def _new_axes(matrix: SimilarityMatrix) -> Axes:
-    """Axes of a figure of its own, of a size at which the names of up to about 60 layers can all be read."""
-    import matplotlib.pyplot as plt
-
+def _sized_axes(matrix: SimilarityMatrix) -> Axes:
+    """Axes of a new figure, large enough to read the names of up to about 60 layers."""
     width, height = picture_size(matrix.shape, [1, 6, 18, 60, 120], [1.8, 3.4, 6.0, 6.6, 7.6])
     size = (width + names_size(matrix.rows) + 1.2, height + names_size(matrix.columns) + 0.3)
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    return new_axes(size)
 
 
 def _texts(matrix: SimilarityMatrix, *, error: bool) -> list[list[str]]:
@@ -251,7 +249,7 @@ def _texts(matrix: SimilarityMatrix, *, error: bool) -> list[list[str]]:
 
 
 def _number(value: float) -> str:
-    """Two decimals with a typographic minus, as on the axes; a rounded zero has no sign."""
+    """Number with two decimals and a typographic minus, as on the axes; a value that rounds to 0 has no sign."""
     text = f"{value:.2f}"
     return "0.00" if text == "-0.00" else text.replace("-", "−")
 
@@ -267,7 +265,7 @@ def _insignificant(matrix: SimilarityMatrix, rate: float) -> NDArray[np.bool_]:
 
 
 def _separate_models(ax: Axes, matrix: SimilarityMatrix) -> float:
-    """Lines between the models and their names at the top and right; the points that these take at the right."""
+    """Draw lines between the models and their names at the top and right; return the width of the latter in points."""
     taken = 0.0
     for side, models in (("x", matrix.column_models), ("y", matrix.row_models)):
         runs = [(name, len(list(group))) for name, group in groupby(models or ())]
@@ -277,7 +275,7 @@ def _separate_models(ax: Axes, matrix: SimilarityMatrix) -> float:
         ends = np.cumsum(counts)
         draw = ax.axvline if side == "x" else ax.axhline
         for end in ends[:-1]:
-            # White on black is seen on every colour.
+            # A white line on a black one can be seen on every colour.
             draw(end - 0.5, color="black", linewidth=2.2)
             draw(end - 0.5, color="white", linewidth=1.2)
         centres = ends - counts / 2 - 0.5
@@ -295,12 +293,12 @@ def _separate_models(ax: Axes, matrix: SimilarityMatrix) -> float:
 
 
 def _name_axes(ax: Axes, matrix: SimilarityMatrix, *, full: bool) -> None:
-    """Each axis bears the name of its model and the path that its layers share."""
+    """Label each axis with the name of its model and the path that its layers share."""
     for axis, layers, models, key in (
         (ax.xaxis, matrix.columns, matrix.column_models, "model_y"),
         (ax.yaxis, matrix.rows, matrix.row_models, "model_x"),
     ):
-        # Several models are named at their blocks instead.
+        # The names of several models are written at their blocks instead.
         alone = models is None or len(set(models)) < 2
         model = (models[0] if models else str(matrix.meta.get(key) or "")) if alone else ""
         prefix = "" if full else shorten(layers)[1]

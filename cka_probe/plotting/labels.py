@@ -1,4 +1,4 @@
-"""Layer names beside a heatmap that stay readable whatever the number of layers and the room."""
+"""Layer names beside a heatmap: short, and as many as can be read in the given space."""
 
 from __future__ import annotations
 
@@ -12,22 +12,34 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, Locator
 
-LINE = 1.15  # height of a line of text over its font size
-SMALLEST = 6.0  # points; below this a name cannot be read in print
+__all__ = [
+    "LINE",
+    "LONGEST",
+    "SMALLEST",
+    "LayerLocator",
+    "font_size",
+    "label_axis",
+    "length",
+    "root_figure",
+    "shorten",
+]
+
+LINE = 1.15  # height of a line of text divided by its font size
+SMALLEST = 6.0  # font size in points; smaller names cannot be read in print
 LONGEST = 30  # characters of a name
 
 
 class LayerLocator(Locator):
-    """Ticks at every layer, or at every 2nd, 3rd ... so that names of a given size do not overlap.
+    """Ticks at every layer, or at every 2nd, 3rd ... layer, so that their names do not overlap.
 
-    Decided anew at each drawing, so that it holds after the figure was resized, laid out or zoomed.
+    The step is chosen at each drawing, so it stays right after the figure is resized, laid out or zoomed.
 
     Parameters
     ----------
     count : int
-        Number of layers; they lie at 0, 1, ... count - 1.
+        Number of layers, at the positions 0, 1, ... count - 1.
     size : float
-        Room that a name takes along the axis, in points.
+        Length of a name along the axis, in points.
     """
 
     def __init__(self, count: int, size: float) -> None:
@@ -35,7 +47,7 @@ class LayerLocator(Locator):
         self.size = size
 
     def __call__(self) -> list[float]:
-        """Positions of the names along the axis as it is drawn now."""
+        """Positions of the names in the current view of the axis."""
         assert self.axis is not None
         return self.tick_values(*self.axis.get_view_interval())
 
@@ -44,13 +56,13 @@ class LayerLocator(Locator):
         assert self.axis is not None
         low, high = sorted((vmin, vmax))
         pitch = length(self.axis) / max(high - low, 1e-9)  # type: ignore[arg-type]
-        # The allowance keeps names that just fit (the size was chosen so) from being thinned by a later layout.
+        # The font size was chosen so that names just fit. Without the 0.1 a small change of layout would drop names.
         step = max(1, math.ceil(self.size / max(pitch, 1e-9) - 0.1))
         return [float(tick) for tick in range(0, self.count, step) if low <= tick <= high]
 
 
 def length(axis: Axis) -> float:
-    """Length of the axis in points, as it is drawn now.
+    """Current length of the axis in points.
 
     Parameters
     ----------
@@ -63,17 +75,17 @@ def length(axis: Axis) -> float:
 
 
 def root_figure(ax: Axes) -> Figure:
-    """The figure that is laid out and drawn, also for axes of a subfigure.
+    """Top-level figure of the axes, also if they lie in a subfigure.
 
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        Part of a figure.
+        Axes in a figure.
 
     Raises
     ------
     ValueError
-        If it was removed from its figure.
+        If the axes were removed from their figure.
     """
     if ax.figure is None:
         raise ValueError("`ax` belongs to no figure any more. Pass axes that were not removed.")
@@ -81,7 +93,7 @@ def root_figure(ax: Axes) -> Figure:
 
 
 def font_size(axis: Axis) -> float:
-    """Size of the texts at the ticks in points.
+    """Font size of the tick labels in points.
 
     Parameters
     ----------
@@ -94,7 +106,7 @@ def font_size(axis: Axis) -> float:
 
 
 def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
-    """The labels without the dotted path that all share, each at most 30 characters long, and that path.
+    """Labels without the dotted path that all of them share, at most 30 characters each, and that path.
 
     Parameters
     ----------
@@ -104,9 +116,9 @@ def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
     Returns
     -------
     short : list of str
-        ``"layer1.0.conv1"``; the middle of very long names is replaced by an ellipsis.
+        For example ``"layer1.0.conv1"``. In longer names an ellipsis replaces the middle.
     prefix : str
-        ``"backbone.body"``, or ``""`` where nothing is shared.
+        For example ``"backbone.body"``; ``""`` if the labels share no path.
 
     Examples
     --------
@@ -116,7 +128,7 @@ def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
     paths = [label.split(".") for label in labels]
     shared = 0
     if len(paths) > 1:
-        # The last part of a path is the layer's own name and stays.
+        # The last part of a path is the layer's own name, which is always kept.
         for parts in zip(*(path[:-1] for path in paths), strict=False):
             if len(set(parts)) > 1:
                 break
@@ -126,7 +138,7 @@ def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _squeeze(label: str) -> str:
-    """The end of a name says more than its beginning."""
+    """The label, cut in the middle if it is too long. More of the end is kept: it tells layers apart."""
     if len(label) <= LONGEST:
         return label
     head = LONGEST // 3
@@ -134,24 +146,24 @@ def _squeeze(label: str) -> str:
 
 
 def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool = False) -> None:
-    """Write the names along an axis in the largest size that fits, and leave some out where none does.
+    """Write the names along an axis in the largest size that fits; leave some out if no readable size fits.
 
     Parameters
     ----------
     axis : matplotlib.axis.Axis
-        ``ax.xaxis`` or ``ax.yaxis`` with the layers at 0, 1, ...
+        ``ax.xaxis`` or ``ax.yaxis``, with the layers at 0, 1, ...
     labels : sequence of str
-        What to write.
+        Names to write.
     largest : float
-        Font size in points where there is room enough.
+        Largest font size in points.
     every : bool
-        Leave none out, in whatever size fits.
+        Write every name, even if its size cannot be read.
     """
     pitch = length(axis) / max(len(labels), 1)
     size = min(largest, max(pitch / LINE, 1.0 if every else SMALLEST))
     room = size * LINE
     if isinstance(axis, XAxis):
-        # About 0.6 of the size for each character, and a space between neighbours.
+        # A character is about 0.6 of the font size wide; one more leaves a space between neighbours.
         level = (max(map(len, labels), default=0) + 1) * 0.6 * largest
         if level <= pitch:
             size, room = largest, level

@@ -1,4 +1,4 @@
-"""One self-contained, interactive HTML file of results: it opens anywhere, offline, and says how it was made."""
+"""Write results as one self-contained, interactive HTML file, which opens offline and says how they were made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import numpy as np
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
+from ..atomic_write import atomic_write
 from ..similarity.matrix import SimilarityMatrix
+from .canvas import check_fraction
 from .heatmap import CMAP
 from .scale import colour_limits, measure_label
 
@@ -30,39 +32,39 @@ def write_report(
     title: str | None = None,
     level: float = 0.95,
 ) -> Path:
-    """The path of the HTML file to which the results were written, whole or not at all.
+    """Write results to an HTML file and return its path.
 
-    The file holds an interactive heatmap (hovering shows layers, value, interval and p-value), selectors for the
-    measure and the pair of models where there are several, a table of all pairs of layers that sorts and filters, the
-    notes, and how the numbers were made. plotly.js is part of it (about 5 MB): nothing is fetched from anywhere.
+    The file holds an interactive heatmap (the mouse shows layers, value, interval and p-value), selectors for measures
+    and pairs of models if there are several, a table of all pairs of layers to sort and filter, the notes, and how the
+    numbers were made. It contains plotly.js (about 5 MB) and loads nothing from the network.
 
     Parameters
     ----------
     results : SimilarityMatrix, or dict of name to SimilarityMatrix
-        What to report. A matrix of several models can be seen as a whole and pair by pair. Matrices of one measure
+        Results to report. A matrix of several models can be viewed as a whole and pair by pair. Matrices of one measure
         share one colour scale.
     path : str or path
-        Where to write. An existing file is replaced.
+        Path of the file. An existing file is replaced; after an error it is as it was before.
     title : str, optional
         Heading; by default the measures and models.
     level : float
-        Confidence of the intervals.
+        Confidence level of the intervals.
 
     Returns
     -------
     pathlib.Path
-        Where the file lies.
+        `path`.
 
     Raises
     ------
     ModuleNotFoundError
         If plotly is not installed.
     TypeError
-        If `results` holds something else than SimilarityMatrix.
+        If `results` holds anything other than SimilarityMatrix.
     ValueError
         If there are no results, one is empty, or `level` is not strictly between 0 and 1.
-    FileNotFoundError
-        If the directory does not exist.
+    OSError
+        If the file cannot be written: its folder does not exist or is read-only, or the disk is full.
 
     Examples
     --------
@@ -87,11 +89,7 @@ def write_report(
             raise TypeError(f"`results` must hold SimilarityMatrix; {name!r} is {type(matrix).__name__}.")
         if not matrix.values.size:
             raise ValueError(f"There is nothing to report: {name!r} has shape {matrix.shape}.")
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must lie strictly between 0 and 1, got {level}.")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Cannot write {path}: there is no directory {path.parent}. Create it first.")
+    check_fraction("level", level)
 
     views = [view for i, (name, matrix) in enumerate(named.items()) for view in _views(i, str(name), matrix)]
     same = {m: [other for other in named.values() if other.measure == m] for m in {x.measure for x in named.values()}}
@@ -102,25 +100,21 @@ def write_report(
         "results": [_result(str(name), matrix, same[matrix.measure], level) for name, matrix in named.items()],
         "views": views,
     }
-    # In a script element only "<" can end the element, whatever a layer is called.
+    # Only "<" can end a script element; it is escaped, so no layer name can break the page.
     encoded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     heading = html.escape(title if title is not None else _heading(views))
     page = (files("cka_probe.plotting") / "report_template.html").read_text(encoding="utf-8")
-    # The big parts last and each once: what they contain is not searched for the marks of the others.
-    before, after = page.replace("@TITLE@", heading).split("@PLOTLY@")
+    # The template is split before plotly.js and the data go in, because they may contain marks such as "@DATA@" too.
+    before, after = page.split("@PLOTLY@")
     between, end = after.split("@DATA@")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines([before, get_plotlyjs(), between, encoded, end])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    before = before.replace("@TITLE@", heading)
+    parts = (before, get_plotlyjs(), between, encoded, end)
+    atomic_write(path, "".join(parts))
+    return Path(path)
 
 
 def _colours(name: str) -> list[tuple[float, str]]:
-    """Matplotlib's colours for plotly, so that the report looks like the pictures."""
+    """Colours of a matplotlib colour map in plotly's format, so that report and pictures look the same."""
     places = np.linspace(0, 1, 65)
     return [(float(place), to_hex(colour)) for place, colour in zip(places, mpl.colormaps[name](places), strict=True)]
 
@@ -132,7 +126,7 @@ def _heading(views: list[dict[str, Any]]) -> str:
 
 
 def _views(index: int, name: str, matrix: SimilarityMatrix) -> list[dict[str, Any]]:
-    """What can be chosen of one result: all of it, and each pair of models in it."""
+    """Views of one result: the whole matrix if it has several models, and each pair of models."""
     rows, columns = list(range(matrix.shape[0])), list(range(matrix.shape[1]))
     of_rows = matrix.row_models or (str(matrix.meta.get("model_x") or "rows"),) * len(rows)
     of_columns = matrix.column_models or (str(matrix.meta.get("model_y") or "columns"),) * len(columns)
@@ -156,7 +150,7 @@ def _views(index: int, name: str, matrix: SimilarityMatrix) -> list[dict[str, An
 
 
 def _result(name: str, matrix: SimilarityMatrix, same: list[SimilarityMatrix], level: float) -> dict[str, Any]:
-    """All numbers of a matrix as JSON, undefined ones as null."""
+    """All numbers of a matrix in the form of JSON; undefined ones are None."""
     arrays = {"values": matrix.values, "standard_error": matrix.standard_error, "p_value": matrix.p_value}
     arrays |= {"chance": matrix.chance, "low": None, "high": None}
     if matrix.standard_error is not None:
@@ -186,19 +180,19 @@ def _result(name: str, matrix: SimilarityMatrix, same: list[SimilarityMatrix], l
 
 
 def _listed(array: NDArray[np.float64]) -> list[list[float | None]]:
-    # Seven digits: more than any figure or table shows, and a third of the size of all of them.
+    # Seven digits are more than any figure or table shows, and make the file three times smaller than all digits.
     return [[float(f"{value:.7g}") if np.isfinite(value) else None for value in row] for row in array.tolist()]
 
 
 def _made(name: str, matrix: SimilarityMatrix) -> list[tuple[str, str]]:
-    """Name and text of each line of "how it was made"."""
+    """Name and text of each row of the table "How it was made"."""
 
     def text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     try:
         written_by = f"cka_probe {version('cka-probe')}"
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # the package is used without being installed
         written_by = "cka_probe"
     lines = [("result", name), ("measure", measure_label(matrix))]
     lines += [(key.replace("_", " "), text(value)) for key, value in matrix.meta.items()]

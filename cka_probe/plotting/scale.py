@@ -1,4 +1,4 @@
-"""The colour scale of a heatmap: what it spans, what it measures, and where chance lies."""
+"""The colour scale of a heatmap: its limits, its label, and the mark of the chance level."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from matplotlib.transforms import Bbox
 from ..similarity.matrix import SimilarityMatrix
 from .labels import LINE, font_size, length, root_figure
 
+__all__ = ["Beside", "EndsLocator", "add_bar", "colour_limits", "draw_colorbar", "measure_label"]
+
 _NAMES = {"cka": "CKA", "hsic": "HSIC", "mmd": "MMD", "mmd_squared": "MMD²", "cca": "CCA", "svcca": "SVCCA"}
 _NAMES |= {"pwcca": "PWCCA", "nbs": "NBS", "rsa": "RSA", "gulp": "GULP", "procrustes": "Procrustes"}
 
 
 def colour_limits(matrices: Sequence[SimilarityMatrix]) -> tuple[float, float]:
-    """Ends of one colour scale for all the matrices: 0 to 1, and further where values lie outside.
+    """Limits of one colour scale for all matrices: 0 to 1, or wider if values lie outside.
 
     Parameters
     ----------
     matrices : sequence of SimilarityMatrix
-        Those that will share the scale.
+        Matrices that share the scale.
 
     Returns
     -------
@@ -38,21 +40,21 @@ def colour_limits(matrices: Sequence[SimilarityMatrix]) -> tuple[float, float]:
 
 
 def measure_label(matrix: SimilarityMatrix) -> str:
-    """Name of the measure for a reader, with the estimator where it is known, as in "CKA (unbiased)"."""
+    """Name of the measure, with the estimator if it is known, for example "CKA (unbiased)"."""
     name = _NAMES.get(matrix.measure, matrix.measure)
     estimator = matrix.meta.get("estimator")
     return f"{name} ({estimator})" if estimator else name
 
 
 class Beside:
-    """Places an axes at the right of another, as tall as that one is drawn, in points instead of fractions.
+    """Locator that places axes at the right of other axes, with the same height as those are drawn.
 
     Parameters
     ----------
     parent : matplotlib.axes.Axes
-        The heatmap; with square cells it is drawn smaller than its slot.
+        Axes of the heatmap. With square cells they are drawn smaller than their place in the layout.
     gap, width : float
-        Distance and width in points.
+        Distance from `parent` and width, in points.
     """
 
     def __init__(self, parent: Axes, gap: float, width: float) -> None:
@@ -61,19 +63,19 @@ class Beside:
         self.width = width
 
     def __call__(self, ax: Any, renderer: Any) -> Bbox:  # noqa: ARG002  (matplotlib passes both)
-        """Position in fractions of the figure."""
+        """Position of the placed axes in fractions of the figure."""
         box = self.parent.get_position()
         point = _point(self.parent)
         return Bbox.from_bounds(box.x1 + self.gap * point, box.y0, self.width * point, box.height)
 
 
 class EndsLocator(Locator):
-    """Ticks at both ends of a scale, and at as many round numbers between as have room when it is drawn.
+    """Ticks at both ends of a scale and at round numbers in between, as many as have room.
 
     Parameters
     ----------
     low, high : float
-        The ends.
+        Ends of the scale.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -81,7 +83,7 @@ class EndsLocator(Locator):
         self.high = high
 
     def __call__(self) -> list[float]:
-        """Positions of the ticks along the axis as it is drawn now."""
+        """Positions of the ticks, for the current length of the axis."""
         return self.tick_values(self.low, self.high)
 
     def tick_values(self, vmin: float, vmax: float) -> list[float]:
@@ -94,27 +96,27 @@ class EndsLocator(Locator):
 
 
 def _number(value: float, _: int | None = None) -> str:
-    """Three digits at most: the ends of a scale are data, not round numbers."""
+    """Tick label of at most three significant digits: the ends of a scale are data, not round numbers."""
     text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return text.replace("-", "−")
 
 
 def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float) -> Colorbar:
-    """The scale beside a heatmap with its ends, the measure's name, and the mark of the chance level.
+    """Draw the colour bar of a heatmap, with the measure's name and a mark at the chance level.
 
     Parameters
     ----------
     ax, image
-        The heatmap and its colours.
+        Axes of the heatmap and its image.
     matrix : SimilarityMatrix
-        Names the measure, holds the chance level.
+        Matrix that gives the measure and the chance level.
     gap : float
         Distance from the heatmap in points.
 
     Returns
     -------
     matplotlib.colorbar.Colorbar
-        In an inset of `ax`, so that it moves with it. Arrows at its ends say that values lie beyond.
+        Colour bar in an inset of `ax`, so it moves with `ax`. An arrow at an end means that values lie beyond it.
     """
     chance = matrix.chance[np.isfinite(matrix.chance)] if matrix.chance is not None else np.empty(0)
     bar = add_bar(ax, image, gap=gap + (14.0 if chance.size else 0.0), label=measure_label(matrix))
@@ -124,21 +126,21 @@ def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: 
 
 
 def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
-    """The scale of an image beside it, as tall as the image is drawn, with both ends named.
+    """Draw the colour bar of an image beside it, as tall as the image, with tick labels at both ends.
 
     Parameters
     ----------
     ax, image
-        The axes and its colours.
+        Axes and their image.
     gap : float
-        Distance in points.
+        Distance from the image in points.
     label : str
-        What is measured.
+        Label of the colour bar.
 
     Returns
     -------
     matplotlib.colorbar.Colorbar
-        In an inset of `ax`. Arrows at its ends say that values lie beyond.
+        Colour bar in an inset of `ax`. An arrow at an end means that values lie beyond it.
     """
     width = 10.0
     if root_figure(ax).get_layout_engine() is None:
@@ -151,7 +153,7 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
     bar = root_figure(ax).colorbar(image, cax=cax, extend=extend, label=label)
     bar.outline.set_visible(False)
-    if type(image.norm) is Normalize:  # other norms (logarithmic, say) come with ticks of their own
+    if type(image.norm) is Normalize:  # other norms, such as a logarithmic one, set their own ticks
         bar.ax.yaxis.set_major_locator(EndsLocator(low, high))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(_number))
         bar.ax.yaxis.set_minor_locator(NullLocator())
@@ -159,12 +161,12 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
 
 
 def _point(ax: Axes) -> float:
-    """One point as a fraction of the width of the figure, or of the subfigure, in which the axes lie."""
+    """One point as a fraction of the width of the figure or subfigure that holds the axes."""
     return root_figure(ax).dpi / 72 / ax.figure.bbox.width
 
 
 def _give_room(ax: Axes, points: float) -> None:
-    """Make the axes narrower where no layout engine will: the scale must not lie on the neighbour."""
+    """Make the axes narrower, because without a layout engine the colour bar would cover the next axes."""
     box = ax.get_position(original=True)
     taken = points * _point(ax)
     ax.set_position(Bbox.from_bounds(box.x0, box.y0, max(box.width - taken, 0.3 * box.width), box.height))
@@ -172,7 +174,7 @@ def _give_room(ax: Axes, points: float) -> None:
 
 
 def _mark_chance(bar: Colorbar, first: float, last: float) -> None:
-    """A line at the chance level or two around its range, and the word at the side of the bar that has no ticks."""
+    """Draw lines at the smallest and the largest chance level, and "chance" on the side without ticks."""
     low, high = bar.mappable.get_clim()
     for level in {first, last}:
         if low <= level <= high:
@@ -181,7 +183,8 @@ def _mark_chance(bar: Colorbar, first: float, last: float) -> None:
     middle = (first + last) / 2
     place = float(np.clip(bar.norm(np.array(middle)), 0, 1))
     bar.ax.annotate(
-        "chance" if low <= middle <= high else f"chance {_number(middle)}",  # off the scale it is said in figures
+        # A level outside the scale has no line, so its number is written.
+        "chance" if low <= middle <= high else f"chance {_number(middle)}",
         (0, place),
         xycoords="axes fraction",
         xytext=(-2, 0),

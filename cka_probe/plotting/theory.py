@@ -1,4 +1,4 @@
-"""Pictures of the CKA-MMD theory (MATH.md, section 7): the corridor, the slack, and the bounds along training."""
+"""Pictures of the bounds between CKA and MMD (docs/theory.md, section 7): corridor, slack, bounds along training."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def plot_corridor(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with MMD² against CKA, each pair of features a point, between the two curves that T3 allows.
+    """Draw MMD² against CKA, one point for each pair of features, and the two curves of T3.
 
-    With the quadratic kernel on the rows of the centred, normalised Gram matrices, 4(1 − c)²/r ≤ MMD² ≤ 2(1 − c²),
-    where c is CKA and r the rank of the difference of the Grams. The lower curve needs that rank; it holds for all
-    points if drawn for the largest.
+    For the quadratic kernel on the rows of the centred, normalised Gram matrices, T3 says
+    4(1 − c)²/r ≤ MMD² ≤ 2(1 − c²), where c is CKA and r the rank of the difference of the Gram matrices. The lower
+    curve is drawn for the largest rank, so that it holds for all points.
 
     Parameters
     ----------
     table : DataFrame
-        Columns `x` (CKA), `y` (MMD² with the quadratic kernel), and where known `by` (what kind of point: random,
-        adversarial, training) and ``rank``.
+        Columns `x` (CKA), `y` (MMD² with the quadratic kernel) and, if known, `by` (kind of point: random, adversarial,
+        training) and ``rank``.
     x, y, by : str
-        Columns.
+        Names of columns.
     rank : float, optional
-        Rank for the lower curve; by default the largest of the column ``rank``. Without either no lower curve is drawn.
+        Rank for the lower curve; by default the largest in the column ``rank``. Without either there is no lower curve.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.scatter`.
+        Passed to :meth:`matplotlib.axes.Axes.scatter`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The title counts the points outside the corridor, if there are any.
+        If points lie outside the corridor, the title says how many.
 
     Raises
     ------
@@ -60,7 +60,8 @@ def plot_corridor(
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, arXiv 2401.11824; here theorem T3.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, arXiv 2401.11824 (CKA and MMD); T3
+    (docs/theory.md, section 7).
 
     Examples
     --------
@@ -92,9 +93,9 @@ def plot_corridor(
         style["label"] = None if source is None else str(source)
         ax.scatter(alignment[chosen], squared[chosen], **style | kwargs)
     ranks = table["rank"].to_numpy(dtype=float) if "rank" in table else np.full(len(table), rank or np.inf)
-    # Rounding of float64, far below what a picture shows.
+    # 1e-9 allows for float64 rounding. At rank 0 the Gram matrices are equal: c = 1 and MMD = 0.
     above = squared > 2 * (1 - alignment**2) + 1e-9
-    below = squared < 4 * (1 - alignment) ** 2 / np.maximum(ranks, 1) - 1e-9  # rank 0: equal Grams, c = 1, MMD = 0
+    below = squared < 4 * (1 - alignment) ** 2 / np.maximum(ranks, 1) - 1e-9
     outside = int((above | below).sum())
     if outside:
         ax.set_title(f"{outside} of {len(table)} points outside")
@@ -113,25 +114,25 @@ def plot_bound_slack(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with how far each bound lies above the MMD² that it bounds, against the bandwidth, both logarithmic.
+    """Draw the slack of each bound, the bound divided by MMD², against the bandwidth; both axes are logarithmic.
 
     Parameters
     ----------
     table : DataFrame
-        Tidy: columns `x` (τ²), `slack` (bound divided by MMD², at least 1 where the bound holds) and `by` (the bound:
-        T1, T4, conjecture ...). Several lines for one bandwidth (pairs of layers, seeds) are drawn as their median with
-        a band from the smallest to the largest.
+        Tidy: columns `x` (τ²), `slack` (bound divided by MMD², at least 1 where the bound holds) and `by` (name of the
+        bound: T1, T4, conjecture ...). If a bandwidth has several rows (pairs of layers, seeds), their median is drawn
+        with a band from the smallest to the largest.
     x, slack, by : str
-        Columns.
+        Names of columns.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.plot`.
+        Passed to :meth:`matplotlib.axes.Axes.plot`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The line at 1 is where a bound is attained; below it a bound would be broken.
+        The horizontal line at 1 shows equality; a point below it would violate the bound.
 
     Raises
     ------
@@ -181,27 +182,26 @@ def plot_bounds_along_training(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with MMD² along a training run (solid) under its bounds (broken), on a logarithmic scale.
+    """Draw MMD² along a training run (solid) and its upper bounds (dashed), on a logarithmic scale.
 
     Parameters
     ----------
     table : DataFrame
-        One line for each epoch with columns `x`, `measured` and those of `bounds`; several lines for one epoch (seeds)
-        are averaged.
+        One row for each epoch with the columns `x`, `measured` and `bounds`; several rows for one epoch (seeds) are
+        averaged.
     bounds : sequence of str
-        Columns of upper bounds; underscores are written as spaces.
+        Columns of upper bounds; the legend writes underscores as spaces.
     x, measured : str
-        Columns.
+        Names of columns.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.plot`.
+        Passed to :meth:`matplotlib.axes.Axes.plot`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        Numbers that are 0 or negative have no place on a logarithmic scale: their epochs are gaps, and the title counts
-        them.
+        Values of 0 or below have no place on a logarithmic scale: they are gaps, and the title says how many.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Curves along training: what several methods reach, and how the layers of a network come to be alike."""
+"""Results of training: curves of methods, similarity of layers over checkpoints, final accuracies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from ..similarity.matrix import SimilarityMatrix
-from .canvas import PALETTE, check_columns, despine, new_axes
+from .canvas import PALETTE, check_columns, check_fraction, despine, new_axes
 from .heatmap import CMAP
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import measure_label
@@ -32,37 +32,39 @@ def plot_training_curves(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with one curve for each method, the mean over seeds, and a band for their spread.
+    """Draw one curve for each method: the mean over seeds, with a band for their spread.
 
-    Methods differ in colour (seaborn's colour-blind palette) and in dashes, so that a grey print tells them apart.
+    Methods differ in colour (seaborn's colour-blind palette) and in dashes, so a grey print shows which is which.
 
     Parameters
     ----------
     histories : DataFrame
-        Tidy: one line for each method, seed and epoch, with columns `by`, ``seed``, `x` and `metric`.
+        Tidy: one row for each method, seed and epoch, with the columns `by`, ``seed``, `x` and `metric`.
     metric : str
         Column to draw.
     by : str
-        Column that tells the curves apart.
+        Column that names the curves.
     x : str
         Column along the horizontal axis.
     errorbar : as in seaborn
-        What the band spans: ``("sd", 1)`` is one standard deviation, ``("ci", 95)`` a bootstrap interval of the mean,
-        ``("pi", 100)`` from the worst to the best seed, None no band.
+        Width of the band: ``("sd", 1)`` is one standard deviation, ``("ci", 95)`` a bootstrap interval of the mean,
+        ``("pi", 100)`` the range from the worst to the best seed, None no band.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :func:`seaborn.lineplot`, which hands them to matplotlib.
+        Passed to :func:`seaborn.lineplot`, which passes them to matplotlib.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The legend says how many seeds a curve is the mean of.
+        The legend says over how many seeds the curves are averaged.
 
     Raises
     ------
+    TypeError
+        If `histories` is not a DataFrame.
     ValueError
-        If a column is missing, or there is nothing to draw.
+        If a column is missing or the table is empty.
 
     Examples
     --------
@@ -95,7 +97,7 @@ def plot_training_curves(
 
 
 def _spread(histories: pd.DataFrame, by: str, errorbar: Any) -> str:
-    """What a curve and its band are, for the legend."""
+    """Title of the legend: how the curve and its band are computed, and from how many seeds."""
     if "seed" not in histories:
         return by
     counts = sorted(set(histories.groupby(by, observed=True)["seed"].nunique()))
@@ -123,35 +125,36 @@ def plot_layer_trends(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with one line for each pair of layers: how alike they are at each checkpoint.
+    """Draw the similarity of pairs of layers at each checkpoint, one line for each pair.
 
-    Lines take their colour from the depth of the layer, dark at the input; the band is the confidence interval where
-    the matrices have standard errors. A checkpoint where a pair is undefined is a gap in its line.
+    The colour of a line shows the depth of the layer, dark at the input. If the matrices have standard errors, the band
+    is the confidence interval. Where a pair is undefined its line has a gap.
 
     Parameters
     ----------
     matrices : dict of checkpoint to SimilarityMatrix
-        In order of time. Checkpoints that are numbers (epochs) keep their distances.
+        Matrices in order of time. If all checkpoints are numbers (epochs), they are the positions on the axis.
     pairs : sequence of (row, column), optional
-        Layers to follow. By default each row with the column of its name or, where no names agree, of its place.
+        Pairs of layers to follow. By default each row with the column of the same name or, if no names agree, of the
+        same position.
     level : float
-        Confidence of the bands.
+        Confidence level of the bands.
     xlabel : str
-        What the checkpoints are.
+        Label of the horizontal axis.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.plot`.
+        Passed to :meth:`matplotlib.axes.Axes.plot`.
 
     Returns
     -------
     matplotlib.axes.Axes
-        With a legend up to twelve lines, and beyond that a colour bar with the names of some layers.
+        A legend names up to twelve lines; for more, a colour bar names some of them.
 
     Raises
     ------
     ValueError
-        If there are no matrices, or a layer is missing in one of them.
+        If there are no matrices or no pairs, a layer is missing in a matrix, or layers have no counterparts.
 
     Examples
     --------
@@ -175,7 +178,7 @@ def plot_layer_trends(
 
     names = _pair_names(pairs)
     ax = new_axes((5.2 + 0.07 * max(map(len, names)), 3.4)) if ax is None else ax
-    # The light end of the map is left out: it does not show on white.
+    # The light end of the colour map is left out, because it cannot be seen on white.
     colours = mpl.colormaps[CMAP](np.linspace(0.05, 0.85, len(pairs)))
     markers = "os^Dv<>pPX*h"
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
@@ -210,7 +213,7 @@ def _counterparts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
 
 
 def _find(matrix: SimilarityMatrix, pairs: Sequence[tuple[str, str]], checkpoint: Any) -> list[tuple[int, int]]:
-    """Cell of each pair in this matrix."""
+    """Row and column index of each pair in this matrix."""
     found = []
     for row, column in pairs:
         for name, names, side in ((row, matrix.rows, "rows"), (column, matrix.columns, "columns")):
@@ -227,7 +230,7 @@ def _pair_names(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _name_some(ax: Axes, names: Sequence[str]) -> None:
-    """A colour bar in place of a legend that would be longer than the picture."""
+    """Draw a colour bar with some of the names, because a legend would be longer than the picture."""
     colours = mpl.colors.ListedColormap(mpl.colormaps[CMAP](np.linspace(0.05, 0.85, 256)))
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), colours)
     bar = root_figure(ax).colorbar(scale, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
@@ -247,34 +250,35 @@ def plot_accuracies(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """The axes with a bar for each method: mean over seeds, its confidence interval (Student's t), and every seed.
+    """Draw a bar for each method: mean over seeds, its confidence interval (Student's t), and every seed.
 
-    The first method stands at the top. The number beside a bar is mean ± standard deviation. One seed has no interval.
+    The first method is at the top. The text beside a bar is mean ± standard deviation. With one seed there is no
+    interval.
 
     Parameters
     ----------
     table : DataFrame
-        Tidy: one line for each method and seed, with the columns `by` and `value`.
+        Tidy: one row for each method and seed, with the columns `by` and `value`.
     value : str
-        Column to draw. Numbers from 0 to 1 are written in percent.
+        Column to draw. If all values lie between 0 and 1, they are written in percent.
     by : str
         Column that names the bars.
     level : float
-        Confidence of the intervals.
+        Confidence level of the intervals.
     references : dict of str to float, optional
-        Values that are no competitors, the teacher's for example: dashed lines.
+        Values to draw as dashed lines, for example the teacher's accuracy.
     from_zero : bool
-        Bars from 0. If False, points instead of bars and an axis that spans the data: differences show, and no bar
-        lies about proportions.
+        If True, bars that start at 0. If False, points on an axis that spans the data only: small differences can be
+        seen, and no bar suggests a wrong proportion.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; by default a new figure.
+        Axes to draw on; by default those of a new figure.
     **kwargs
-        To :meth:`matplotlib.axes.Axes.barh`, or to :meth:`matplotlib.axes.Axes.plot` for points.
+        Passed to :meth:`matplotlib.axes.Axes.barh`, or to :meth:`matplotlib.axes.Axes.plot` for points.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The label of its horizontal axis says what bars, lines and circles are.
+        The label of the horizontal axis explains bars, lines and circles.
 
     Raises
     ------
@@ -296,8 +300,7 @@ def plot_accuracies(
     from scipy import stats
 
     check_columns(table, (by, value), "table")
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must lie strictly between 0 and 1, got {level}.")
+    check_fraction("level", level)
     methods = list(dict.fromkeys(table[by]))
     seeds = [table.loc[table[by] == method, value].to_numpy(dtype=float) for method in methods]
     means = [float(values.mean()) for values in seeds]
@@ -312,7 +315,7 @@ def plot_accuracies(
         if len(values) > 1:
             half = stats.t.isf((1 - level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
             ax.errorbar(mean, i, xerr=half, color="black", capsize=3, linewidth=1.2, zorder=3)
-        # Spread out, so that equal seeds do not hide one another.
+        # Seeds with equal values are drawn at different heights, so that all can be seen.
         offsets = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
         ax.plot(values, i + offsets, "o", markersize=3.5, markerfacecolor="white", markeredgecolor="black", zorder=4)
     ax.set_yticks(range(len(methods)), [str(method) for method in methods])
@@ -332,10 +335,9 @@ def plot_accuracies(
             annotation_clip=False,
         )
     dashes = ("--", ":", "-.")
-    for i, (name, level_of) in enumerate((references or {}).items()):
-        ax.axvline(
-            level_of, color="black", linestyle=dashes[i % 3], linewidth=1, label=f"{name} {scale * level_of:.1f}"
-        )
+    for i, (name, reference) in enumerate((references or {}).items()):
+        text = f"{name} {scale * reference:.1f}"
+        ax.axvline(reference, color="black", linestyle=dashes[i % 3], linewidth=1, label=text)
     if references:
         ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     shape = "bar" if from_zero else "diamond"

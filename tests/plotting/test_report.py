@@ -1,4 +1,4 @@
-"""The report holds every number, is one file, and is written whole; see test_report_browser.py for what it does."""
+"""The report holds every number in one file, written whole; test_report_browser.py tests it in a browser."""
 
 import json
 import re
@@ -103,8 +103,10 @@ class TestContent:
         assert data_of(path)["results"][0]["rows"] == [evil]
 
     def test_marks_of_the_template_in_names_are_left_alone(self, tmp_path):
-        path = write_report(make((1, 1), notes=["@PLOTLY@ @DATA@ @TITLE@"]), tmp_path / "r.html")
-        assert data_of(path)["results"][0]["notes"] == ["@PLOTLY@ @DATA@ @TITLE@"]
+        marks = "@PLOTLY@ @DATA@ @TITLE@"
+        path = write_report(make((1, 1), notes=[marks]), tmp_path / "r.html", title=marks)
+        assert data_of(path)["results"][0]["notes"] == [marks]
+        assert f"<h1>{marks}</h1>" in path.read_text(encoding="utf-8")
 
     def test_heading(self, tmp_path):
         for title, expected in ((None, "CKA: rows × columns"), ("Mine & yours", "Mine &amp; yours")):
@@ -128,7 +130,7 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
     def test_missing_directory(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"there is no directory .*nowhere\. Create it first"):
+        with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist\. Create it"):
             write_report(make(), tmp_path / "nowhere" / "r.html")
 
     def test_missing_plotly(self, tmp_path, monkeypatch):
@@ -140,10 +142,11 @@ class TestRefusals:
         path = tmp_path / "r.html"
         path.write_text("old")
 
-        def fail():
+        def interrupt(_):
+            assert len(list(tmp_path.iterdir())) == 2  # the old file and the new one, not renamed yet
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("plotly.offline.get_plotlyjs", fail)
+        monkeypatch.setattr("os.fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_report(make(), path)
         assert path.read_text() == "old"
