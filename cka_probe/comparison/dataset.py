@@ -1,9 +1,9 @@
-"""Exact similarities of a whole data set: by moments, by blocks of Gram matrices, by a sketch, or another measure."""
+"""Exact similarities over a whole data set: models and data in, a SimilarityMatrix out (``scope="dataset"``)."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,66 +12,116 @@ from tqdm.auto import tqdm
 
 from ..capture.batches import batch_size
 from ..capture.buffers import FeatureBuffer
-from ..capture.recorder import LayerRecorder, NotFiniteError
+from ..capture.recorder import NotFiniteError
 from ..capture.state import device_of
 from ..estimators.dataset.blocks import blocked_cka
 from ..estimators.dataset.moments import MomentCKA
 from ..estimators.dataset.routes import SKETCH_SIZE, Route, choose_route
-from ..estimators.inference import OutlierWarning, cka_matrix_with_error
+from ..estimators.inference import jackknife_matrix
 from ..similarity.matrix import SimilarityMatrix
-from .request import Request
+from .request import ComparedModel, Request
+
+__all__ = ["MEMORY", "DatasetPass", "Side", "keep_features", "run_dataset"]
 
 MEMORY = 4 * 2**30
-"""Bytes that statistics and kept features of a data set may take before a sketch takes over."""
+"""Bytes that the statistics and stored features of a data set may take. Beyond that, CKA is estimated by a sketch."""
+
+
+def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[str, Any]) -> SimilarityMatrix:
+    """Similarities of the models over all samples, in one pass over the data.
+
+    Parameters
+    ----------
+    models : sequence of ComparedModel
+        One, two, or with ``request.square`` any number.
+    request : Request
+        The options.
+    meta : dict
+        Added to ``meta`` of the result.
+
+    Returns
+    -------
+    SimilarityMatrix
+        The first model against the second; all layers against each other for one model or with ``request.square``.
+    """
+    recorders = [request.recorder(model, keep_features) for model in models]
+    gathered = DatasetPass(recorders, request, device_of(recorders[0].model))
+    run = request.make_pass(recorders, 1)
+    run.run(request.data, gathered.consume, data_y=request.data_y)
+    run.require_batches()
+    return gathered.result(run.notes, {**meta, "partial": run.interrupted})
 
 
 def keep_features(_name: str, features: torch.Tensor) -> torch.Tensor:
-    """A copy of the features: the activation itself may be changed in place by what follows.
+    """A copy of the features, because a later layer may change the activation in place.
 
     Raises
     ------
     NotFiniteError
-        If they hold NaN or infinity.
+        If the features hold NaN or infinity.
     """
     if not bool(torch.isfinite(features).all()):
         raise NotFiniteError
     return features.detach().clone()
 
 
-class _Kept:
-    """Features of one side over all batches, for the block route and for measures other than CKA."""
-
-    def __init__(self, rows: int | None) -> None:
-        self.rows = rows
-        self.buffers: list[FeatureBuffer] = []
-
-    def append(self, features: Sequence[torch.Tensor]) -> None:
-        if not self.buffers:
-            self.buffers = [FeatureBuffer(rows=self.rows) for _ in features]
-        for buffer, x in zip(self.buffers, features, strict=True):
-            buffer.append(x)
-
-    def arrays(self) -> list[torch.Tensor]:
-        return [buffer.rows() for buffer in self.buffers]
-
-
 class Side(Protocol):
-    """A model that runs (`LayerRecorder`), or the features that one has left."""
+    """The rows or columns of a comparison: a model that runs (``LayerRecorder``), or stored features."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def names(self) -> list[str]:
         """Its layers."""
 
     def notes(self) -> list[str]:
-        """What was left out and why."""
+        """Which layers were left out, and why."""
+
+
+class _Features:
+    """The features of one side over all batches, for routes that need them at the end."""
+
+    def __init__(self) -> None:
+        self.expected_rows: int | None = None
+        self._buffers: list[FeatureBuffer] = []
+
+    def append(self, features: Sequence[torch.Tensor]) -> None:
+        if not self._buffers:
+            self._buffers = [FeatureBuffer(rows=self.expected_rows) for _ in features]
+        for buffer, x in zip(self._buffers, features, strict=True):
+            buffer.append(x)
+
+    def arrays(self) -> list[torch.Tensor]:
+        return [buffer.rows() for buffer in self._buffers]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What a route gives: the values, and the rest as far as the route has it."""
+
+    values: torch.Tensor
+    standard_error: torch.Tensor | None = None
+    degrees_of_freedom: int | None = None
+    chance: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class DatasetPass:
-    """Gathers exact statistics while a pass runs; the route is chosen when the first batch shows the widths."""
+    """The statistics or features of the batches so far, and the similarities in the end.
+
+    The first batch shows how wide the layers are, and so which route is cheapest.
+
+    Parameters
+    ----------
+    sides : sequence of Side
+        One, two, or with ``request.square`` any number.
+    request : Request
+        The options.
+    home : torch.device
+        Where statistics and features are kept.
+    """
 
     def __init__(self, sides: Sequence[Side], request: Request, home: torch.device) -> None:
         self.sides = sides
@@ -82,11 +132,10 @@ class DatasetPass:
         self.samples = 0
         self.batches = 0
         self.statistics: Any = None
-        self.outliers: list[str] = []
-        self.left, self.right = _Kept(None), _Kept(None)
+        self.left, self.right = _Features(), _Features()
 
     def consume(self, _index: int, kept: list[list[torch.Tensor]], samples: int) -> None:
-        """Add one batch of features."""
+        """Add one batch: for each side the features (samples, d) of its layers."""
         sides = [[x.to(self.home) for x in side] for side in kept]
         xs, ys = (sides[0], sides[1]) if self.two_sided else ([x for side in sides for x in side], None)
         if self.route is None:
@@ -101,13 +150,14 @@ class DatasetPass:
         self.batches += 1
 
     def _choose(self, first: int, widths_x: list[int], widths_y: list[int] | None) -> None:
+        """Choose the route by a first batch of ``first`` samples and the widths of its layers."""
         request = self.request
         expected = _expected_samples(request.data, first)
         if request.measure != "cka":
             self.route = Route("features", f"{request.measure} needs the features of all samples")
         else:
             self.route = choose_route(expected, widths_x, widths_y, kernel=request.kernel, memory=MEMORY)
-        self.left.rows = self.right.rows = expected
+        self.left.expected_rows = self.right.expected_rows = expected
         if self.route.name == "moments":
             self.statistics = MomentCKA()
         elif self.route.name == "sketch":
@@ -119,126 +169,118 @@ class DatasetPass:
 
             self.statistics = SketchCKA(size=SKETCH_SIZE, kernel=request.kernel)
 
-    def result(self, notes: Sequence[str], meta: dict[str, Any], *, models: bool) -> SimilarityMatrix:
-        """The similarities over all samples."""
+    def _named_layers(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Model and layer of each row, and of each column."""
+        sides = [[(side.name, layer) for layer in side.names] for side in self.sides]
+        if self.two_sided:
+            return sides[0], sides[1]
+        every = [named for side in sides for named in side]
+        return every, every
+
+    def result(self, notes: Sequence[str], meta: dict[str, Any]) -> SimilarityMatrix:
+        """The similarities over all samples.
+
+        Parameters
+        ----------
+        notes : sequence of str
+            Notes of the pass.
+        meta : dict
+            Added to ``meta`` of the result.
+        """
         request, route = self.request, self.route
         assert route is not None
-        values, error, degrees, chance = self._values(route)
-        rows = [(s.name, layer) for s in (self.sides[:1] if self.two_sided else self.sides) for layer in s.names]
-        columns = [(s.name, layer) for s in self.sides[1:] for layer in s.names] if self.two_sided else rows
-        notes = [*notes, f"route {route.name}: {route.reason}", *self.outliers]
-        notes += [note for s in self.sides for note in s.notes()]
-        for side, axis in ((rows, 1),) if not self.two_sided else ((rows, 1), (columns, 0)):
+        found = self._values(route)
+        values = _numpy(found.values)
+        rows, columns = self._named_layers()
+        notes = [*notes, f"route {route.name}: {route.reason}", *found.notes]
+        notes += [note for side in self.sides for note in side.notes()]
+        for named, axis in ((rows, 1), (columns, 0)) if self.two_sided else ((rows, 1),):
             notes += [
                 f"{model}: {layer!r} is constant over all samples, so its similarity is undefined"
-                for (model, layer), dead in zip(side, np.isnan(values).all(axis=axis), strict=True)
+                for (model, layer), dead in zip(named, np.isnan(values).all(axis=axis), strict=True)
                 if dead
             ]
-        made = {"kernel": repr(request.kernel), "estimator": request.estimator} if request.measure == "cka" else {}
         unbiased = request.measure == "cka" and request.estimator == "unbiased"
         return SimilarityMatrix(
             values,
             [layer for _, layer in rows],
             [layer for _, layer in columns],
-            standard_error=error,
+            standard_error=None if found.standard_error is None else _numpy(found.standard_error),
             p_value=_p_value(values, self.samples) if unbiased and route.name != "sketch" else None,
-            chance=np.zeros_like(values) if unbiased else chance,
+            chance=np.zeros_like(values) if unbiased else None if found.chance is None else _numpy(found.chance),
             notes=notes,
             measure=request.measure,
             meta={
-                **made,
+                **_about_measure(request),
                 "scope": "dataset",
                 "route": route.name,
                 "samples": self.samples,
                 "batches": self.batches,
-                **({} if degrees is None else {"degrees_of_freedom": degrees}),
-                **_kind(request.measure),
+                **({} if found.degrees_of_freedom is None else {"degrees_of_freedom": found.degrees_of_freedom}),
                 **meta,
             },
-            row_models=[model for model, _ in rows] if models else None,
-            column_models=[model for model, _ in columns] if models else None,
+            row_models=[model for model, _ in rows] if request.square else None,
+            column_models=[model for model, _ in columns] if request.square else None,
         )
 
-    def _values(self, route: Route) -> tuple[np.ndarray, np.ndarray | None, int | None, np.ndarray | None]:
-        """Values, standard errors, their degrees of freedom, and chance levels where a measure has them."""
+    def _values(self, route: Route) -> _Values:
         request = self.request
         if route.name == "moments":
-            values, error = (
-                f(request.estimator).cpu().numpy() for f in (self.statistics.compute, self.statistics.standard_error)
-            )
-            return values, error, self.statistics.degrees_of_freedom, None
+            statistics = self.statistics
+            values, error = statistics.compute(request.estimator), statistics.standard_error(request.estimator)
+            return _Values(values, error, statistics.degrees_of_freedom)
         if route.name == "sketch":
-            return self.statistics.compute().cpu().numpy(), None, None, None
+            return _Values(self.statistics.compute())
         xs = self.left.arrays()
         ys = self.right.arrays() if self.two_sided else None
         if route.name == "blocks":
             stacks = 8 * self.samples**2 * (len(xs) + len(ys or ()))
             if self.samples >= 5 and stacks <= MEMORY // 8:
-                return (*self._with_jackknife(xs, ys), None)
+                return self._jackknife(xs, ys)
 
             def bar(blocks: Iterator[Any], total: int) -> Iterator[Any]:
                 return iter(tqdm(blocks, desc="blocks", total=total, disable=not request.progress, dynamic_ncols=True))
 
-            values = blocked_cka(xs, ys, kernel=request.kernel, estimator=request.estimator, progress=bar)
-            return values.cpu().numpy(), None, None, None
+            return _Values(blocked_cka(xs, ys, kernel=request.kernel, estimator=request.estimator, progress=bar))
         from ..estimators.measures.catalogue import MEASURES
 
         found = MEASURES[request.measure].matrix(xs, ys)
-        return found.values.cpu().numpy(), None, None, None if found.chance is None else found.chance.cpu().numpy()
+        return _Values(found.values, chance=found.chance)
 
-    def _with_jackknife(
-        self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Whole Gram matrices fit: the exact jackknife over samples, and what it says of outliers as notes."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = cka_matrix_with_error(xs, ys, kernel=self.request.kernel, estimator=self.request.estimator)
-        for warning in caught:
-            if issubclass(warning.category, OutlierWarning):
-                self.outliers.append(str(warning.message))
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        return found.value.cpu().numpy(), found.standard_error.cpu().numpy(), self.samples - 1
+    def _jackknife(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None) -> _Values:
+        """CKA with the exact jackknife over samples, and a note on each layer that rests on a few of them.
 
-
-def run_dataset(
-    recorders: list[LayerRecorder], request: Request, meta: dict[str, Any], *, models: bool = False
-) -> SimilarityMatrix:
-    """One pass over the data, then the similarities over all samples.
-
-    Raises
-    ------
-    ValueError
-        If a checkpoint or several processes are asked for: they are for the minibatch scope.
-    """
-    for name, given in (("checkpoint", request.checkpoint is not None), ("distributed", request.distributed)):
-        if given:
-            raise ValueError(f'`{name}` is for scope="minibatch"; the data set scope runs in one go in one process.')
-    gathered = DatasetPass(recorders, request, device_of(recorders[0].model))
-    run = request.make_pass(recorders, 1)
-    run.run(request.data, gathered.consume, data_y=request.data_y)
-    run.require_batches()
-    return gathered.result(run.notes, {**meta, "partial": run.interrupted}, models=models)
+        The Gram matrices of all layers must fit into memory.
+        """
+        found = jackknife_matrix(xs, ys, kernel=self.request.kernel, estimator=self.request.estimator)
+        named = self._named_layers()
+        notes = []
+        for outliers in found.outliers:
+            model, layer = named[outliers.side][outliers.layer]
+            notes.append(f"{model}: {outliers.message(repr(layer))}")
+        return _Values(found.value, found.standard_error, self.samples - 1, notes=tuple(notes))
 
 
-def _kind(measure: str) -> dict[str, str]:
-    """What a reader of the result must know of another measure: whether more means more alike."""
-    if measure == "cka":
-        return {}
+def _about_measure(request: Request) -> dict[str, str]:
+    """How the values were made, and for other measures than CKA whether a larger value means more alike."""
+    if request.measure == "cka":
+        return {"kernel": repr(request.kernel), "estimator": request.estimator}
     from ..estimators.measures.catalogue import MEASURES
 
-    return {"kind": MEASURES[measure].kind, "invariances": MEASURES[measure].invariances}
+    measure = MEASURES[request.measure]
+    return {"kind": measure.kind, "invariances": measure.invariances}
 
 
 def _p_value(values: np.ndarray, samples: int) -> np.ndarray:
+    """P-values of unbiased CKA under the normal approximation of the permutation null."""
     from scipy import stats
 
-    # The permutation variance of unbiased CKA is 2 / (n(n-3)) for any data (MATH 4).
+    # The permutation variance of unbiased CKA is 2 / (n (n - 3)) for any data (docs/theory.md, section 4).
     return stats.norm.sf(values * np.sqrt(samples * (samples - 3) / 2))
 
 
 def _expected_samples(data: Any, first: int) -> int | None:
-    """The number of samples, as far as the data can tell after a first batch of ``first``."""
+    """The number of samples in ``data``, if it can be known after a first batch of ``first`` samples."""
     if isinstance(data, torch.Tensor):
         return len(data)
     dataset = getattr(data, "dataset", None)
@@ -248,3 +290,7 @@ def _expected_samples(data: Any, first: int) -> int | None:
         sizes = [batch_size(batch) for batch in data]
         return sum(size for size in sizes if size is not None)
     return len(data) * first if isinstance(data, Sized) else None
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.cpu().numpy()

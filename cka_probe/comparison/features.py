@@ -1,4 +1,4 @@
-"""compare_features: what ``compare`` says of two networks, of features that were saved before."""
+"""compare_features: the similarity of layers from features that were saved before."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
 from .dataset import DatasetPass
-from .request import make_request
+from .request import Request
+
+__all__ = ["compare_features"]
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Features of the layers of one model, (n, d) each."""
+    """The features (n, d) of each layer of one model."""
 
     name: str
     features: dict[str, torch.Tensor] = field(repr=False)
@@ -39,29 +41,31 @@ def compare_features(
     names: tuple[str, str] = ("x", "y"),
     progress: bool = True,
 ) -> SimilarityMatrix:
-    """The similarity of every layer of one set of features with every layer of another, exact over all samples.
+    """CKA, or another measure, of every layer in one set of features with every layer in another.
 
     Parameters
     ----------
     x, y : mapping of str to array (n, ...)
-        Features by layer, of the same samples in the same order: what ``extract`` returns, numpy arrays, tensors. ``x``
-        with itself when ``y`` is left out. More axes are flattened; tensors stay on their device.
+        Features by layer: numpy arrays or tensors, for example from ``extract``. All must hold the same samples in the
+        same order. Axes after the first are flattened; tensors stay on their device. If ``y`` is left out, ``x`` is
+        compared with itself.
     kernel, estimator, measure, progress
         As ``compare``.
     names : (str, str)
-        What the result, its pictures and messages call the two.
+        Names of ``x`` and ``y`` in the result, its plots and messages.
 
     Returns
     -------
     SimilarityMatrix
-        As ``compare`` with ``scope="dataset"``.
+        Exact over all samples, as ``compare`` with ``scope="dataset"``.
 
     Raises
     ------
     TypeError
-        If ``x`` or ``y`` is no mapping, or an array is not of real numbers; the message names it.
+        If ``x`` or ``y`` is not a mapping, or an array does not hold real numbers; the message names the layer.
     ValueError
-        If a layer has other samples than the first, too few, or NaN or infinity; and as ``compare``.
+        If the layers differ in their number of samples, have too few samples, or hold NaN or infinity; and as
+        ``compare``.
 
     Examples
     --------
@@ -89,19 +93,11 @@ def compare_features(
     least = 4 if measure == "cka" and estimator == "unbiased" else 2
     if len(first) < least:
         raise ValueError(f"The features have {len(first)} samples, but this needs at least {least}.")
-    request = make_request(
-        first,
-        kernel=kernel,
-        estimator=estimator,
-        scope="dataset",
-        measure=measure,
-        square=False,
-        progress=progress,
-    )
+    request = Request(first, kernel=kernel, estimator=estimator, scope="dataset", measure=measure, progress=progress)
     gathered = DatasetPass(sides, request, first.device)
     gathered.consume(0, [list(side.features.values()) for side in sides], len(first))
     meta = {"model_x": names[0], "model_y": names[1] if len(sides) == 2 else names[0], "partial": False}
-    return gathered.result([], meta, models=False)
+    return gathered.result([], meta)
 
 
 def _stored(name: str, features: Mapping[str, Any]) -> _Stored:
@@ -113,11 +109,11 @@ def _stored(name: str, features: Mapping[str, Any]) -> _Stored:
 
 
 def _checked(what: str, array: Any) -> torch.Tensor:
-    """A tensor (n, d) of float32 or float64."""
+    """The array as a tensor (n, d) of float32 or float64; messages call it ``what``."""
     try:
         tensor = torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{what} is no array of numbers: {error}") from error
+        raise TypeError(f"{what} is not an array of numbers: {error}") from error
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{what} is of dtype {tensor.dtype}; features are real numbers.")
     if tensor.ndim < 1 or tensor.numel() == 0:

@@ -1,4 +1,4 @@
-"""CKA against a reference model while another trains: for Lightning, for the Hugging Face Trainer, or by hand."""
+"""Compare a model in training with a reference model, by hand or from Lightning or the Hugging Face Trainer."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from ..capture.layers import unwrap
 from ..similarity.matrix import SimilarityMatrix
 from .models import compare
 
+__all__ = ["SimilarityHistory", "lightning_callback", "trainer_callback"]
+
 
 class SimilarityHistory:
-    """The similarity of a model in training to a reference, step by step.
+    """The similarity of a model in training to a reference model, at each measured step.
 
     Parameters
     ----------
     reference : torch.nn.Module
-        Rows: the model to compare with, a teacher or the network at its start (pass a copy).
+        Rows of the results: for example a teacher, or a copy of the network before training.
     data : iterable of batches
-        The same samples every time: a list of batches or a DataLoader without shuffling.
+        It must give the same samples every time: a list of batches, or a DataLoader without shuffling.
     **settings
-        Passed on to ``compare``: layers, layers_y, kernel, estimator, pooling, forward, data_y.
+        Options of ``compare``, for example layers, layers_y, kernel, pooling or forward.
 
     Attributes
     ----------
     matrices : dict of int to SimilarityMatrix
-        By training step.
+        The results by training step.
 
     Examples
     --------
@@ -46,12 +48,12 @@ class SimilarityHistory:
         self.matrices: dict[int, SimilarityMatrix] = {}
 
     def measure(self, model: nn.Module, step: int) -> SimilarityMatrix:
-        """Compare ``model`` as it is now, and keep the result under ``step``. Modes and random states are restored."""
+        """Compare ``model`` as it is now with the reference, and store the result under ``step``."""
         self.matrices[step] = compare(self.reference, unwrap(model), self.data, **self.settings)
         return self.matrices[step]
 
     def to_frame(self) -> pd.DataFrame:
-        """All values so far, tidy: columns step, row, column, value and standard_error (NaN where unknown)."""
+        """All values so far, one per line: columns step, row, column, value and standard_error (NaN if unknown)."""
         parts = []
         for step, matrix in self.matrices.items():
             error = matrix.standard_error
@@ -71,17 +73,17 @@ class SimilarityHistory:
 
 
 def trainer_callback(history: SimilarityHistory) -> Any:
-    """A callback for the Hugging Face Trainer that measures after every evaluation, by global step.
+    """A callback for the Hugging Face Trainer that measures the model after every evaluation.
 
     Parameters
     ----------
     history : SimilarityHistory
-        Receives the results.
+        Receives the results by global step.
 
     Returns
     -------
     transformers.TrainerCallback
-        For ``Trainer(callbacks=[...])``. Measures on the main process only.
+        For ``Trainer(callbacks=[...])``. It measures on the main process only.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def trainer_callback(history: SimilarityHistory) -> Any:
     from transformers import TrainerCallback
 
     class MeasureSimilarity(TrainerCallback):
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - its signature
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the signature of the Trainer
             if state.is_world_process_zero:
                 history.measure(kwargs["model"], state.global_step)
 
@@ -99,17 +101,17 @@ def trainer_callback(history: SimilarityHistory) -> Any:
 
 
 def lightning_callback(history: SimilarityHistory) -> Any:
-    """A callback for Lightning that measures at the end of every validation epoch, by global step.
+    """A callback for Lightning that measures the model at the end of every validation epoch.
 
     Parameters
     ----------
     history : SimilarityHistory
-        Receives the results. Its layers are those of the LightningModule.
+        Receives the results by global step. Layers are named as in the LightningModule.
 
     Returns
     -------
     lightning.pytorch.Callback
-        For ``Trainer(callbacks=[...])``. Measures on the main process only, not in the sanity check.
+        For ``Trainer(callbacks=[...])``. It measures on the main process only, and not in the sanity check.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""compare: models and data in, a SimilarityMatrix out, in one pass over the data."""
+"""compare and compare_many: the layers of models against each other, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 from ..capture.batches import Forward
 from ..capture.layers import Layers, unwrap
 from ..capture.pooling import Pooling
-from ..capture.recorder import Keep, LayerRecorder
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
-from .dataset import keep_features, run_dataset
-from .grams.keeper import GramKeeper
+from .dataset import run_dataset
 from .minibatch import run_minibatch
-from .request import Request, make_request
+from .request import ComparedModel, Request
+
+__all__ = ["compare", "compare_many"]
 
 
 def compare(
@@ -45,27 +45,30 @@ def compare(
     overlap: bool = False,
     progress: bool = True,
 ) -> SimilarityMatrix:
-    """CKA of every layer of one network with every layer of another, in one pass over the data.
+    """CKA, or another measure, of every layer of one network with every layer of another.
+
+    Both networks run on each batch once, in eval mode without gradients. Modes, hooks, devices and random number
+    generators are restored afterwards, also after an error.
 
     Parameters
     ----------
     model_x, model_y : torch.nn.Module
-        Rows and columns. The same model twice runs once. Run in eval mode without gradients; modes, hooks, devices and
-        random number generators are as before afterwards, whatever happens.
+        Rows and columns of the result. If both are the same model, it runs once.
     data : iterable of batches
-        Tensors, (input, target) tuples, dicts or BatchEncodings (passed as keywords, the attention mask used), or
-        anything with ``forward``. A single tensor or dict is one batch.
+        A batch is a tensor, an (input, target) tuple, or a dict or BatchEncoding, whose items are passed as keywords
+        and whose attention mask is used; with ``forward`` it may be anything. A single tensor or dict is one batch.
     layers, layers_y : str, type, callable or sequence
-        "leaves", "blocks", module paths, globs, "re:..." patterns, classes or a predicate; ``layers_y`` where the
-        second model differs. A module that runs twice is two layers, "name" and "name#2".
+        "leaves", "blocks", module paths, globs, "re:..." patterns, classes or a predicate. ``layers_y`` selects the
+        layers of ``model_y``; ``layers`` selects them when it is left out. A module that runs twice is two layers,
+        "name" and "name#2".
     kernel : Kernel, optional
         Linear when left out.
     estimator : "unbiased" or "biased"
-        The kind of HSIC that CKA is a ratio of.
+        Estimator of HSIC in the numerator and denominator of CKA.
     scope : "minibatch" or "dataset", optional
-        "minibatch", the default for CKA: the ratio of mean minibatch HSIC; memory grows with the number of layers only.
-        "dataset": exact over all samples, by moments, blocks of Gram matrices or a sketch, whichever is cheapest; the
-        result's notes name it.
+        "minibatch", the default for CKA: the ratio of mean minibatch HSIC. Memory does not grow with the data.
+        "dataset": exact over all samples, by moments, by blocks of Gram matrices, or by a sketch if neither fits into
+        memory. A note of the result names the way that was taken.
     measure : str
         "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa_spearman", ...) on the features of
         all samples.
@@ -75,46 +78,52 @@ def compare(
     forward : callable, optional
         ``forward(model, batch)`` runs a model on a batch that the default does not understand.
     data_y : iterable of batches, optional
-        Batches for the second model where its input differs (another tokenizer or image size); the same samples.
+        Batches for ``model_y`` if its input differs, for example in tokenizer or image size. They must hold the same
+        samples in the same order.
     names : (str, str), optional
-        What the result, its pictures and messages call the models; their classes when left out.
+        Names of the models in the result, its plots and messages; their classes when left out.
     device : device, optional
         Where both models run; each stays where it is when left out.
     autocast : torch.dtype, optional
-        Run the forwards under autocast in this precision; the statistics stay in float32 and float64.
+        Run the forward passes under autocast in this precision. The statistics stay in float32 and float64.
     checkpoint : path, optional
-        Save the state here every 20 batches; a later call with the same arguments goes on from it with the identical
-        answer. The file is removed at the end. For the minibatch scope.
+        Save the state to this file every 20 batches. A later call with the same arguments resumes from the file and
+        gives the identical result. The file is removed at the end. For the minibatch scope.
     distributed : bool
-        Under torch.distributed: ``data`` is this process's shard (see ``shard``), and every process returns the result
-        of all. For the minibatch scope.
+        Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
+        result for all shards. For the minibatch scope.
     backend : "torch" or "cupy"
-        What makes and centres Gram matrices on an NVIDIA GPU; CuPy takes half of the multiplications. For the minibatch
-        scope.
+        Library that computes and centres Gram matrices on an NVIDIA GPU. CuPy needs half of the multiplications. For
+        the minibatch scope.
     tf32 : bool
-        Let an NVIDIA GPU multiply float32 features in TF32: faster, with errors of about 1e-3. For the minibatch scope.
+        Multiply float32 features in TF32 on an NVIDIA GPU: faster, with errors of about 1e-3. For the minibatch scope.
     overlap : bool
-        Let an NVIDIA GPU make Gram matrices on a stream of its own while the forward goes on. The first minibatch in
-        which layers turn out to be changed in place after their hook runs twice; changes that torch does not count
-        (``x.data``, kernels that write through pointers) would go unseen. For the minibatch scope.
+        Compute Gram matrices on a second stream of an NVIDIA GPU while the forward pass goes on. The first minibatch in
+        which a layer's output is changed in place after its hook runs twice. Changes that torch does not count
+        (``x.data``, kernels that write through pointers) are not noticed. For the minibatch scope.
     progress : bool
         Show a progress bar.
 
     Returns
     -------
     SimilarityMatrix
-        Values in float64, with standard errors over the minibatches, p-values against the permutation null, chance
-        levels, and notes on layers that are constant or were left out. After Ctrl-C, what the batches until then gave.
+        Values in float64. For CKA with the minibatch scope also standard errors over the minibatches, p-values under
+        the permutation null, and chance levels. Notes name layers that are constant or were left out. After Ctrl-C the
+        result covers the batches until then.
 
     Raises
     ------
     ValueError
-        If a layer is unknown (the nearest names are given), ``data`` is empty or its batches are too small, or a
-        checkpoint is of another comparison.
+        If a layer or option is unknown, two options contradict each other, ``data`` is empty, its batches are too
+        small, or a checkpoint belongs to another comparison.
     TypeError
-        If ``data`` is no iterable of batches.
+        If ``data`` is not an iterable of batches.
     CaptureError
         If a layer gives NaN or infinity, or cannot be compared; the message names model, layer and batch.
+    ModuleNotFoundError, RuntimeError
+        If ``backend="cupy"`` and CuPy or the GPU is missing.
+    OSError
+        If the checkpoint cannot be written.
 
     References
     ----------
@@ -127,14 +136,15 @@ def compare(
     >>> result.rows
     ('0', '1', '2')
     """
-    request = make_request(
+    request = Request(
         data,
         data_y=data_y,
         kernel=kernel,
         estimator=estimator,
         scope=scope,
         measure=measure,
-        square=False,
+        pooling=pooling,
+        forward=forward,
         device=device,
         autocast=autocast,
         checkpoint=checkpoint,
@@ -148,13 +158,11 @@ def compare(
         raise ValueError(f"`names` must be two, for model_x and model_y, got {names!r}.")
     layers_y = layers if layers_y is None else layers_y
     same = unwrap(model_x) is unwrap(model_y) and data_y is None and layers_y == layers
-    name_x, name_y = names or (_kind(model_x), _kind(model_y))
-    recorders = [LayerRecorder(model_x, names[0] if names else "model_x", layers, pooling, _keep(request), forward)]
+    models = [ComparedModel(model_x, names[0] if names else "model_x", layers)]
     if not same:
-        recorders.append(
-            LayerRecorder(model_y, names[1] if names else "model_y", layers_y, pooling, _keep(request), forward)
-        )
-    return _run(recorders, request, {"pooling": _name(pooling), "model_x": name_x, "model_y": name_y})
+        models.append(ComparedModel(model_y, names[1] if names else "model_y", layers_y))
+    name_x, name_y = names or (_class_name(model_x), _class_name(model_y))
+    return _run(models, request, {"pooling": request.pooling_name, "model_x": name_x, "model_y": name_y})
 
 
 def compare_many(
@@ -177,19 +185,17 @@ def compare_many(
     overlap: bool = False,
     progress: bool = True,
 ) -> SimilarityMatrix:
-    """CKA of every pair of layers of every pair of models, one forward of each model for each batch.
-
-    For several checkpoints of one run, or a zoo of networks.
+    """CKA, or another measure, of every pair of layers of several models, with one forward pass of each per batch.
 
     Parameters
     ----------
     models : mapping of str to torch.nn.Module
-        At least one model by name.
+        At least one model by name, for example the checkpoints of one run.
     data, kernel, estimator, scope, measure, pooling, forward, device, autocast, checkpoint, distributed, backend, tf32,
     overlap, progress
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
-        Layers of every model, or of each.
+        Layers of every model, or those of each model by its name.
 
     Returns
     -------
@@ -199,8 +205,9 @@ def compare_many(
 
     Raises
     ------
-    ValueError, TypeError, CaptureError
-        As ``compare``; and for a mapping of layers that lacks a model.
+    ValueError, TypeError, CaptureError, ModuleNotFoundError, RuntimeError, OSError
+        As ``compare``. Also ValueError if ``models`` is empty or a mapping of layers lacks a model, and TypeError if
+        ``models`` is not a mapping.
 
     Examples
     --------
@@ -212,12 +219,14 @@ def compare_many(
         raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
     if not models:
         raise ValueError("`models` is empty: give at least one model by name.")
-    request = make_request(
+    request = Request(
         data,
         kernel=kernel,
         estimator=estimator,
         scope=scope,
         measure=measure,
+        pooling=pooling,
+        forward=forward,
         square=True,
         device=device,
         autocast=autocast,
@@ -231,33 +240,15 @@ def compare_many(
     chosen = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(models, layers)
     if missing := [name for name in models if name not in chosen]:
         raise ValueError(f"`layers` names no layers for {', '.join(map(repr, missing))}.")
-    recorders = [
-        LayerRecorder(model, name, chosen[name], pooling, _keep(request), forward) for name, model in models.items()
-    ]
-    for recorder, name in zip(recorders, models, strict=True):
-        recorder.name = name
-    meta = {"pooling": _name(pooling), "models": {name: _kind(model) for name, model in models.items()}}
-    return _run(recorders, request, meta, models=True)
+    compared = [ComparedModel(model, name, chosen[name]) for name, model in models.items()]
+    classes = {name: _class_name(model) for name, model in models.items()}
+    return _run(compared, request, {"pooling": request.pooling_name, "models": classes})
 
 
-def _run(
-    recorders: list[LayerRecorder], request: Request, meta: dict[str, Any], *, models: bool = False
-) -> SimilarityMatrix:
-    request.check_devices([recorder.model for recorder in recorders])
-    if request.scope == "minibatch":
-        return run_minibatch(recorders, request, meta, models=models)
-    return run_dataset(recorders, request, meta, models=models)
+def _run(models: list[ComparedModel], request: Request, meta: dict[str, Any]) -> SimilarityMatrix:
+    run = run_minibatch if request.scope == "minibatch" else run_dataset
+    return run(models, request, meta)
 
 
-def _keep(request: Request) -> Keep:
-    if request.scope != "minibatch":
-        return keep_features
-    return GramKeeper(request.kernel, backend=request.backend, tf32=request.tf32, overlap=request.overlap)
-
-
-def _name(pooling: Pooling) -> str:
-    return pooling if isinstance(pooling, str) else getattr(pooling, "__name__", repr(pooling))
-
-
-def _kind(model: nn.Module) -> str:
+def _class_name(model: nn.Module) -> str:
     return type(unwrap(model)).__name__

@@ -1,4 +1,4 @@
-"""What a comparison was asked to do, for the scopes that do it."""
+"""What a comparison was asked to do: the options, their defaults, and their checks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..capture.batches import Forward
 from ..capture.buffers import require_cupy
+from ..capture.layers import Layers
+from ..capture.nearest import nearest_hint
+from ..capture.pooling import Pooling
+from ..capture.recorder import Keep, LayerRecorder
 from ..capture.state import device_of
 from ..capture.streaming import Pass, SampleOrder
 from ..estimators.kernels import Kernel, Linear
 from ..estimators.validation import check_estimator
+
+__all__ = ["BACKENDS", "SCOPES", "ComparedModel", "Request"]
 
 SCOPES = ("minibatch", "dataset")
 
@@ -22,42 +29,92 @@ BACKENDS = ("torch", "cupy")
 
 
 @dataclass(frozen=True)
-class Request:
-    """The arguments of ``compare`` that do not belong to a single model.
+class ComparedModel:
+    """One model of a comparison: its name in messages, and the selection of its layers as in ``compare``."""
 
-    ``square`` asks for all layers of all models against each other.
+    model: nn.Module
+    name: str
+    layers: Layers
+
+
+@dataclass
+class Request:
+    """The options that hold for all models of a comparison.
+
+    ``square`` compares all layers of all models with each other, as ``compare_many`` does. Every other field is the
+    parameter of ``compare`` with the same name. ``kernel`` and ``scope`` are never None once the request is made.
+
+    Raises
+    ------
+    ValueError
+        If a value is unknown, or two options contradict each other.
+    ModuleNotFoundError, RuntimeError
+        If ``backend="cupy"`` and CuPy or the GPU is missing.
     """
 
     data: Iterable[Any]
-    data_y: Iterable[Any] | None
-    kernel: Kernel
-    estimator: str
-    scope: str
-    measure: str
-    device: torch.device | str | None
-    autocast: torch.dtype | None
-    checkpoint: Path | None
-    distributed: bool
-    backend: str
-    tf32: bool
-    overlap: bool
-    progress: bool
-    square: bool
+    data_y: Iterable[Any] | None = None
+    kernel: Kernel | None = None
+    estimator: str = "unbiased"
+    scope: str | None = None
+    measure: str = "cka"
+    pooling: Pooling = "auto"
+    forward: Forward | None = None
+    device: torch.device | str | None = None
+    autocast: torch.dtype | None = None
+    checkpoint: str | Path | None = None
+    distributed: bool = False
+    backend: str = "torch"
+    tf32: bool = False
+    overlap: bool = False
+    progress: bool = True
+    square: bool = False
 
     def __post_init__(self) -> None:
+        self.kernel = self.kernel or Linear()
+        self._check_measure()
+        self.scope = self.scope or ("minibatch" if self.measure == "cka" else "dataset")
+        check_estimator(self.estimator)
         if self.scope not in SCOPES:
             raise ValueError(f'`scope` must be "minibatch" or "dataset", got {self.scope!r}.')
         if self.backend not in BACKENDS:
             raise ValueError(f'`backend` must be "torch" or "cupy", got {self.backend!r}.')
-        if self.scope != "minibatch" and (self.backend != "torch" or self.tf32 or self.overlap):
-            raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
+        if self.scope == "dataset":
+            self._check_dataset_scope()
         if self.backend == "cupy":
             require_cupy()
         if self.device is not None:
             _check_device(self.device)
 
+    @property
+    def pooling_name(self) -> str:
+        """The pooling as results name it."""
+        return self.pooling if isinstance(self.pooling, str) else getattr(self.pooling, "__name__", repr(self.pooling))
+
+    def _check_measure(self) -> None:
+        if self.measure == "cka":
+            return
+        from ..estimators.measures.catalogue import MEASURES
+
+        if self.measure not in MEASURES:
+            hint = nearest_hint(self.measure, ["cka", *MEASURES], kind="The measures")
+            raise ValueError(f"No measure is called {self.measure!r}. {hint}")
+        if not isinstance(self.kernel, Linear):
+            raise ValueError(f"The measure {self.measure!r} does not use a kernel. Leave `kernel` out.")
+        if self.scope == "minibatch":
+            raise ValueError(f'The measure {self.measure!r} has no minibatch form. Use scope="dataset".')
+
+    def _check_dataset_scope(self) -> None:
+        if self.backend != "torch" or self.tf32 or self.overlap:
+            raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
+        for name, given in (("checkpoint", self.checkpoint is not None), ("distributed", self.distributed)):
+            if given:
+                raise ValueError(
+                    f'`{name}` is for scope="minibatch". scope="dataset" runs in one process, without interruption.'
+                )
+
     def check_devices(self, models: Sequence[nn.Module]) -> None:
-        """Raise a ValueError unless all models run where ``backend``, ``tf32`` and ``overlap`` have a meaning."""
+        """Raise ValueError if an option needs an NVIDIA GPU and a model runs on another device."""
         asked = {'backend="cupy"': self.backend == "cupy", "tf32=True": self.tf32, "overlap=True": self.overlap}
         option = next((option for option, given in asked.items() if given), None)
         if option is None:
@@ -69,84 +126,37 @@ class Request:
                     f'{option} is for an NVIDIA GPU, but {type(model).__name__} is on {device}. Pass device="cuda".'
                 )
 
-    def make_pass(self, recorders: list[Any], minimum: int, order: SampleOrder | None = None) -> Pass:
-        """A pass of these models over the data."""
+    def recorder(self, model: ComparedModel, keep: Keep) -> LayerRecorder:
+        """The recorder that runs one model and calls ``keep`` on its features."""
+        recorder = LayerRecorder(model.model, model.name, model.layers, self.pooling, keep, self.forward)
+        if self.square:
+            recorder.name = model.name  # `compare_many` has the user's own names: messages need no class beside them
+        return recorder
+
+    def make_pass(
+        self,
+        recorders: Sequence[LayerRecorder],
+        minimum: int,
+        *,
+        order: SampleOrder | None = None,
+        label: str = "compare",
+    ) -> Pass:
+        """A pass of the recorders over data; see ``Pass`` for the parameters."""
         return Pass(
             recorders,
             minimum,
             device=self.device,
             autocast=self.autocast,
             progress=self.progress,
+            label=label,
             order=order,
         )
 
 
-def make_request(
-    data: Iterable[Any],
-    *,
-    kernel: Kernel | None,
-    estimator: str,
-    scope: str | None,
-    measure: str,
-    square: bool,
-    data_y: Iterable[Any] | None = None,
-    device: torch.device | str | None = None,
-    autocast: torch.dtype | None = None,
-    checkpoint: str | Path | None = None,
-    distributed: bool = False,
-    backend: str = "torch",
-    tf32: bool = False,
-    overlap: bool = False,
-    progress: bool = True,
-) -> Request:
-    """A request with what was left out filled in: the linear kernel, and the scope that the measure has.
-
-    Raises
-    ------
-    ValueError
-        For an unknown measure, estimator, scope or backend, and for those that do not go together.
-    """
-    kernel = kernel or Linear()
-    if measure != "cka":
-        _check_measure(measure, kernel)
-        if scope == "minibatch":
-            raise ValueError(f'The measure {measure!r} has no minibatch form. Use scope="dataset".')
-    check_estimator(estimator)
-    return Request(
-        data=data,
-        data_y=data_y,
-        kernel=kernel,
-        estimator=estimator,
-        scope=scope or ("minibatch" if measure == "cka" else "dataset"),
-        measure=measure,
-        device=device,
-        autocast=autocast,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        distributed=distributed,
-        backend=backend,
-        tf32=tf32,
-        overlap=overlap,
-        progress=progress,
-        square=square,
-    )
-
-
 def _check_device(device: torch.device | str) -> None:
-    """Raise a ValueError unless there is such a device."""
+    """Raise ValueError if torch cannot use the device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`device`: {str(device)!r} cannot be used here. torch says: {reason}") from error
-
-
-def _check_measure(measure: str, kernel: Any) -> None:
-    """Raise a ValueError for an unknown measure, or a kernel that it would not use."""
-    if measure == "cka":
-        return
-    from ..estimators.measures.catalogue import MEASURES
-
-    if measure not in MEASURES:
-        raise ValueError(f"No measure is called {measure!r}. There are: cka, {', '.join(MEASURES)}.")
-    if not isinstance(kernel, Linear):
-        raise ValueError(f"The measure {measure!r} does not use a kernel. Leave `kernel` out.")

@@ -1,7 +1,7 @@
-"""Signatures: what one model leaves on a data set, saved once and compared later without the model.
+"""Signatures: the centred Gram matrices of one model on a data set, to compare later without the model.
 
-A signature holds the centred Gram matrices of every layer and minibatch. Two signatures of the same samples, made on
-different machines, give the same similarities as ``compare`` on both models.
+Two signatures of the same samples, even from different machines, give the same similarities as ``compare`` on both
+models.
 """
 
 from __future__ import annotations
@@ -17,42 +17,46 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..atomic_write import atomic_write
 from ..capture.batches import Forward
 from ..capture.layers import Layers
 from ..capture.pooling import Pooling
-from ..capture.recorder import LayerRecorder
-from ..capture.streaming import Pass, SampleOrder
-from ..estimators.kernels import Kernel, Linear, kernel_from_name
+from ..capture.streaming import SampleOrder
+from ..estimators.kernels import Kernel, kernel_from_name
 from ..estimators.minibatch import MinibatchCKA
+from ..estimators.validation import check_estimator
 from ..similarity.matrix import SimilarityMatrix
 from .grams.keeper import GramKeeper
 from .minibatch import centred_rows, minibatch_result
+from .request import ComparedModel, Request
+
+__all__ = ["FORMAT", "Signature", "compare_signatures", "signature"]
 
 FORMAT = "cka_probe.signature"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What one model leaves on a data set.
+    """The centred Gram matrices of one model on a data set.
 
     Attributes
     ----------
     name : str
-        What results call the model.
+        Name of the model in results.
     layers : tuple of str
         Layer names, in the order of execution.
     order : str
-        Digest of the samples and their order; only signatures with equal digests can be compared.
+        Digest of the samples and their order. Only signatures with equal digests can be compared.
     kernel, estimator, pooling : str
-        How it was made.
+        The settings of the pass.
     notes : tuple of str
         Layers and batches that were left out.
     samples : tuple of int
-        Samples of each minibatch.
+        Number of samples of each minibatch.
     grams : tuple of arrays (layers, n (n + 1) / 2) of float32
-        For each minibatch the upper triangles of the centred Gram matrices, diagonal first to last row.
+        For each minibatch the upper triangles of the centred Gram matrices, row by row, each divided by its scale.
     scales : tuple of arrays (layers,) of float64
-        What they were divided by.
+        For each minibatch the divisors of the Gram matrices.
     """
 
     name: str
@@ -67,12 +71,14 @@ class Signature:
     scales: tuple[np.ndarray, ...]
 
     def save(self, path: str | Path) -> None:
-        """Write the signature to an .npz file, whole or not at all; nothing is pickled.
+        """Write the signature to an .npz file without pickle, whole or not at all.
 
         Raises
         ------
         ValueError
             If the name does not end in .npz.
+        OSError
+            If the file cannot be written. A file that was there before stays as it was.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -81,24 +87,18 @@ class Signature:
         header = {"format": FORMAT, **{key: getattr(self, key) for key in texts}}
         arrays: dict[str, Any] = {f"gram_{i}": gram for i, gram in enumerate(self.grams)}
         arrays |= {f"scale_{i}": scale for i, scale in enumerate(self.scales)}
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, lambda file: np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a signature.
+        """Read a signature from a file.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is not a signature, or is damaged.
+            If the file is not a signature, or is damaged.
         """
         path = Path(path)
         if not path.is_file():
@@ -132,26 +132,28 @@ def signature(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Signature:
-    """What ``model`` leaves on ``data``, for ``compare_signatures``.
+    """The signature of ``model`` on ``data``, for ``compare_signatures``.
 
     Parameters
     ----------
     model : torch.nn.Module
         The network.
     data, layers, kernel, estimator, pooling, forward, device, progress
-        As ``compare``. Two signatures can be compared when ``data`` gives the same batches.
+        As ``compare``. Two signatures can be compared if ``data`` gave the same batches to both.
     name : str, optional
-        What results call the model; its class name when left out.
+        Name of the model in results; its class name when left out.
 
     Returns
     -------
     Signature
-        Takes n (n + 1) / 2 float32 numbers for each layer and minibatch of n samples.
+        It holds n (n + 1) / 2 float32 numbers for each layer and minibatch of n samples.
 
     Raises
     ------
     ValueError, TypeError, CaptureError
-        As ``compare``. A pass that is interrupted leaves no signature.
+        As ``compare``.
+    KeyboardInterrupt
+        If the pass is interrupted: there is no signature of a part of the data.
 
     Examples
     --------
@@ -159,12 +161,19 @@ def signature(
     >>> signature(net, torch.ones(4, 8), progress=False).layers
     ('0', '1')
     """
-    kernel = kernel or Linear()
-    minimum = MinibatchCKA(kernel=kernel, estimator=estimator).minimum
-    keeper = GramKeeper(kernel)
-    recorder = LayerRecorder(model, "model", layers, pooling, keeper, forward)
+    request = Request(
+        data,
+        kernel=kernel,
+        estimator=estimator,
+        pooling=pooling,
+        forward=forward,
+        device=device,
+        progress=progress,
+    )
+    keeper = GramKeeper(request.kernel)
+    recorder = request.recorder(ComparedModel(model, "model", layers), keeper)
     order = SampleOrder()
-    run = Pass([recorder], minimum, device=device, progress=progress, label="signature", order=order)
+    run = request.make_pass([recorder], check_estimator(estimator), order=order, label="signature")
     grams: list[np.ndarray] = []
     scales: list[np.ndarray] = []
     sizes: list[int] = []
@@ -184,9 +193,9 @@ def signature(
         name=name or type(recorder.model).__name__,
         layers=tuple(recorder.names),
         order=order.hexdigest(),
-        kernel=repr(kernel),
+        kernel=repr(request.kernel),
         estimator=estimator,
-        pooling=pooling if isinstance(pooling, str) else getattr(pooling, "__name__", repr(pooling)),
+        pooling=request.pooling_name,
         notes=(
             *run.notes,
             *keeper.finish(name or type(recorder.model).__name__, recorder.names),
@@ -199,22 +208,22 @@ def signature(
 
 
 def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
-    """CKA of every layer of one model with every layer of another, from what they left on the same data.
+    """CKA of every layer of one model with every layer of another, from their signatures on the same data.
 
     Parameters
     ----------
     x, y : Signature
-        Rows and columns.
+        Rows and columns of the result.
 
     Returns
     -------
     SimilarityMatrix
-        As ``compare`` would have given, to the rounding of float32.
+        Equal to the result of ``compare`` up to float32 rounding.
 
     Raises
     ------
     ValueError
-        If the two were not made from the same samples in the same order, or in different ways.
+        If the signatures differ in kernel or estimator, in their samples, or in the order or batches of the samples.
 
     Examples
     --------
@@ -231,7 +240,7 @@ def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
             )
     if x.order != y.order or x.samples != y.samples:
         raise ValueError(
-            f"The signatures of {x.name!r} and {y.name!r} are of different samples, or of another order or batch size. "
+            f"The signatures of {x.name!r} and {y.name!r} differ in their samples, their order or their batch size. "
             "Make both from the same data without shuffling."
         )
     statistics = MinibatchCKA(kernel=kernel_from_name(x.kernel), estimator=x.estimator)
@@ -249,6 +258,7 @@ def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
 
 
 def _unpack(triangles: np.ndarray, samples: int) -> torch.Tensor:
+    """Flattened symmetric matrices (layers, samples * samples) from their upper triangles."""
     full = np.zeros((triangles.shape[0], samples, samples), dtype=triangles.dtype)
     rows, columns = np.triu_indices(samples)
     full[:, rows, columns] = triangles

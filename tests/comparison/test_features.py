@@ -61,7 +61,7 @@ def test_one_side_alone_other_measures_and_kernels(features):
     ("change", "error", "message"),
     [
         ({"fc": np.ones((29, 2))}, ValueError, r"^x: 'fc' has 29 samples and 'conv' of x has 30"),
-        ({"fc": np.array([["a"]] * 30)}, TypeError, "^x: 'fc' is no array of numbers"),
+        ({"fc": np.array([["a"]] * 30)}, TypeError, "^x: 'fc' is not an array of numbers"),
         ({"fc": torch.ones(30, 2, dtype=torch.complex64)}, TypeError, "^x: 'fc' is of dtype torch.complex64"),
         ({"fc": np.array(3.0)}, ValueError, r"^x: 'fc' has shape \(\)"),
         (

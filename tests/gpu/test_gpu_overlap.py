@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.comparison import models as comparison
+from cka_probe.comparison import minibatch
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.comparison.grams.side_stream import CudaStreams, SideStream
 
@@ -41,7 +41,7 @@ class LateStreams(CudaStreams):
 
 @pytest.fixture
 def late(monkeypatch):
-    monkeypatch.setattr(comparison, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, streams=LateStreams))
+    monkeypatch.setattr(minibatch, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, streams=LateStreams))
 
 
 def both(*nets, data=None, **options):

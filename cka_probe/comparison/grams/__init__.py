@@ -1,1 +1,1 @@
-"""The Gram matrix of a layer, taken inside its hook."""
+"""Compute the Gram matrix of a layer inside its hook."""

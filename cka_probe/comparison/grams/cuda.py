@@ -1,4 +1,4 @@
-"""Gram matrices on an NVIDIA GPU beyond ``x @ x.T``: of half precision, in TF32, and by CuPy syrk, RBF, U-centring."""
+"""Gram matrices on an NVIDIA GPU: of half precision, in TF32, and with CuPy by syrk, fused RBF and fused U-centring."""
 
 from __future__ import annotations
 
@@ -13,12 +13,26 @@ from ...capture.buffers import as_cupy, require_cupy
 from ...capture.state import matmul_settings
 from ...estimators.kernels import RBF, Kernel
 
-THREADS = 256
-"""Threads that share a row of a Gram matrix; the reduction in ``_KERNELS`` needs a power of two."""
+__all__ = [
+    "KERNELS",
+    "THREADS",
+    "accumulates_in_float32",
+    "by_cupy",
+    "compiled",
+    "fused_rbf",
+    "fused_u_centre",
+    "half_gram",
+    "on_torchs_stream",
+    "syrk_gram",
+    "tf32_products",
+]
 
-_KERNELS = r"""
+THREADS = 256
+"""Threads that share a row of a Gram matrix. The reductions in ``KERNELS`` need a power of two."""
+
+KERNELS = r"""
 extern "C" __global__ void row_sums(const float* gram, double* sums, float* largest, int n) {
-    // One block a row: the sum and the largest magnitude of its entries off the diagonal.
+    // One block per row: the sum and the largest magnitude of its entries off the diagonal.
     __shared__ double sum_of[256];
     __shared__ float largest_of[256];
     const long long row = blockIdx.x;
@@ -50,7 +64,7 @@ extern "C" __global__ void row_sums(const float* gram, double* sums, float* larg
 
 extern "C" __global__ void u_centre(const float* gram, const double* sums, const double* totals, float* out,
                                     float* spread, int n) {
-    // One block a row: gram - r_i/(n-2) - r_j/(n-2) + s/((n-1)(n-2)) off the diagonal, 0 on it.
+    // One block per row: gram - r_i/(n-2) - r_j/(n-2) + s/((n-1)(n-2)) off the diagonal, 0 on it.
     __shared__ float largest_of[256];
     const long long row = blockIdx.x;
     const long long layer = row / n;
@@ -80,14 +94,14 @@ extern "C" __global__ void u_centre(const float* gram, const double* sums, const
 }
 
 extern "C" __global__ void rbf_of_gram(const float* gram, float* out, double divisor, int n) {
-    // One block a row: exp(-|x_i - x_j|^2 / divisor) of x x', of which the lower triangle is read.
+    // One block per row: exp(-|x_i - x_j|^2 / divisor) from x x'; reads its lower triangle only.
     const long long i = blockIdx.x;
     const float own = gram[i * n + i];
     for (long long j = threadIdx.x; j < n; j += blockDim.x) {
         const float product = j < i ? gram[i * n + j] : gram[j * n + i];
         float squared = own + gram[j * n + j] - 2.0f * product;
         if (squared < 0.0f) {
-            squared = 0.0f;  // rounding: the true one is a sum of squares; NaN stays
+            squared = 0.0f;  // the true value is a sum of squares, so this is rounding; NaN stays
         }
         out[i * n + j] = expf((float)(-squared / divisor));
     }
@@ -97,7 +111,7 @@ extern "C" __global__ void rbf_of_gram(const float* gram, float* out, double div
 
 @contextmanager
 def tf32_products(device: torch.device) -> Iterator[None]:
-    """Products of float32 in TF32 inside the block; the caller's setting is as before on the way out."""
+    """Multiply float32 in TF32 inside the block, and restore the caller's setting afterwards."""
     matmul, name, value = matmul_settings(device), "fp32_precision", cast(Any, "tf32")
     if matmul is None:  # before torch 2.9
         matmul, name, value = torch.backends.cuda.matmul, "allow_tf32", True
@@ -110,8 +124,8 @@ def tf32_products(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def _adds_up_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch can multiply matrices of half precision into float32 on this device."""
+def accumulates_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch can multiply half-precision matrices with a float32 result on this device."""
     x = torch.ones((16, 16), dtype=dtype, device=device)
     try:
         return torch.mm(x, x, out_dtype=torch.float32).dtype == torch.float32
@@ -122,15 +136,15 @@ def _adds_up_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
 def half_gram(features: torch.Tensor) -> torch.Tensor:
     """The linear Gram matrix (n, n) in float32 of features (n, p) in half precision.
 
-    The products of two halves are exact in float32 and are added up there. Where torch cannot multiply so (the CPU,
-    older versions), the features are cast first.
+    Products of two half-precision numbers are exact in float32, and they are added up in float32. If torch cannot do
+    so (on the CPU, in older versions), the features are cast first.
 
     Examples
     --------
     >>> half_gram(torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16))
     tensor([[5.]])
     """
-    if _adds_up_in_float32(features.device, features.dtype):
+    if accumulates_in_float32(features.device, features.dtype):
         return torch.mm(features, features.T, out_dtype=torch.float32)
     features = features.float()
     return features @ features.T
@@ -138,7 +152,7 @@ def half_gram(features: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def on_torchs_stream(device: torch.device) -> Iterator[Any]:
-    """CuPy, with its work put on torch's current stream of ``device``, in the order of torch's own."""
+    """CuPy, working on torch's current stream of ``device``, so that both run in order."""
     cupy = require_cupy()
     stream = torch.cuda.current_stream(device)
     with cupy.cuda.Device(stream.device.index), cupy.cuda.ExternalStream(stream.cuda_stream):
@@ -146,12 +160,12 @@ def on_torchs_stream(device: torch.device) -> Iterator[Any]:
 
 
 def syrk_gram(features: torch.Tensor) -> torch.Tensor:
-    """The linear Gram matrix (n, n) of features (n, p) on a GPU by cublas syrk: one triangle, mirrored.
+    """The linear Gram matrix (n, n) of features (n, p) on a GPU: one triangle by cublas syrk, then mirrored.
 
     Raises
     ------
     ModuleNotFoundError, RuntimeError
-        Without CuPy or a GPU.
+        If CuPy or a GPU is missing.
     ValueError
         If the features are not on a GPU.
     """
@@ -160,7 +174,7 @@ def syrk_gram(features: torch.Tensor) -> torch.Tensor:
 
 
 def _lower_gram(features: torch.Tensor) -> torch.Tensor:
-    """The lower triangle of the linear Gram matrix (n, n); above it is whatever was in memory."""
+    """The linear Gram matrix (n, n) in the lower triangle; the upper triangle is uninitialised memory."""
     gram = torch.empty((features.shape[0],) * 2, dtype=features.dtype, device=features.device)
     with on_torchs_stream(features.device):
         from cupy import cublas
@@ -170,9 +184,9 @@ def _lower_gram(features: torch.Tensor) -> torch.Tensor:
 
 
 def by_cupy(kernel: Kernel, features: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix (n, n) that CuPy makes of features (n, p) on a GPU; both share their memory with torch.
+    """The Gram matrix (n, n) of features (n, p) on a GPU, computed by CuPy without a copy of either.
 
-    ``RBF`` of a fixed bandwidth and float32 features is ``fused_rbf``. Any other kernel is called with a CuPy array.
+    ``RBF`` with a fixed bandwidth and float32 features takes ``fused_rbf``. Any other kernel is called on a CuPy array.
     """
     if type(kernel) is RBF and kernel.bandwidth != "median" and features.dtype == torch.float32:
         return fused_rbf(features, kernel.fraction * kernel.bandwidth)
@@ -183,45 +197,47 @@ def by_cupy(kernel: Kernel, features: torch.Tensor) -> torch.Tensor:
 def fused_rbf(features: torch.Tensor, width: float) -> torch.Tensor:
     """The Gram matrix (n, n) of ``RBF(width)`` of float32 features (n, p) on a GPU: syrk, then one kernel over n * n.
 
-    The same numbers as ``RBF``, which passes over features and distances several times. Its diagonal is exactly 1.
+    The same numbers as ``RBF``, which passes over features and distances several times. The diagonal is exactly 1.
 
     Raises
     ------
     ModuleNotFoundError, RuntimeError
-        Without CuPy or a GPU.
+        If CuPy or a GPU is missing.
     TypeError
-        For anything but float32.
+        If the data are not float32.
     """
     if features.dtype != torch.float32:
         raise TypeError(f"The kernel takes float32, got {features.dtype}. Use estimators.kernels.RBF.")
-    # As squared_distances has it: a mean far above the spread would cancel; a constant column is exactly zero.
+    # Centre first, as `squared_distances` does: a mean far above the spread would cancel digits. Subtracting the first
+    # row makes a constant column exactly zero.
     centred = features - features[:1]
     centred -= centred.mean(0)
     gram = _lower_gram(centred)
     out = torch.empty_like(gram)
     n = len(gram)
     with on_torchs_stream(features.device):
-        _compiled("rbf_of_gram")((n,), (THREADS,), (as_cupy(gram), as_cupy(out), 2.0 * width * width, _int32(n)))
+        compiled("rbf_of_gram")((n,), (THREADS,), (as_cupy(gram), as_cupy(out), 2.0 * width * width, _int32(n)))
     return out
 
 
 @cache
-def _compiled(name: str) -> Any:
-    return require_cupy().RawKernel(_KERNELS, name)
+def compiled(name: str) -> Any:
+    """The kernel ``name`` of ``KERNELS``, compiled by CuPy."""
+    return require_cupy().RawKernel(KERNELS, name)
 
 
 def fused_u_centre(grams: torch.Tensor) -> torch.Tensor:
     """U-centred Gram matrices (layers, n * n) of a float32 stack (layers, n, n) on a GPU, in two kernels.
 
-    The same numbers as ``estimators.hsic.flat_centred``, with sums in float64: a layer whose centred entries lie below
-    the rounding of its Gram matrix is exactly zero.
+    The same numbers as ``estimators.hsic.flat_centred``, with sums in float64. A layer whose centred entries lie below
+    the rounding error of its Gram matrix becomes exactly zero.
 
     Raises
     ------
     ModuleNotFoundError, RuntimeError
-        Without CuPy or a GPU.
+        If CuPy or a GPU is missing.
     TypeError
-        For anything but float32.
+        If the data are not float32.
     """
     if grams.dtype != torch.float32:
         raise TypeError(f"The kernel centres float32, got {grams.dtype}. Use estimators.hsic.flat_centred.")
@@ -231,10 +247,10 @@ def fused_u_centre(grams: torch.Tensor) -> torch.Tensor:
     largest, spread = (torch.empty((layers, n), device=grams.device) for _ in range(2))
     centred = torch.empty_like(grams)
     with on_torchs_stream(grams.device):
-        _compiled("row_sums")((layers * n,), (THREADS,), tuple(map(as_cupy, (grams, sums, largest))) + (_int32(n),))
+        compiled("row_sums")((layers * n,), (THREADS,), tuple(map(as_cupy, (grams, sums, largest))) + (_int32(n),))
         totals = sums.sum(1)
         arrays = map(as_cupy, (grams, sums, totals, centred, spread))
-        _compiled("u_centre")((layers * n,), (THREADS,), (*arrays, _int32(n)))
+        compiled("u_centre")((layers * n,), (THREADS,), (*arrays, _int32(n)))
     noise = (spread.amax(1) <= 16 * torch.finfo(torch.float32).eps * largest.amax(1)) & totals.isfinite()
     return centred.masked_fill_(noise[:, None, None], 0.0).reshape(layers, -1)
 

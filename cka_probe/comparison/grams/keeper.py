@@ -1,4 +1,4 @@
-"""GramKeeper: what a comparison does with features inside a hook, on the CPU and, without waiting, on a GPU."""
+"""GramKeeper: compute the Gram matrix of a layer inside its hook, on a GPU without waiting for its results."""
 
 from __future__ import annotations
 
@@ -26,44 +26,47 @@ from ...estimators.layer_grams import (
 from .cuda import by_cupy, fused_u_centre, half_gram, syrk_gram, tf32_products
 from .side_stream import CudaStreams, SideStream, Streams
 
+__all__ = ["COST", "FIRST_LIMIT", "GramKeeper"]
+
 FIRST_LIMIT = MEAN_LIMIT / 2
-"""For the first minibatch of a layer on a GPU, which decides for all: later ones may lie a little above it."""
+"""Limit of ``mean_over_spread`` in the first minibatch on a GPU, which decides for all: later ones may lie higher."""
 
 COST = 6e-7 / MEAN_LIMIT
-"""What a mean above the spread costs CKA in float32, for each unit of ``mean_over_spread``."""
+"""float32 error of CKA per unit of ``mean_over_spread``."""
 
 
 class GramKeeper:
-    """Turns the features of each layer into their Gram matrix inside the hook.
+    """Computes the Gram matrix of each layer's features, and decides whether they must be centred first.
 
-    On the CPU each minibatch decides for itself whether features have to be centred before the product, and NaN is
-    found at once. If a recorder reviews what was kept, a layer repeats inside its hook what it did in the minibatch
-    before, and ``review`` judges all layers together after the forward.
+    On the CPU each minibatch decides for itself, and NaN is found at once. If a recorder calls ``review``, a layer
+    repeats the decision of the minibatch before, and ``review`` checks all layers together after the forward.
 
-    On any other device reading a number means waiting for all work before it. There the first minibatch decides for
-    each layer, later ones repeat what it did; how far that was right, and whether all was finite, is gathered on the
-    device by ``observe`` and read once, by ``finish``.
+    On any other device, reading a number means waiting for all work before it. There the first minibatch decides for
+    each layer, and later ones repeat the decision. ``observe`` gathers on the device whether the decision was right
+    and all numbers were finite; ``finish`` reads this once.
 
     Parameters
     ----------
-    kernel : Kernel
-        As ``compare``.
+    kernel : Kernel, optional
+        Linear when left out.
     backend : "torch" or "cupy"
-        Who multiplies and U-centres on an NVIDIA GPU.
+        Library that multiplies and U-centres on an NVIDIA GPU.
     tf32 : bool
-        Products of float32 features in TF32, on an NVIDIA GPU.
+        Multiply float32 features in TF32 on an NVIDIA GPU.
     overlap : bool
-        On an NVIDIA GPU: from the second minibatch on, work on a stream beside that of the forward; what an operation
-        in place may have spoilt is found by ``review``. Only under a recorder that reviews.
+        Compute on a second stream of an NVIDIA GPU from the second minibatch on; ``review`` then finds what an
+        operation in place may have spoilt. It has an effect only under a recorder that calls ``review``.
     deferred : bool, optional
-        Whether decisions are repeated and findings deferred; left out, on every device but the CPU.
+        Repeat the first decision and defer the findings; on every device but the CPU when left out.
     streams : callable, optional
         Gives the streams of a device for ``overlap``.
 
     Attributes
     ----------
+    takes_half : bool
+        True: features may come in half precision.
     reviewed : bool
-        Whether ``review`` will be asked after every minibatch; set by the recorder.
+        Whether ``review`` is called after every forward; set by the recorder.
     modes : dict of str to str
         How the features of each layer are prepared next: "raw", "shifted" or "scaled".
 
@@ -74,11 +77,10 @@ class GramKeeper:
     """
 
     takes_half = True
-    """Features may come in half precision; a recorder casts them otherwise."""
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | None = None,
         *,
         backend: str = "torch",
         tf32: bool = False,
@@ -86,14 +88,14 @@ class GramKeeper:
         deferred: bool | None = None,
         streams: Callable[[torch.device], Streams] = CudaStreams,
     ) -> None:
-        self.kernel = kernel
+        self.kernel = kernel or Linear()
         self.backend = backend
         self.tf32 = tf32
         self.overlap = overlap
         self.deferred = deferred
         self._streams = streams
         self._beside: SideStream | None = None
-        self._linear = isinstance(kernel, Linear)
+        self._linear = isinstance(self.kernel, Linear)
         self.reviewed = False
         self.modes: dict[str, Mode] = {}
         self._careful: set[str] = set()
@@ -111,9 +113,9 @@ class GramKeeper:
         Raises
         ------
         NotFiniteError
-            If the features hold NaN or infinity and the findings are not deferred.
+            If the features hold NaN or infinity and findings are not deferred.
         ValueError
-            With ``overlap``, if the features are not on an NVIDIA GPU.
+            If ``overlap`` is set and the features are not on an NVIDIA GPU.
         """
         if self.overlap and self._beside is None:
             self._beside = SideStream(self._streams(features.device))
@@ -134,7 +136,7 @@ class GramKeeper:
             return kept
 
     def _later(self, features: torch.Tensor, mode: Mode | None) -> tuple[LayerGram, torch.Tensor | None]:
-        """The Gram matrix without a decision, and for kernels other than the linear whether the features are finite."""
+        """The Gram matrix prepared by ``mode``; if the kernel is not linear, also whether the features are finite."""
         if mode is not None and self._linear:
             if mode == "raw" and _is_half(features):
                 return LayerGram(half_gram(features), 1.0, "raw"), None
@@ -144,7 +146,7 @@ class GramKeeper:
         return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
 
     def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
-        """What the layer did in the minibatch before, to be reviewed; None where it has to be decided now."""
+        """The Gram matrix prepared as in the minibatch before, for ``review``; None if the layer must decide now."""
         mode = self.modes.get(name) if self._linear and self.reviewed and name not in self._careful else None
         if mode not in ("raw", "shifted") or len(features) < FEW:
             return None
@@ -155,10 +157,16 @@ class GramKeeper:
         return LayerGram(gram, 1.0, mode)
 
     def review(self, kept: Mapping[str, LayerGram]) -> bool:
-        """Whether all that was repeated in this minibatch may stay; if not, it has to be run again, and reviewed again.
+        """Return whether the Gram matrices of this forward are valid. If not, the model must run on the batch again.
 
-        Layers for which it may not are decided on in every later minibatch, or with ``overlap`` are no longer read
-        beside the forward. Each False adds one at least.
+        A layer whose repeated decision was wrong decides anew in every later minibatch. With ``overlap``, a layer
+        whose features were changed in place is no longer read on the second stream. Every False adds at least one
+        such layer, so that only finitely many passes follow.
+
+        Parameters
+        ----------
+        kept : mapping of str to LayerGram
+            The Gram matrices by layer.
         """
         if self._beside is not None and not self._beside.settle():
             return False
@@ -178,14 +186,14 @@ class GramKeeper:
     def _first(self, name: str, features: torch.Tensor) -> LayerGram:
         result = self._decided(name, _single(features), FIRST_LIMIT)
         if result.mode == "raw" and _is_half(features):
-            half_gram(features[:1])  # finds out what this torch can do while waiting is still allowed
+            half_gram(features[:1])  # tries what this torch can do, now that waiting is still allowed
         return result
 
     def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
         result = layer_gram(features, self.kernel, limit=limit)
-        if len(features) > 3:  # fewer rows cannot be judged, and are always scaled
+        if len(features) > 3:  # fewer rows cannot be judged and are always scaled
             self.modes[name] = result.mode
-        # A Gram matrix whose own sums passed as safe (factor 1.0 of the linear kernel) is finite.
+        # `layer_gram` gives the float 1.0 as factor of the linear kernel only after it found the sums finite.
         passed = self._linear and isinstance(result.factor, float)
         if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
             raise NotFiniteError
@@ -198,7 +206,7 @@ class GramKeeper:
         return flat_centred(stack, estimator)
 
     def observe(self, batch: int, names: Sequence[str], stack: torch.Tensor, rows: torch.Tensor) -> None:
-        """Gather, on the device, whether the Gram matrices of one minibatch are finite and as accurate as the first.
+        """Gather on the device whether the Gram matrices of one minibatch are finite and accurate.
 
         Parameters
         ----------
@@ -207,15 +215,15 @@ class GramKeeper:
         names : sequence of str
             The layers.
         stack : tensor (layers, n, n)
-            Their Gram matrices, of magnitude 1.
+            Their Gram matrices, scaled to magnitude 1.
         rows : tensor (layers, n * n)
-            The same, centred.
+            The same Gram matrices, centred.
         """
         if not self._defers(stack.device):
             return
         if self._linear and stack.shape[-1] > 3:
             measure = mean_over_spread(stack)
-            # A layer that is constant in this minibatch adds exact zeros: nothing of it is rounded.
+            # A layer that is constant in this minibatch is exactly zero, so it has no rounding error.
             measure = torch.where((rows == 0).all(1), 0.0 * measure.nan_to_num(posinf=0.0, nan=torch.nan), measure)
         else:
             measure = (
@@ -229,19 +237,19 @@ class GramKeeper:
         self._measures.append(measure)
 
     def finish(self, model: str, names: Sequence[str]) -> list[str]:
-        """Read what was gathered since the last call, and say what it cost.
+        """Read what ``observe`` gathered since the last call.
 
         Parameters
         ----------
         model : str
-            What messages call the model.
+            Name of the model in messages.
         names : sequence of str
             The layers.
 
         Returns
         -------
         list of str
-            A note for each layer whose mean lay too far above its spread in a later minibatch.
+            A note for each layer whose mean lay too far above its spread in a later minibatch, with the error.
 
         Raises
         ------
@@ -266,20 +274,21 @@ class GramKeeper:
             beyond = [(float(m), b) for m, b in zip(measures[:, layer], batches, strict=True) if m > MEAN_LIMIT]
             if beyond:
                 worst, batch = max(beyond)
-                cost = "more than 4e-5" if math.isinf(worst) else f"up to {COST * worst:.0e}"
+                error = "more than 4e-5" if math.isinf(worst) else f"up to {COST * worst:.0e}"
                 notes.append(
                     f"{model}: in {len(beyond)} of {len(batches)} batches, most in batch {batch}, the mean of {name!r} "
-                    f"lay further above its spread than in the first, which decides on a GPU how it is centred: "
-                    f"rounding costs its values there {cost}. Shuffle the data, or compare on the CPU."
+                    f"lay further above its spread than in the first batch, which decides on a GPU how the layer is "
+                    f"centred. The rounding error of its values there is {error}. Shuffle the data, or compare on the "
+                    "CPU."
                 )
         return notes
 
 
 def _is_half(features: torch.Tensor) -> bool:
-    """Half precision, and enough samples for a Gram matrix in float32."""
+    """Whether the features are in half precision and have enough samples for a Gram matrix in float32."""
     return features.dtype in (torch.float16, torch.bfloat16) and len(features) >= FEW
 
 
 def _single(features: torch.Tensor) -> torch.Tensor:
-    """At least float32."""
+    """The features in float32, or in float64 if they are."""
     return features if features.dtype in (torch.float32, torch.float64) else features.float()

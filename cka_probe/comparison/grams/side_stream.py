@@ -1,37 +1,41 @@
-"""SideStream: what a hook computes on a second stream of the GPU, while the forward goes on on its own."""
+"""SideStream: compute Gram matrices on a second stream of the GPU while the forward pass goes on."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from ...capture.trees import tensors
+
+__all__ = ["LAG", "CudaStreams", "SideStream", "Streams"]
+
 LAG = 4
-"""Layers that the side stream may lie behind. Their activations stay in memory until it is done with them, and the host
-runs far ahead of the GPU: without a bound, those of the whole forward would."""
+"""Layers by which the side stream may lag behind. Their activations stay in memory until it has read them. The host
+runs far ahead of the GPU, so without a bound the activations of the whole forward would stay."""
 
 
 class Streams(Protocol):
-    """The two streams of a ``SideStream``; a stream has ``wait_event``, an event has ``query``."""
+    """The two streams of a ``SideStream``. A stream has ``wait_event``, and an event has ``query``."""
 
     def current(self) -> Any:
-        """The stream that the forward is on."""
+        """The stream of the forward pass."""
         ...
 
     def launch(self, work: Callable[[], Any]) -> tuple[Any, Any]:
-        """The result of ``work`` on the side stream, after all that the current one was given; the event after it."""
+        """Run ``work`` on the side stream after all work of the current stream; its result, and an event after it."""
         ...
 
 
 class CudaStreams:
-    """The current stream of an NVIDIA GPU and one beside it.
+    """The current stream of an NVIDIA GPU, and a new side stream.
 
     Raises
     ------
     ValueError
-        For any other device.
+        If the device is not an NVIDIA GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,27 +45,18 @@ class CudaStreams:
         self._side = torch.cuda.Stream(device)
 
     def current(self) -> torch.cuda.Stream:
-        """The stream that the forward is on."""
+        """The stream of the forward pass."""
         return torch.cuda.current_stream(self.device)
 
     def launch(self, work: Callable[[], Any]) -> tuple[Any, torch.cuda.Event]:
-        """The result of ``work`` on the side stream, and the event after it."""
+        """Run ``work`` on the side stream; its result, and an event after it."""
         current = self.current()
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
             result = work()
-        for tensor in tensors_in(result):
-            tensor.record_stream(current)  # where it will be used: its memory waits for that when it is freed
+        for tensor in tensors(result):
+            tensor.record_stream(current)  # the current stream uses it, so its memory must not be reused before that
         return result, self._side.record_event()
-
-
-def tensors_in(result: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested tuples."""
-    if isinstance(result, torch.Tensor):
-        yield result
-    elif isinstance(result, tuple):
-        for part in result:
-            yield from tensors_in(part)
 
 
 class _Read(NamedTuple):
@@ -74,28 +69,28 @@ class _Read(NamedTuple):
 
 
 class SideStream:
-    """Runs what hooks compute beside the forward, and tells what a later operation may have spoilt.
+    """Runs the work of hooks on the side stream, and finds which results a later operation may have spoilt.
 
-    The hazard: an operation in place (``ReLU(inplace=True)``, ``out += x``) changes an activation that the side stream
-    has yet to read. Nobody knows beforehand, so each read is kept with the version of its tensor until it is known to
-    be over. A version that changed before that makes it doubtful: its minibatch has to be run again, and the layer
-    stays on the stream of the forward from then on. What torch does not count as a change cannot be seen: ``x.data``,
-    or a kernel that writes through a bare pointer.
+    An operation in place (``ReLU(inplace=True)``, ``out += x``) may change an activation before the side stream has
+    read it. So each read is kept with the version of its tensor until the read is certainly over. If the version
+    changed before that, the result is doubtful: the minibatch must run again, and from then on the layer stays on the
+    stream of the forward. Changes that torch does not count (``x.data``, a kernel that writes through a pointer) are
+    not noticed.
 
-    Nothing here waits on the host. The references also guard the memory, so ``record_stream``, which would keep the
-    allocator from using it again until the GPU has caught up with the host, is not needed for the activations.
+    Nothing here waits on the host. The kept reads also hold the memory of the activations, so they need no
+    ``record_stream``, which would delay its reuse until the GPU has caught up with the host.
 
     Parameters
     ----------
     streams : Streams
-        ``CudaStreams``, or what a test puts in its place.
+        ``CudaStreams``, or a stand-in of a test.
     lag : int
-        Reads that may be outstanding.
+        Largest number of outstanding reads.
 
     Attributes
     ----------
     spoilt : set of str
-        Layers that a later operation changes in place.
+        Layers whose activation a later operation changes in place.
     """
 
     def __init__(self, streams: Streams, lag: int = LAG) -> None:
@@ -107,34 +102,34 @@ class SideStream:
         self._doubt = False
 
     def takes(self, name: str, features: torch.Tensor) -> bool:
-        """Whether the features of this layer can be read beside the forward.
+        """Whether the features of this layer can be read on the side stream.
 
-        Not before the first ``settle``, which shows what stream a forward runs on; not from another stream than that;
-        not tensors without a version (inference mode).
+        This is False before the first ``settle``, which finds the stream of the forward; on another stream than that;
+        for a layer in ``spoilt``; and for tensors without a version (inference mode).
         """
         self._look()
         known = self._home is not None and name not in self.spoilt and not features.is_inference()
         return known and bool(self._streams.current() == self._home)
 
     def run(self, name: str, features: torch.Tensor, work: Callable[[], Any]) -> Any:
-        """The result of ``work``, which reads ``features``, on the side stream; to be used after ``settle`` only."""
+        """Run ``work``, which reads ``features``, on the side stream. Its result may be used only after ``settle``."""
         version = features._version
         result, event = self._streams.launch(work)
         self._reads.append(_Read(name, features, version, event))
         return result
 
     def settle(self) -> bool:
-        """End a forward: results may be used on its stream from here on.
+        """End a forward pass, so that its stream may use the results.
 
         Returns
         -------
         bool
-            False if a result is doubtful; then ``spoilt`` has grown.
+            False if a result is doubtful; then its layer was added to ``spoilt``.
         """
         current = self._streams.current()
         if self._reads:
-            # Once the stream waits for the last read, whatever it is given later comes after all reads. So what is
-            # unchanged now may be changed or freed at will, and no read is left for the next minibatch to judge.
+            # Once the stream waits for the last read, its later work comes after all reads. So tensors that are
+            # unchanged now may be changed or freed, and no read is left to judge in the next minibatch.
             current.wait_event(self._reads[-1].event)
             if current != self._home:
                 self._home.wait_event(self._reads[-1].event)
@@ -145,7 +140,7 @@ class SideStream:
         return not doubt
 
     def _look(self) -> None:
-        """Let go of reads that are over, and make the forward wait for the oldest when there are too many."""
+        """Drop the reads that are over. If too many are left, make the forward wait for the oldest."""
         while self._reads:
             read = self._reads[0]
             if not read.event.query():
@@ -155,7 +150,7 @@ class SideStream:
             self._judge(self._reads.popleft())
 
     def _judge(self, read: _Read) -> None:
-        # Changed after the event was done, or after the wait, would be harmless, but that cannot be told.
+        # A change after the read would be harmless, but the version does not tell when the change came.
         if read.features._version != read.version:
             self.spoilt.add(read.name)
             self._doubt = True

@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.comparison import models as comparison
+from cka_probe.comparison import minibatch
 from cka_probe.comparison.grams import cuda
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.estimators.hsic import flat_centred
@@ -64,8 +64,8 @@ def library(tmp_path_factory):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++ to compile the kernels for the CPU")
-    source, launchers = PRELUDE + cuda._KERNELS, ""
-    for kernel, parameters in re.findall(r"void (\w+)\(([^)]*)\) \{", cuda._KERNELS):
+    source, launchers = PRELUDE + cuda.KERNELS, ""
+    for kernel, parameters in re.findall(r"void (\w+)\(([^)]*)\) \{", cuda.KERNELS):
         names = ", ".join(parameter.split()[-1] for parameter in parameters.split(","))
         launchers += (
             f'extern "C" void launch_{kernel}(unsigned blocks, unsigned threads, {parameters}) '
@@ -127,14 +127,14 @@ def cupy(library, monkeypatch):
     monkeypatch.setattr(cuda, "on_torchs_stream", lambda _device: contextlib.nullcontext(module))
     monkeypatch.setattr(cuda, "as_cupy", lambda tensor: tensor.detach().numpy())
     RawKernel.used.clear()
-    cuda._compiled.cache_clear()
+    cuda.compiled.cache_clear()
     yield module
-    cuda._compiled.cache_clear()
+    cuda.compiled.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
 def test_cudas_own_compiler_takes_the_source(tmp_path):
-    (tmp_path / "kernels.cu").write_text(cuda._KERNELS)
+    (tmp_path / "kernels.cu").write_text(cuda.KERNELS)
     command = ["nvcc", "-ptx", "-Werror", "all-warnings", "-allow-unsupported-compiler", "kernels.cu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -170,7 +170,7 @@ class TestRBF:
         gram, out = np.ones((4, 4), dtype=np.float32), np.empty((4, 4), dtype=np.float32)
         gram[1, 0], gram[2, 0], gram[3, 3] = 1.1, np.nan, np.inf
         gram[np.triu_indices(4, 1)] = 7.0  # is not read
-        kernel = cupy.RawKernel(cuda._KERNELS, "rbf_of_gram")
+        kernel = cupy.RawKernel(cuda.KERNELS, "rbf_of_gram")
         kernel((4,), (cuda.THREADS,), (gram, out, 2.0, np.int32(4)))
         nan = np.nan
         assert_array_equal(out, [[1, 1, nan, 0], [1, 1, 1, 0], [nan, 1, 1, 0], [0, 0, 0, nan]])
@@ -239,7 +239,7 @@ def test_compare_by_cupy_equals_compare_by_torch(cupy, monkeypatch, kernel, esti
     def keeper(*args, **kw):
         return GramKeeper(*args, **{**kw, "backend": "cupy"}, deferred=True)
 
-    monkeypatch.setattr(comparison, "GramKeeper", keeper)
+    monkeypatch.setattr(minibatch, "GramKeeper", keeper)
     found = cp.compare(*nets, data, kernel=kernel, estimator=estimator, progress=False)
     assert_allclose(found.values, expected.values, atol=1e-5)
     by_hand = {"row_sums", "u_centre"} if estimator == "unbiased" else set()

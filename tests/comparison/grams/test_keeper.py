@@ -11,7 +11,7 @@ from torch import nn
 import cka_probe as cp
 from cka_probe.capture.hooks import CaptureError
 from cka_probe.capture.state import matmul_settings
-from cka_probe.comparison import models as comparison
+from cka_probe.comparison import minibatch
 from cka_probe.comparison.grams.cuda import half_gram, tf32_products
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.estimators import RBF
@@ -21,7 +21,7 @@ from cka_probe.estimators.layer_grams import FEW, layer_gram, mean_over_spread, 
 @pytest.fixture
 def deferred(monkeypatch):
     """Every compare runs as on a GPU: decisions of the first batch repeated, findings read at the end."""
-    monkeypatch.setattr(comparison, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, deferred=True))
+    monkeypatch.setattr(minibatch, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, deferred=True))
 
 
 def net(offset=0.0):
@@ -98,7 +98,7 @@ class TestDeferred:
     @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
     def test_equals_what_the_cpu_does(self, monkeypatch, kernel, estimator):
         expected = cp.compare(net(), net(50.0), batches(), kernel=kernel, estimator=estimator, progress=False)
-        monkeypatch.setattr(comparison, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, deferred=True))
+        monkeypatch.setattr(minibatch, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, deferred=True))
         found = cp.compare(net(), net(50.0), batches(), kernel=kernel, estimator=estimator, progress=False)
         assert_allclose(found.values, expected.values, atol=1e-6)
         assert found.notes == expected.notes
@@ -163,7 +163,7 @@ class TestDeferred:
         note = [n for n in result.notes if "'0'" in n]
         assert len(note) == 2
         assert "model_x (Sequential): in 2 of 5 batches" in note[0]
-        assert "rounding costs its values there " in note[0]
+        assert "The rounding error of its values there is " in note[0]
 
     def test_a_layer_dead_in_one_batch_is_no_note(self, deferred):
         data = batches()
@@ -264,7 +264,7 @@ def test_half_gram_on_a_torch_that_can(monkeypatch, rng):
         calls.append(out_dtype)
         return a.to(out_dtype) @ b.to(out_dtype)
 
-    monkeypatch.setattr("cka_probe.comparison.grams.cuda._adds_up_in_float32", lambda *_: True)
+    monkeypatch.setattr("cka_probe.comparison.grams.cuda.accumulates_in_float32", lambda *_: True)
     monkeypatch.setattr(torch, "mm", mm)
     x = torch.tensor(rng.normal(size=(6, 9)), dtype=torch.float16)
     assert_allclose(half_gram(x).numpy(), (x.double() @ x.double().T).numpy(), rtol=1e-5, atol=1e-6)

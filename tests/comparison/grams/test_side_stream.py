@@ -8,9 +8,10 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.comparison import models as comparison
+from cka_probe.capture.trees import tensors
+from cka_probe.comparison import minibatch
 from cka_probe.comparison.grams.keeper import GramKeeper
-from cka_probe.comparison.grams.side_stream import LAG, CudaStreams, SideStream, tensors_in
+from cka_probe.comparison.grams.side_stream import LAG, CudaStreams, SideStream
 
 
 class LateEvent:
@@ -55,7 +56,7 @@ class LateStreams:
     def launch(self, work):
         self.launched += 1
         result, event = work(), LateEvent(self)
-        for tensor in tensors_in(result):
+        for tensor in tensors(result):
             tensor.fill_(torch.nan)
         self.pending.append((event, work, result))
         if self.patience == 0:
@@ -68,7 +69,7 @@ class LateStreams:
             done, work, result = self.pending.pop(0)
             with torch.autocast("cpu", enabled=False):  # a GPU does what it was given, whatever is on by now
                 again = work()
-            for out, late in zip(tensors_in(result), tensors_in(again), strict=True):
+            for out, late in zip(tensors(result), tensors(again), strict=True):
                 out.copy_(late)
             done.done = True
 
@@ -247,7 +248,7 @@ def beside(monkeypatch):
         def keeper(*args, **kw):
             return GramKeeper(*args, **{**kw, "overlap": patience != "no"}, deferred=True, streams=streams)
 
-        monkeypatch.setattr(comparison, "GramKeeper", keeper)
+        monkeypatch.setattr(minibatch, "GramKeeper", keeper)
         result = cp.compare(*nets, images(), progress=False, **options)
         return result, sum(one.launched for one in made)
 

@@ -1,0 +1,83 @@
+"""The state of a half-done comparison as a file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ..atomic_write import atomic_write
+
+__all__ = ["FORMAT", "Checkpoint"]
+
+FORMAT = "cka_probe.checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a comparison needs to go on after the batches that it has done.
+
+    Attributes
+    ----------
+    done : int
+        Batches that the statistics hold.
+    order : str
+        Digest of the samples in these batches, from ``SampleOrder``.
+    layers : list of (str, list of str, dict of str to str)
+        For each model its name, its layers, and the layers that were left out with the reason.
+    modes : list of dict of str to str
+        For each model the ``modes`` of its ``GramKeeper``.
+    statistics : dict
+        ``MinibatchCKA.state_dict()``.
+    """
+
+    done: int
+    order: str
+    layers: list[Any]
+    modes: list[dict[str, Any]]
+    statistics: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raise OSError if it cannot be written."""
+        state = dict(self.statistics)
+        sums: dict[str, Any] = {f"sum_{name}": total.cpu().numpy() for name, total in state.pop("sums").items()}
+        header = {
+            **state,
+            "format": FORMAT,
+            "done": self.done,
+            "order": self.order,
+            "layers": self.layers,
+            "modes": self.modes,
+        }
+        atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **sums))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Self:
+        """Read the file, with the statistics on ``device``.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a checkpoint of a comparison, or is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                header = json.loads(str(archive["header"]))
+                sums = {
+                    name.removeprefix("sum_"): torch.from_numpy(archive[name]).to(device)
+                    for name in archive.files
+                    if name != "header"
+                }
+            if header.pop("format") != FORMAT:
+                raise KeyError("format")
+            own = {key: header.pop(key) for key in ("done", "order", "layers", "modes")}
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Delete it to start anew."
+            ) from error
+        return cls(**own, statistics={**header, "sums": sums})
