@@ -1,0 +1,89 @@
+"""Which layers and models compare() takes, and its errors for layers that it cannot compare."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from activations import cloned, reference_cka
+from numpy.testing import assert_allclose
+from small_networks import Branches, Shifted, image_batches, small_network
+from torch import nn
+
+import cka_probe as cp
+
+compared = partial(cp.compare, progress=False)
+
+
+def test_the_error_for_an_unknown_layer_names_the_nearest():
+    net = torchvision.models.resnet18()
+    with pytest.raises(ValueError, match=r"ResNet has no layer 'layer1\.0\.conv3'\. Did you mean 'layer1\.0\.conv2'"):
+        compared(net, net, torch.ones(8, 3, 32, 32), layers=["conv1", "layer1.0.conv3"])
+
+
+def test_layers_y_selects_layers_of_the_second_model():
+    net = small_network(0)
+    result = compared(net, net, image_batches(), layers=["0", "1"], layers_y=nn.Linear)
+    assert (result.rows, result.columns) == (("0", "1"), ("4",))
+
+
+def test_one_model_with_different_layers_and_layers_y():
+    """compare(net, net, layers=a, layers_y=b): the same numbers as the block of the whole."""
+    net = small_network(0)
+    whole = compared(net, net, image_batches())
+    part = compared(net, net, image_batches(), layers=["0", "2"], layers_y=["4", "1"])
+    assert_allclose(part.values, whole.values[np.ix_([0, 2], [1, 4])], atol=1e-7)
+
+
+def test_the_error_for_nan_names_model_layer_and_batch():
+    net, batches = small_network(0), image_batches()
+    batches[2][3, 0, 0, 0] = float("nan")
+    with pytest.raises(
+        cp.CaptureError, match=r"Layer '0' of model_x \(Sequential\) gave NaN or infinity in batch 2\. Check the input"
+    ):
+        compared(net, small_network(1), batches)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.Cosine()])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_nan_and_infinity_are_errors_with_every_kernel(value, kernel, everywhere):
+    class Bad(nn.Module):
+        def forward(self, x):
+            x = x.clone()
+            x[: len(x) if everywhere else 1] = value
+            return x
+
+    net = Branches(nn.Identity(), Bad())
+    with pytest.raises(cp.CaptureError, match=r"Layer 'parts\.1' of model_x \(Branches\) gave NaN or infinity"):
+        compared(net, net, torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), kernel=kernel)
+
+
+def test_very_large_activations_do_not_overflow():
+    """1e25 in float32: the squares in the Gram matrix are beyond its range, the similarity is not."""
+    net = Branches(nn.Identity(), Shifted(0.0, 1e25), Shifted(0.0, 1e-25))
+    x = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
+    assert_allclose(compared(net, net, x).values, 1.0, atol=1e-6)
+
+
+def test_a_model_on_the_meta_device_is_an_error():
+    message = r"model_y \(Sequential\) is on the meta device: it has shapes but no weights\. Load its weights first"
+    with pytest.raises(ValueError, match=message):
+        compared(small_network(0), small_network(1).to("meta"), image_batches())
+
+
+def test_forward_runs_a_model_with_two_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x, y):
+            return self.a(x) + self.b(y)
+
+    torch.manual_seed(0)
+    net, x = Two(), torch.randn(10, 4)
+    result = compared(net, net, [x], forward=lambda model, batch: model(batch, 2 * batch))
+    expected = reference_cka([cloned(net, x, run=lambda model, batch: model(batch, 2 * batch))])
+    assert_allclose(result.values, expected, atol=1e-6)
