@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .extras import require
+
 
 class Budget:
     """Bytes that the buffers of one extraction may hold on their device together.
@@ -177,12 +179,9 @@ def require_cupy() -> Any:
         If there is no NVIDIA GPU.
     """
     cuda = (torch.version.cuda or "13").partition(".")[0]
-    try:
-        import cupy
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f'backend="cupy" needs CuPy, which is not installed: pip install "cka-probe[cuda{cuda}]".', name="cupy"
-        ) from error
+    require("cupy", f"cuda{cuda}", 'backend="cupy"')
+    import cupy
+
     if not torch.cuda.is_available():
         raise RuntimeError('backend="cupy" needs an NVIDIA GPU, and torch finds none. Use backend="torch".')
     return cupy

@@ -1,24 +1,26 @@
-"""extract: features of chosen layers over a whole data set, left on the device where they were made."""
+"""Collect the features of chosen layers over a whole data set, on the device of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .batches import Forward
+from .batches import Forward, expected_samples
 from .buffers import Budget, FeatureBuffer, as_cupy, require_cupy
 from .layers import Layers
 from .pooling import Pooling
 from .recorder import LayerRecorder, NotFiniteError
 from .streaming import Pass
 
+__all__ = ["Features", "extract"]
+
 
 class Features(dict[str, Any]):
-    """Features by layer name, and ``notes`` on what was left out or moved off the device."""
+    """Features (n, d) by layer name, and ``notes`` on layers and batches that were left out or moved off the device."""
 
     notes: tuple[str, ...] = ()
 
@@ -42,29 +44,31 @@ def extract(
     Parameters
     ----------
     model : torch.nn.Module
-        The network, run in eval mode without gradients; restored afterwards.
+        The network. It runs in eval mode without gradients; its modes are restored afterwards.
     data, layers, pooling, forward, device, progress
-        As ``compare``.
+        As in ``compare``.
     backend : "torch" or "cupy"
-        Tensors, or CuPy arrays that share the same GPU memory.
+        Whether the features are tensors, or CuPy arrays that share the memory of the tensors on the GPU.
     dtype : torch.dtype, optional
-        Keep the features in this precision; as the model makes them when left out (half precision becomes float32).
+        Precision of the features. By default that of the model's outputs, float32 for half precision.
     budget : int, optional
-        Bytes that may stay on the device. Layers that do not fit go to page-locked host memory, with a note.
+        Bytes of features that may stay on the device. Layers beyond it go to page-locked host memory, with a note.
     folder : path, optional
-        Layers that do not fit the budget go to files here instead, mapped into memory.
+        Layers beyond the budget go to files in this folder instead, mapped into memory.
 
     Returns
     -------
     dict of str to array (n, d)
-        In the order of execution; its ``notes`` say what was left out or moved.
+        In the order of execution. Its attribute ``notes`` names the layers and batches that were left out or moved.
 
     Raises
     ------
     ValueError, TypeError, CaptureError
-        As ``compare``, and for an unknown backend.
+        As in ``compare``; ValueError also if ``backend`` is unknown or ``budget`` is negative.
     ModuleNotFoundError, RuntimeError
-        If CuPy is asked for and is not installed, or there is no GPU.
+        If ``backend`` is "cupy" and CuPy is not installed or there is no GPU.
+    KeyboardInterrupt
+        If the user stops the pass: the features would not cover the data set.
 
     Examples
     --------
@@ -78,7 +82,7 @@ def extract(
         require_cupy()
     shared = Budget(budget)
     buffers: dict[str, FeatureBuffer] = {}
-    rows = _expected_rows(data) if pooling not in ("spatial", "all") else None
+    rows = expected_samples(data) if pooling not in ("spatial", "all") else None
 
     def keep(name: str, features: torch.Tensor) -> None:
         if not features.is_cuda and not bool(torch.isfinite(features).all()):
@@ -106,11 +110,3 @@ def extract(
         result[name] = as_cupy(tensor) if backend == "cupy" and buffer.place == "device" else tensor
     result.notes = tuple(notes)
     return result
-
-
-def _expected_rows(data: Any) -> int | None:
-    """The number of samples, where a data loader can tell."""
-    if isinstance(data, torch.Tensor):
-        return len(data)
-    dataset = getattr(data, "dataset", None)
-    return len(dataset) if isinstance(dataset, Sized) else None

@@ -1,4 +1,4 @@
-"""Probe: forward hooks that hand every activation to a function while it is fresh, and leave nothing behind."""
+"""Forward hooks that copy the activations of chosen layers, or pass each to a function, and are always removed."""
 
 from __future__ import annotations
 
@@ -13,41 +13,47 @@ from .layers import Layers, select_layers, unwrap
 from .pooling import Pooling, check_pooling, pool
 from .trees import first_tensor, samples_first
 
+__all__ = ["CaptureError", "Probe", "Receiver"]
+
 Receiver = Callable[[str, nn.Module, torch.Tensor], None]
-"""Called with the name of the call ("layer1.0.relu", its second call "layer1.0.relu#2"), the module and its output."""
+"""Receives the name of a call ("layer1.0.relu", its second call "layer1.0.relu#2"), the module and its output."""
 
 
 class CaptureError(RuntimeError):
-    """A layer's output cannot be turned into features; the message names model and layer."""
+    """A layer's output cannot be turned into features; the message names the model and the layer."""
 
 
 class Probe:
-    """Features of chosen layers of one forward pass, by name.
+    """Record the features of chosen layers in a forward pass.
 
-    The hooks live inside the ``with`` block only, also when the forward raises. Each activation is pooled and copied
-    inside its hook, so an in-place operation after the layer cannot change it. Gradients flow if the caller's grad
-    mode is on.
+    The hooks exist only inside the ``with`` block; they are removed also when the forward raises. Each activation is
+    pooled and copied inside its hook, so that a later operation in place cannot change it. Features carry gradients if
+    the caller's grad mode is on.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The network, run by the caller; wrappers are looked through.
+        The network. The caller runs it. It may be wrapped (DataParallel, torch.compile).
     layers : str, type, callable or sequence
-        As ``capture.layers.select_layers``.
+        As in ``capture.layers.select_layers``.
     pooling : str, callable or None
-        As ``capture.pooling.pool``; None keeps the activation's own shape.
+        As in ``capture.pooling.pool``; None keeps the shape of the activation.
     receiver : callable, optional
-        Called inside each hook with (name, module, output tensor) instead of copying; nothing is kept then.
+        Called inside each hook with (name, module, output tensor). ``features`` then stays empty.
 
     Raises
     ------
     ValueError, TypeError
-        If ``layers`` or ``pooling`` make no sense for the model.
+        If ``layers`` or ``pooling`` is not valid for the model.
+    RuntimeError
+        If the probe is entered a second time before its block ends.
+    CaptureError
+        In the forward pass, if an output holds no tensor or ``pooling`` does not fit its shape.
 
     Attributes
     ----------
     features : dict of str to tensor (n, d)
-        Of the latest forward, in the order of execution. A layer that ran twice has "name" and "name#2".
+        Features of the latest forward, in the order of execution. A layer that ran twice has "name" and "name#2".
 
     Examples
     --------
@@ -84,7 +90,7 @@ class Probe:
             features = pool(samples_first(module, tensor), self.pooling)
         except ValueError as error:
             raise CaptureError(f"Layer {name!r} of {type(self.model).__name__}: {error}.") from error
-        # A pooled view still shares the activation's memory.
+        # Pooling may return a view, which shares the activation's memory.
         shared = features.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
         self.features[name] = features.clone() if shared else features
 
@@ -102,7 +108,7 @@ class Probe:
             if tensor is None:
                 raise CaptureError(
                     f"Layer {name!r} of {type(self.model).__name__} returned {type(output).__name__}, which holds "
-                    "no tensor. Leave it out of `layers`."
+                    "no tensor. Leave the layer out of `layers`."
                 )
             self.receiver(name, module, tensor)
 
@@ -110,13 +116,13 @@ class Probe:
 
     def __enter__(self) -> Self:
         if self._handles:
-            raise RuntimeError("This Probe is active already: a second `with` would run every hook twice.")
+            raise RuntimeError("This Probe is already active: a second `with` would run every hook twice.")
         modules = dict(self.model.named_modules(remove_duplicate=False))
         try:
             self._handles.append(self.model.register_forward_pre_hook(self._start))
             seen: set[int] = set()
             for path in self.selection.paths:
-                # A module that is shared under two paths runs its hooks for both; one is enough.
+                # A module with two paths needs one hook: it runs whenever the module is called.
                 if id(modules[path]) not in seen:
                     seen.add(id(modules[path]))
                     self._handles.append(modules[path].register_forward_hook(self._hook(path)))

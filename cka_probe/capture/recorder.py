@@ -1,4 +1,4 @@
-"""LayerRecorder: what a comparison does inside a hook, for one model over a stream of batches."""
+"""Run a model batch by batch, check and pool each layer's output inside its hook, and keep a result of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from .pooling import Pooling, check_pooling, pool
 from .state import device_of, full_precision, reduces_products
 from .trees import samples_first
 
+__all__ = ["Keep", "LayerRecorder", "NotFiniteError", "ReviewingKeep"]
+
 Keep = Callable[[str, torch.Tensor], Any]
-"""Turns a layer's name and its fresh features (n, d) into what is kept of them: a Gram matrix, a copy."""
+"""Maps a layer's name and its features (n, d) to the result that is kept: a Gram matrix, a copy."""
+
+
+class NotFiniteError(ValueError):
+    """Features hold NaN or infinity."""
 
 
 @runtime_checkable
@@ -43,34 +49,40 @@ class ReviewingKeep(Protocol):
 
 
 LISTED = 6
-"""Layers that a note names before it counts the others."""
+"""Number of layers that a note names."""
 
 
 class LayerRecorder:
-    """Runs one model batch by batch and keeps, of each selected layer, only what ``keep`` returns.
+    """Run one model batch by batch and keep the result of ``keep`` for each selected layer.
 
-    Checks what a result must be able to rely on: every layer runs equally often in every batch, has its samples on
-    axis 0, is of a real floating dtype, and is finite.
+    Every layer must run equally often in every batch, and its output must have the samples on axis 0 and hold finite
+    real numbers of a floating dtype. The recorder checks this.
 
     Parameters
     ----------
     model : torch.nn.Module
         The network.
     name : str
-        What error messages call it.
+        Name of the network in messages.
     layers, pooling
-        As ``compare``.
+        As in ``compare``.
     keep : callable
-        Called on the pooled features inside the hook.
+        Called inside the hook with the layer's name and its pooled features. If it has the methods of
+        `ReviewingKeep`, ``review`` is called after each forward and may request a second one.
     forward : callable, optional
-        ``forward(model, batch)`` in place of the default.
+        ``forward(model, batch)``, used instead of ``call_model``.
 
     Attributes
     ----------
     names : list of str
-        Names of the recorded calls, in the order of execution, once a batch has run.
+        Names of the recorded calls in the order of execution; known after the first batch.
     left_out : dict of str to str
-        Layers that a pattern picked but that cannot be compared, and why.
+        Layers that a pattern picked but that cannot be compared, with the reason.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If ``layers`` or ``pooling`` is not valid for the model, or the model is on the meta device.
     """
 
     def __init__(
@@ -109,23 +121,23 @@ class LayerRecorder:
         Parameters
         ----------
         batch : any
-            On the model's device already.
+            A batch on the model's device.
         index : int
             Number of the batch, for messages.
         samples : int or None
-            Number of samples; None takes axis 0 of the first layer.
+            Number of samples. None means the length of axis 0 of the first layer's output.
 
         Returns
         -------
         kept : list
-            What ``keep`` made of each layer, in the order of ``names``.
-        samples : int
-            Rows of the features: the samples, or the positions where positions are samples.
+            Result of ``keep`` for each layer, in the order of ``names``.
+        rows : int
+            Number of rows of the features: samples, or positions with pooling "spatial" or "all".
 
         Raises
         ------
         CaptureError
-            If a layer breaks one of the rules above; the message names it.
+            If a layer breaks one of the rules of the class; the message names the layer.
         """
         self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
         self._reduced = reduces_products(device_of(self.model))
@@ -155,12 +167,12 @@ class LayerRecorder:
         self.forward(self.model, batch)
 
     def _settle(self) -> None:
-        """Fix the layers by the first batch; what a pattern picked but did not run is left out."""
+        """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""
         for path in self.probe.silent:
             if path in self.probe.selection.named:
                 raise CaptureError(
-                    f"Layer {path!r} of {self.name} was selected by name but did not run in the forward pass. Its "
-                    "output may be computed by a function instead of a module call; choose the module around it."
+                    f"Layer {path!r} of {self.name} was selected by name but did not run in the forward pass. A "
+                    "function may compute its output without calling the module; choose the module around it."
                 )
             self.left_out.setdefault(path, "it did not run in the forward pass")
         self.names = list(self._kept)
@@ -169,7 +181,7 @@ class LayerRecorder:
             raise CaptureError(f"No selected layer of {self.name} can be compared. {reasons}")
 
     def notes(self) -> list[str]:
-        """What was left out and why, one line for each reason."""
+        """Layers that were left out, in one line for each reason."""
         reasons: dict[str, list[str]] = {}
         for name, why in self.left_out.items():
             reasons.setdefault(why, []).append(name)
@@ -186,14 +198,14 @@ class LayerRecorder:
         fresh, tensor = tensor, samples_first(module, tensor)
         version = _version(fresh)
         if fresh is previous and fresh is tensor and version is not None and version == self._previous_version:
-            # Dropout in eval mode, Identity: the very output of the layer before, unchanged.
+            # Dropout in eval mode and Identity return their input: the result of the previous layer holds.
             self._kept[name], self._rows[name] = self._kept[self._previous_name], self._rows[self._previous_name]
             return
         reason = self._unfit(tensor)
         if reason is not None:
             self._leave_out(name, reason)
             return
-        # The hook runs inside the caller's autocast, which would take the Gram matrix in half precision too.
+        # The hook runs inside the caller's autocast, which would compute the Gram matrix in half precision too.
         if self._reduced or torch.is_autocast_enabled(tensor.device.type):
             with full_precision(tensor.device):
                 self._record(name, tensor)
@@ -233,9 +245,10 @@ class LayerRecorder:
         self._rows[name] = features.shape[0]
 
     def _with_tokens(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The activation with tokens on axis 1, and the mask if it has tokens: always on the axis of the first batch.
+        """Activation with its tokens on axis 1, and their mask; the activation itself and None if it has no tokens.
 
-        Without that memory, a batch whose length happens to be the number of heads would be pooled in another way.
+        The first batch decides which axis holds the tokens. Otherwise a batch with as many tokens as heads would be
+        pooled along the wrong axis.
         """
         mask = self._mask
         if mask is None or callable(self.pooling) or tensor.ndim < 3 or tensor.shape[0] != mask.shape[0]:
@@ -246,8 +259,8 @@ class LayerRecorder:
             return tensor, None
         if axis not in axes:
             raise CaptureError(
-                f"Layer {name!r} of {self.name} has shape {tuple(tensor.shape)} in batch {self._batch}, where its axis "
-                f"{axis} no longer holds the {mask.shape[1]} tokens of the attention mask as before. Leave it out, or "
+                f"Layer {name!r} of {self.name} has shape {tuple(tensor.shape)} in batch {self._batch}: its axis "
+                f"{axis} no longer holds the {mask.shape[1]} tokens of the attention mask. Leave the layer out, or "
                 "pass a pooling function."
             )
         return tensor.movedim(axis, 1), mask
@@ -262,7 +275,7 @@ class LayerRecorder:
         )
 
     def _unfit(self, tensor: torch.Tensor) -> str | None:
-        """Why an output cannot be compared, or None."""
+        """Reason why an output cannot be compared; None if it can."""
         if not tensor.dtype.is_floating_point:
             return f"its output is of dtype {tensor.dtype}"
         if tensor.ndim == 0:
@@ -283,9 +296,5 @@ class LayerRecorder:
 
 
 def _version(tensor: torch.Tensor) -> int | None:
-    """How often the tensor was changed in place; None where torch does not count (inference mode)."""
+    """Number of changes of the tensor in place; None in inference mode, where torch does not count them."""
     return None if tensor.is_inference() else tensor._version
-
-
-class NotFiniteError(ValueError):
-    """Features hold NaN or infinity."""

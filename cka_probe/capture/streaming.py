@@ -1,9 +1,9 @@
-"""One pass of one or several models over the data: what every comparison, extraction and signature runs on."""
+"""Run one or several models once over the data; every comparison, extraction and signature uses this pass."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import zip_longest
 from typing import Any
@@ -11,24 +11,34 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .batches import batch_size, call_model, certain_batch_size, joined_batches, none_is_small, unused_parts
+from .batches import (
+    batch_count,
+    batch_size,
+    call_model,
+    certain_batch_size,
+    joined_batches,
+    none_is_small,
+    unused_parts,
+)
 from .recorder import LayerRecorder
 from .state import borrowed, device_of, full_precision
 from .trees import move, tensors
 
+__all__ = ["Consume", "Pass", "SampleOrder", "one_batch", "paired"]
+
 Consume = Callable[[int, list[list[Any]], int], None]
-"""Called after each batch with its number, what each recorder kept, and the number of rows of features."""
+"""Receives, after each batch, its number, the kept results of each recorder, and the number of rows of features."""
 
 _END = object()
 
 
 def one_batch(data: Any) -> Iterable[Any]:
-    """``data`` as an iterable of batches: a single tensor or mapping is one batch.
+    """Iterable of batches: ``data`` itself, or a list of ``data`` if it is a single tensor or mapping.
 
     Raises
     ------
     TypeError
-        For a Dataset, whose items are single samples, and for what cannot be iterated.
+        If ``data`` is a Dataset, whose items are single samples, or cannot be iterated.
     """
     if isinstance(data, torch.Tensor | Mapping):
         return [data]
@@ -45,24 +55,27 @@ def one_batch(data: Any) -> Iterable[Any]:
 def paired(
     data: Iterable[Any], data_y: Iterable[Any], size_of: Callable[[Any], int | None] = batch_size
 ) -> Iterator[tuple[Any, Any]]:
-    """Batches of both loaders side by side.
+    """Yield the batches of both loaders in pairs.
 
     Raises
     ------
     ValueError
-        If one ends before the other, two batches differ in their number of samples, or a loader shuffles.
+        If one loader ends before the other, two batches differ in their number of samples, or a loader shuffles
+        without a generator of its own.
     """
     for name, loader in (("`data`", data), ("`data_y`", data_y)):
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.RandomSampler) and sampler.generator is None:
             raise ValueError(
                 f"{name} shuffles, so its samples are not in the order of the other. Turn shuffling off in both, or "
-                "give both loaders generators of the same seed."
+                "give both loaders generators with the same seed."
             )
     for index, (x, y) in enumerate(zip_longest(data, data_y, fillvalue=_END)):
         if x is _END or y is _END:
             short, long = ("`data`", "`data_y`") if x is _END else ("`data_y`", "`data`")
-            raise ValueError(f"{short} ended after {index} batches, {long} goes on. Both must hold the same samples.")
+            raise ValueError(
+                f"{short} ended after {index} batches, but {long} goes on. Both must hold the same samples."
+            )
         sizes = size_of(x), size_of(y)
         if None not in sizes and sizes[0] != sizes[1]:
             raise ValueError(
@@ -73,58 +86,58 @@ def paired(
 
 
 class SampleOrder:
-    """A running digest of what the batches hold and in which order, from a few numbers of each sample.
+    """Running digest of the samples and their order, from up to 64 numbers of each sample.
 
-    Two runs with equal digests saw the same samples in the same order.
+    Two runs with equal digests read the same samples in the same order.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
 
     def update(self, batch: Any) -> None:
-        """Take up to 64 evenly spaced numbers of each sample of each tensor of ``batch``."""
+        """Add up to 64 evenly spaced numbers of each sample of each tensor of ``batch``."""
         for tensor in tensors(batch):
             if tensor.ndim:
                 flat = tensor.detach().reshape(tensor.shape[0], -1)
                 few = flat[:, :: max(1, flat.shape[1] // 64)].contiguous().cpu()
-                # Bytes as they are: bfloat16 has no numpy dtype.
+                # As bytes, because numpy has no bfloat16.
                 self._hash.update(few.view(torch.uint8).numpy().tobytes())
 
     def hexdigest(self) -> str:
-        """The digest so far."""
+        """Digest of the batches so far, as 32 hexadecimal digits."""
         return self._hash.hexdigest()
 
 
 class Pass:
-    """Runs all models on every batch in turn, then hands over what their hooks kept.
+    """Run all models on each batch, then pass on the results that their hooks kept.
 
     Parameters
     ----------
     recorders : sequence of LayerRecorder
-        One for each different model.
+        One for each distinct model.
     minimum : int
-        Batches with fewer samples are joined to a neighbour, or left out with a note.
+        Smallest number of samples. A smaller batch is joined to a neighbour, or left out with a note.
     device : device, optional
-        Where the models run; they go home afterwards.
+        Device of the models during the pass; they are moved back afterwards.
     autocast : torch.dtype, optional
-        Run the forwards in this precision.
+        Precision of the forward passes.
     progress : bool
-        Show a progress bar.
+        Whether to show a progress bar.
     label : str
-        What the bar says.
+        Text of the progress bar.
     order : SampleOrder, optional
-        Fed with every batch.
+        Updated with every batch.
 
     Attributes
     ----------
     notes : list of str
-        Batches that were left out.
+        Batches and parts of batches that were left out.
     interrupted : bool
         Whether Ctrl-C ended the pass early.
     used, done : int
-        Batches that entered the result, and batches gone over.
+        Number of batches in the result, and of batches read.
     digest : str
-        Digest of the batches gone over, where ``order`` is given.
+        Digest of the batches read; empty without ``order``.
     """
 
     def __init__(
@@ -150,7 +163,7 @@ class Pass:
         self.used = 0
         self.done = 0
         self.digest = ""
-        # What only the caller's forward understands is taken for samples only where there is no doubt.
+        # Only the caller's forward understands its batches, so their size counts only if all tensors agree.
         understood = all(recorder.forward is call_model for recorder in recorders)
         self._size_of = batch_size if understood else certain_batch_size
 
@@ -163,25 +176,29 @@ class Pass:
         skip: int = 0,
         skipped: Callable[[str], None] | None = None,
     ) -> None:
-        """Go over ``data`` once.
+        """Read ``data`` once.
 
         Parameters
         ----------
         data, data_y : iterable of batches
-            ``data_y``, where given, feeds the second model.
+            The second model reads ``data_y`` if it is given.
         consume : callable
             Called after each batch that was used.
         skip : int
-            Batches to pass over without running the models (a resumed run); they are still fed to ``order``.
+            Number of batches that a resumed run reads without running the models. They update ``order``.
         skipped : callable, optional
             Called with the digest of the skipped batches before the first model runs.
 
         Raises
         ------
+        TypeError
+            If ``data`` or one of its batches is of an unknown kind.
         ValueError
-            If no batch could be used, or the models disagree on the number of samples.
+            If the models give different numbers of rows, or ``data`` and ``data_y`` do not match.
+        CaptureError
+            If a layer cannot be recorded.
         KeyboardInterrupt
-            If the user stops before the first batch is done; later, the pass ends there and ``interrupted`` is set.
+            If the user stops before a batch was used. Later, the pass ends and sets ``interrupted``.
         """
         batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y), self._size_of)
         shown = self._bar(batches, data)
@@ -211,7 +228,7 @@ class Pass:
                 self.notes.append(f"stopped by the user after {self.used} batches: a partial result")
 
     def require_batches(self) -> None:
-        """Raise a ValueError that says why no batch could be used, if none was."""
+        """Raise ValueError if no batch was used; the message says why."""
         if self.used:
             return
         if self.notes:
@@ -225,7 +242,7 @@ class Pass:
             own = batch[place] if is_pair else batch
             if index == 0 and recorder.forward is call_model and unused_parts(own):
                 self.notes.append(
-                    f"{recorder.name} was given the first of the {len(own)} parts of each batch only; pass forward= to "
+                    f"{recorder.name} was given only the first of the {len(own)} parts of each batch; pass forward= to "
                     "use more"
                 )
             own = move(own, device)
@@ -233,7 +250,7 @@ class Pass:
                 try:
                     results, count = recorder.run(own, index, self._size_of(own))
                 except RuntimeError as error:
-                    if type(error) is RuntimeError:  # torch's words name neither the model nor the batch
+                    if type(error) is RuntimeError:  # from torch; it names neither the model nor the batch
                         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(own)) or "no tensors"
                         error.add_note(f"This was {recorder.name} on batch {index}, of shape {shapes}.")
                     raise
@@ -255,5 +272,4 @@ class Pass:
     def _bar(self, batches: Iterable[Any], data: Any) -> Iterable[Any]:
         if not self.progress:
             return batches
-        total = len(data) if isinstance(data, Sized) and not isinstance(data, torch.Tensor | Mapping) else None
-        return tqdm(batches, desc=self.label, total=total, unit="batch", dynamic_ncols=True)
+        return tqdm(batches, desc=self.label, total=batch_count(data), unit="batch", dynamic_ncols=True)

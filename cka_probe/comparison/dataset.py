@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..capture.batches import batch_size
+from ..capture.batches import expected_samples
 from ..capture.buffers import FeatureBuffer
 from ..capture.recorder import NotFiniteError
 from ..capture.state import device_of
@@ -152,7 +152,7 @@ class DatasetPass:
     def _choose(self, first: int, widths_x: list[int], widths_y: list[int] | None) -> None:
         """Choose the route by a first batch of ``first`` samples and the widths of its layers."""
         request = self.request
-        expected = _expected_samples(request.data, first)
+        expected = expected_samples(request.data, first)
         if request.measure != "cka":
             self.route = Route("features", f"{request.measure} needs the features of all samples")
         else:
@@ -277,19 +277,6 @@ def _p_value(values: np.ndarray, samples: int) -> np.ndarray:
 
     # The permutation variance of unbiased CKA is 2 / (n (n - 3)) for any data (docs/theory.md, section 4).
     return stats.norm.sf(values * np.sqrt(samples * (samples - 3) / 2))
-
-
-def _expected_samples(data: Any, first: int) -> int | None:
-    """The number of samples in ``data``, if it can be known after a first batch of ``first`` samples."""
-    if isinstance(data, torch.Tensor):
-        return len(data)
-    dataset = getattr(data, "dataset", None)
-    if isinstance(dataset, Sized):
-        return len(dataset)
-    if isinstance(data, list | tuple):
-        sizes = [batch_size(batch) for batch in data]
-        return sum(size for size in sizes if size is not None)
-    return len(data) * first if isinstance(data, Sized) else None
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

@@ -106,7 +106,7 @@ def test_only_the_first_of_several_parts_is_used_and_a_note_says_so():
     index = torch.arange(len(images))
     result = cp.compare(net, net, DataLoader(TensorDataset(images, index, index), batch_size=6), progress=False)
     assert result.notes == (
-        "model_x (Sequential) was given the first of the 3 parts of each batch only; pass forward= to use more",
+        "model_x (Sequential) was given only the first of the 3 parts of each batch; pass forward= to use more",
     )
     assert not cp.compare(net, net, DataLoader(TensorDataset(images, index), batch_size=6), progress=False).notes
 

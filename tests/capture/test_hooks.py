@@ -83,7 +83,7 @@ def test_a_probe_that_is_active_cannot_be_entered_again():
     net = small_network(0)
     with Probe(net) as probe:
         with pytest.raises(
-            RuntimeError, match=r"This Probe is active already: a second `with` would run every hook twice"
+            RuntimeError, match=r"This Probe is already active: a second `with` would run every hook twice"
         ):
             probe.__enter__()
         assert hooks_of(net) == 6
@@ -123,7 +123,7 @@ def test_an_output_without_a_tensor():
 
     net = nn.Sequential(Text())
     with (
-        pytest.raises(cp.CaptureError, match=r"Layer '0' of Sequential returned str, which holds no tensor\. Leave it"),
+        pytest.raises(cp.CaptureError, match=r"Layer '0' of Sequential returned str, which holds no tensor\. Leave the layer"),
         Probe(net),
     ):
         net(torch.ones(2, 2))
