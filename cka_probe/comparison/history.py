@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from ..capture.extras import require
 from ..capture.layers import unwrap
 from ..similarity.matrix import SimilarityMatrix
 from .models import compare
@@ -90,6 +91,7 @@ def trainer_callback(history: SimilarityHistory) -> Any:
     ModuleNotFoundError
         If transformers is not installed.
     """
+    require("transformers", "hf", "trainer_callback()")
     from transformers import TrainerCallback
 
     class MeasureSimilarity(TrainerCallback):

@@ -14,6 +14,8 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.utils import check_integrity
 
+from ..capture.extras import require
+
 __all__ = ["cifar100", "digits", "imagenet"]
 
 # Of scikit-learn's 1,797 digits, this part is held out: about 72 of each class, so that one test image is 0.14 %.
@@ -61,6 +63,7 @@ def digits(
     >>> len(train), len(test), tuple(train[0][0].shape)
     (50, 719, (3, 32, 32))
     """
+    require("sklearn", "distill", "digits()")
     from sklearn.datasets import load_digits
 
     _check_integer("seed", seed, at_least=0)

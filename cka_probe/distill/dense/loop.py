@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -23,6 +22,9 @@ from ..training.accelerator import accelerator_for
 from ..training.batches import seed_everything
 from ..training.checkpoints import save_weights, write_whole
 from ..training.result import DenseResult
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["momentum_sgd", "train_dense"]
 

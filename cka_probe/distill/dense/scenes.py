@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 
+from ...capture.extras import require
 from ..training.checkpoints import write_whole
 
 __all__ = ["SceneFolders", "make_scenes"]
@@ -115,6 +115,7 @@ def make_scenes(
     ...     sorted(path.name for path in scenes.root.iterdir())
     ['annotations', 'gtFine', 'leftImg8bit', 'scenes.json', 'train2017', 'val2017']
     """
+    require("sklearn", "distill", "make_scenes()")
     for name, value, least in (("train", train, 1), ("val", val, 1), ("most", most, 0), ("smallest", smallest, 8)):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
@@ -149,6 +150,8 @@ def make_scenes(
 
 def _write_split(root: Path, split: str, count: int, settings: _Settings) -> None:
     rng = np.random.default_rng([settings.seed, split == "val"])
+    from sklearn.datasets import load_sample_images
+
     backgrounds = [_part(photo, split) for photo in load_sample_images().images]
     digits, labels = _digits(split)
     city, truth = (root / kind / split / "scenes" for kind in ("leftImg8bit", "gtFine"))
@@ -190,6 +193,8 @@ def _part(photo: np.ndarray, split: str) -> np.ndarray:
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Opacities (n, 8, 8) in [0, 1] and digits (n,): three of four for training."""
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     chosen = (np.arange(len(data.target)) % 4 == 3) == (split == "val")
     return data.images[chosen] / 16, data.target[chosen]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ...capture.extras import require
 from ...capture.nearest import nearest_hint
 from .mobilenet import MobileNetV1, MobileNetV2
 from .resnet import (
@@ -128,12 +129,9 @@ def _build_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modu
 
 
 def _build_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"'timm:{name}' needs the timm library, which is not installed: pip install 'cka-probe[timm]'.", name="timm"
-        ) from error
+    require("timm", "timm", f"'timm:{name}'")
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}. {nearest_hint(name, timm.list_models())}")
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)

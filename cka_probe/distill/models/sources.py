@@ -9,6 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ...capture.extras import require
+
+__all__ = ["load_model"]
+
 
 def load_model(source: str, weights: str | Path | None = None, *, num_classes: int | None = None) -> nn.Module:
     """A network by its source.
@@ -60,13 +64,9 @@ def load_model(source: str, weights: str | Path | None = None, *, num_classes: i
 
 
 def _hugging_face(folder: str) -> nn.Module:
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"'hf:{folder}' needs transformers, which is not installed: pip install 'cka-probe[hf]'.",
-            name="transformers",
-        ) from error
+    require("transformers", "hf", f"'hf:{folder}'")
+    from transformers import AutoConfig, AutoModel
+
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(

@@ -5,4 +5,9 @@ Names are imported when they are first used: a recipe is read without torch.
 
 import lazy_loader
 
+from ...capture.extras import require
+
+for library in ("pydantic", "tomli_w"):
+    require(library, "distill", "A recipe")
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["accelerator_for"]
 
@@ -24,6 +25,9 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
         return
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f'`mixed_precision` must be "no", "bf16" or "fp16", got {mixed_precision!r}.')
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
     alone = not AcceleratorState._shared_state
     if not alone and AcceleratorState().mixed_precision != mixed_precision:
         raise ValueError(

@@ -11,16 +11,17 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ...capture.state import random_states_restored
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = [
     "MINIMUM_BATCH",
@@ -327,6 +328,8 @@ class _Reseeded(Dataset[Any]):
 
 
 def _placed(batch: Any, indices: Tensor | None, device: torch.device) -> Batch:
+    from accelerate.utils import send_to_device
+
     inputs, target = send_to_device(split_batch(batch), device, non_blocking=True)
     return Batch(inputs, target, indices)
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...capture.extras import require
 from ...similarity.matrix import SimilarityMatrix
 from .checkpoints import (
     CURRENT,
@@ -157,12 +158,9 @@ class RunFiles:
 
 
 def _summary_writer(directory: Path, state: dict[str, Any] | None) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "tensorboard=True needs TensorBoard, which is not installed: pip install 'cka-probe[tensorboard]'."
-        ) from error
+    require("tensorboard", "tensorboard", "tensorboard=True")
+    from torch.utils.tensorboard import SummaryWriter
+
     # Events of epochs that a killed run logged and the resumed one repeats are hidden.
     return SummaryWriter(str(directory), purge_step=None if state is None else state["epoch"] + 1)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .batches import Batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["RunState"]
 
