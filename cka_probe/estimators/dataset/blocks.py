@@ -1,6 +1,6 @@
-"""Exact CKA of a whole data set by blocks of its Gram matrices, for any kernel and any width.
+"""Exact CKA of a whole data set from blocks of its Gram matrices, for any kernel and any width.
 
-The features are kept; the n x n Gram matrices never exist as a whole.
+The features of all samples stay in memory; no n x n Gram matrix is ever formed as a whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ..hsic import pairwise_inner, scaled_features
 from ..kernels import Kernel, Linear
 from ..validation import Array, check_estimator, check_layer_features, namespace
 
+__all__ = ["blocked_cka"]
+
 
 def blocked_cka(
     xs: Sequence[Array],
@@ -26,24 +28,24 @@ def blocked_cka(
     block: int = 512,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] | None = None,
 ) -> Array:
-    """CKA of every pair of layers over all samples, block by block.
+    """CKA of every pair of layers over all samples, computed block by block.
 
-    Equal to ``cka`` on the whole arrays; memory for each layer is one block of its Gram matrix.
+    The values equal ``cka`` on the whole arrays. Beside the features, each layer needs memory for one block only.
 
     Parameters
     ----------
     xs : sequence of arrays (n, p_i)
         Features of the layers of one network, all samples.
     ys : sequence of arrays (n, q_j), optional
-        Features of the other; ``xs`` again when left out.
+        Features of the layers of the other network; ``xs`` when left out.
     kernel : Kernel, optional
-        Linear when left out. A median bandwidth is measured on the first ``block`` samples of each layer, then fixed.
+        Linear when left out. A median bandwidth is measured on the first ``block`` samples of each layer and then kept.
     estimator : "unbiased" or "biased"
         The ratio of HSIC_1 or of HSIC_0.
     block : int
-        Side of a block.
+        Number of rows and columns of a block.
     progress : callable, optional
-        Wraps the iterator over blocks, given it and its length.
+        Called with the iterator over blocks and its length; returns an iterator over the same blocks.
 
     Returns
     -------
@@ -53,11 +55,11 @@ def blocked_cka(
     Raises
     ------
     TypeError, ValueError
-        For bad features, named by their place, and for a block that is not positive.
+        If features are invalid (the message names the layer by its place), or ``block`` is below 1.
 
     References
     ----------
-    MATH 1 and 2.
+    docs/theory.md, sections 1 and 2.
 
     Examples
     --------
@@ -76,7 +78,9 @@ def blocked_cka(
     xp = namespace(left[0].x, right[0].x, names=("xs[0]", "ys[0]"))
     n = left[0].x.shape[0]
     if right[0].x.shape[0] != n:
-        raise ValueError(f"`xs` hold {n} samples and `ys` {right[0].x.shape[0]}: they must be the same.")
+        raise ValueError(
+            f"`xs` hold {n} samples and `ys` {right[0].x.shape[0]}. Both must hold the same samples in the same order."
+        )
     spans = [(start, min(start + block, n)) for start in range(0, n, block)]
     pairs = [(rows, columns) for i, rows in enumerate(spans) for columns in spans[i:]]
     for layer in left if right is left else [*left, *right]:
@@ -85,7 +89,7 @@ def blocked_cka(
     cross = self_x = self_y = None
     blocks: Iterator[Any] = iter(pairs)
     for rows, columns in blocks if progress is None else progress(blocks, len(pairs)):
-        # A block off the diagonal stands for itself and its transpose.
+        # Gram matrices are symmetric: a block off the diagonal counts for its transpose too.
         weight = 1.0 if rows == columns else 2.0
         flat_x = xp.stack([layer.centred(xp, rows, columns, estimator) for layer in left], axis=0)
         flat_y = flat_x
@@ -106,11 +110,11 @@ def blocked_cka(
 
 
 class _Layer:
-    """One layer: its features, its kernel, and the row means that centring needs."""
+    """Features of one layer, its kernel, and the scaled row sums that centring subtracts."""
 
     def __init__(self, x: Array, kernel: Kernel, block: int) -> None:
         self.linear = isinstance(kernel, Linear)
-        # Centred and scaled features: the same CKA, and Gram entries of about 1.
+        # Centring and scaling leave linear CKA unchanged and keep the Gram entries near 1.
         self.x = scaled_features(x)[0] if self.linear else x
         fixed = getattr(kernel, "fixed", None)
         self.constant = not bool(array_namespace(x).any(x != x[:1, :]))
@@ -120,7 +124,7 @@ class _Layer:
         self.total: Array = None
 
     def measure(self, xp: ModuleType, spans: Sequence[tuple[int, int]], estimator: str) -> None:
-        """Row sums of the Gram matrix (without its diagonal for the unbiased estimator), as what centring subtracts."""
+        """Compute what centring subtracts, from the row sums of the Gram matrix (unbiased: without its diagonal)."""
         if self.constant:
             return
         n = self.x.shape[0]
@@ -151,7 +155,7 @@ class _Layer:
             self.total = xp.sum(rows) / (n * n)
 
     def centred(self, xp: ModuleType, rows: tuple[int, int], columns: tuple[int, int], estimator: str) -> Array:
-        """One block of the centred (or U-centred) Gram matrix, flat; exactly 0 for a constant layer."""
+        """One block of the centred (unbiased: U-centred) Gram matrix, flattened; exactly 0 for a constant layer."""
         if self.constant:
             size = (rows[1] - rows[0]) * (columns[1] - columns[0])
             return xp.zeros((size,), dtype=self.x.dtype, device=self.x.device)

@@ -1,4 +1,4 @@
-"""What sums over samples give once they are about the mean: HSIC of all pairs, and of all samples but one."""
+"""HSIC of all pairs of layers, of all samples and with one sample left out, from sums about the mean."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from ..validation import Array
 if TYPE_CHECKING:
     from .moment_sums import MomentSums
 
+__all__ = ["CentredSums"]
+
 
 @dataclass(frozen=True)
 class CentredSums:
-    """Sums about the mean, in units of the scale of each layer, and what they give for all pairs that are needed.
+    """Sums about the mean, in units of the scale of each layer; right for the pairs that the layout compares.
 
     Attributes
     ----------
     sums : MomentSums
-        What they come from.
+        The sums about the first shift that these were computed from.
     samples : int
         Number of samples.
     delta : array (columns,)
-        What the mean asks to be added to each column.
+        Added to each scaled column, it moves the mean to 0.
     ww, wu : array
-        Sums of w w' and w u' about the mean.
+        Sums of w w' and w u' about the mean (see ``moment_sums``).
     cross : array (parts, parts)
         ||C||_F^2 of all pairs of parts.
     """
@@ -41,30 +43,30 @@ class CentredSums:
     cross: Array
 
     def inner(self, estimator: str) -> Array:
-        """<A, B> (parts, parts) of centred ("biased") or U-centred Gram matrices."""
+        """Inner products <A, B> (parts, parts) of the centred ("biased") or U-centred ("unbiased") Gram matrices."""
         if estimator == "biased":
             return self.cross
         totals = self.ww[0, 1:]
         return unbiased_inner(self.cross, self.ww[1:, 1:], totals[:, None], totals[None, :], self.samples)
 
     def layers(self, of_parts: Array) -> Array:
-        """Sums (layers, layers) over the parts of layers, of sums (parts, parts) over theirs."""
+        """Add up values (parts, parts) over the parts of each layer, to (layers, layers)."""
         xp, gather = array_namespace(of_parts), self.sums.layout.gather_parts
         sums = xp.matrix_transpose(gather(xp, xp.matrix_transpose(gather(xp, of_parts))))
-        return (sums + xp.matrix_transpose(sums)) / 2  # symmetric to the last bit
+        return (sums + xp.matrix_transpose(sums)) / 2  # exactly symmetric
 
     def floor(self) -> Array:
-        """Self terms (layers,) below this are the rounding of the sums that they are the difference of."""
+        """Rounding error (layers,) of the self terms: a smaller self term counts as 0."""
         xp = array_namespace(self.ww)
         totals = self.sums.layout.gather_parts(xp, self.ww[0, 1:])
         return 64 * float(xp.finfo(xp.float64).eps) * totals * totals
 
     def of_samples(self, x: Array) -> Array:
-        """Samples x (m, columns) as the sums have them: centred and scaled, float64."""
+        """Samples x (m, columns), centred and scaled like the sums, in float64."""
         return self.sums.scaled(array_namespace(x), x) + self.delta
 
     def without_each(self, v: Array, estimator: str) -> Array:
-        """<A, B> (m, layers, layers) without one of the samples v (m, columns) of ``of_samples`` at a time."""
+        """<A, B> (m, layers, layers), each time without one of the samples v (m, columns) of ``of_samples``."""
         xp, layout, n = array_namespace(v), self.sums.layout, self.samples
         count = len(layout.widths)
         a = layout.cut(layout.layer_spans, (0, layout.columns)).sum_columns(xp, v * v)
@@ -89,10 +91,11 @@ class CentredSums:
         return without_each(total, share, diagonal, n, estimator)
 
     def _shares(self, xp: ModuleType, v: Array, a: Array, product: Array) -> Array:
+        """Share t_i of each sample in <A, B>, (m, layers, layers)."""
         layout, gather = self.sums.layout, self.sums.layout.gather_parts
         ww = self.layers(self.ww[1:, 1:])
         totals = gather(xp, self.ww[0, 1:])
-        with_norms = xp.matrix_transpose(gather(xp, xp.matrix_transpose(self.wu[1:, :])))  # sum_j b_j x_j of all layers
+        with_norms = xp.matrix_transpose(gather(xp, xp.matrix_transpose(self.wu[1:, :])))  # sum_j b_j x_j for all pairs
         x_of_b = xp.stack([v[:, b:e] @ xp.matrix_transpose(with_norms[:, b:e]) for b, e in layout.layer_spans], axis=1)
         terms = SampleTerms(product, a[:, :, None], a[:, None, :], x_of_b, xp.permute_dims(x_of_b, (0, 2, 1)))
         return unbiased_share(terms, ww, totals[:, None], totals[None, :], self.samples)

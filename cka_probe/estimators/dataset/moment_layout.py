@@ -1,4 +1,4 @@
-"""Where layers stand among the columns of their joined features, and which products of columns are needed."""
+"""Column ranges of the layers in their joined features, and the products of columns that HSIC needs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from ..validation import Array
 
+__all__ = ["STRIP", "Cut", "Layout", "Span", "Strip"]
+
 STRIP = 1024
-"""Rows of the largest piece of a product: temporary arrays stay at that many rows."""
+"""Largest number of rows of a product that is held at once, which bounds the temporary arrays."""
 
 Span = tuple[int, int]
 
 
 class Cut(NamedTuple):
-    """The spans ``first`` to ``last`` (not included) meet a range of columns in these slices of the range."""
+    """The spans ``first`` to ``last`` (excluded) that overlap a range of columns, and their slices within it."""
 
     first: int
     last: int
@@ -34,16 +36,16 @@ class Cut(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """A product that is needed: columns ``rows`` of the joined features with its columns ``columns``.
+    """One product that is needed: the columns ``rows`` of the joined features times the columns ``columns``.
 
-    A strip whose columns begin where its rows do holds its own diagonal block, and there each pair twice.
+    A strip whose columns start where its rows start contains a diagonal block, which holds each pair twice.
     """
 
     rows: Span
     columns: Span
 
     def weights(self, xp: ModuleType, like: Array) -> Array:
-        """What each column counts when the transpose of the strip is added too: 1/2 within the diagonal block."""
+        """Weight of each column when the transpose of the strip is added too: 1/2 in the diagonal block, else 1."""
         start, stop = self.columns
         ones = xp.ones((stop - start,), dtype=like.dtype, device=like.device)
         if start == self.rows[0]:
@@ -53,16 +55,16 @@ class Strip(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Layers side by side.
+    """Widths of the layers whose features stand side by side, and the pairs of layers to compare.
 
     Parameters
     ----------
     widths : tuple of int
-        Of the layers of one network, and then of the other.
+        Widths of the layers of the first network, then of the second.
     split : int or None
-        How many layers belong to the first network; None asks for every pair of layers.
+        Number of layers of the first network, to compare with those of the second; None compares every two layers.
     parts : int
-        Each layer is cut into that many parts with norms of their own.
+        Number of parts that each layer is cut into. Each part has squared norms of its own.
     """
 
     widths: tuple[int, ...]
@@ -71,18 +73,18 @@ class Layout:
 
     @cached_property
     def columns(self) -> int:
-        """Width of all layers together."""
+        """Total width of all layers."""
         return sum(self.widths)
 
     @cached_property
     def layer_spans(self) -> list[Span]:
-        """First and last column of each layer."""
+        """Column range (start, stop) of each layer."""
         ends = list(itertools.accumulate(self.widths))
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
     @cached_property
     def part_spans(self) -> list[Span]:
-        """First and last column of each part of each layer."""
+        """Column range (start, stop) of each part of each layer."""
         cuts = [
             [start + (stop - start) * k // self.parts for k in range(self.parts + 1)]
             for start, stop in self.layer_spans
@@ -91,7 +93,7 @@ class Layout:
 
     @cached_property
     def strips(self) -> list[Strip]:
-        """The products that are needed, at most ``STRIP`` rows each."""
+        """Products that are needed, each with at most ``STRIP`` rows."""
         if self.split is None:
             return [Strip(rows, (rows[0], self.columns)) for rows in _pieces((0, self.columns))]
         middle = sum(self.widths[: self.split])
@@ -100,27 +102,27 @@ class Layout:
 
     @cached_property
     def pairs(self) -> int:
-        """How many numbers the needed products hold."""
+        """Number of entries of all products that are needed."""
         return sum((r[1] - r[0]) * (c[1] - c[0]) for r, c in self.strips)
 
     def cut(self, spans: Sequence[Span], within: Span) -> Cut:
-        """The spans that meet a range of columns."""
+        """Find the spans that overlap the range of columns ``within``."""
         start, stop = within
         met = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
         slices = tuple(slice(max(spans[i][0], start) - start, min(spans[i][1], stop) - start) for i in met)
         return Cut(met[0], met[-1] + 1, slices)
 
     def spread(self, xp: ModuleType, of_layers: Array) -> Array:
-        """One value for each layer, repeated for each of its columns."""
+        """Repeat the value of each layer for each of its columns: (layers,) to (columns,)."""
         return xp.concat([xp.broadcast_to(of_layers[i], (w,)) for i, w in enumerate(self.widths)], axis=0)
 
     def spread_to_parts(self, xp: ModuleType, of_layers: Array) -> Array:
-        """One value for each layer, repeated for each of its parts."""
+        """Repeat the value of each layer for each of its parts: (layers,) to (layers * parts,)."""
         repeated = xp.broadcast_to(of_layers[:, None], (len(self.widths), self.parts))
         return xp.reshape(repeated, (-1,))
 
     def gather_parts(self, xp: ModuleType, of_parts: Array) -> Array:
-        """Sums (..., layers) over the parts (..., parts) of each layer."""
+        """Add up values over the parts of each layer: (..., layers * parts) to (..., layers)."""
         return xp.sum(xp.reshape(of_parts, (*of_parts.shape[:-1], len(self.widths), self.parts)), axis=-1)
 
 

@@ -1,13 +1,13 @@
-"""Sums over samples that hold the HSIC of pairs of layers, whatever the number of samples (linear kernel).
+"""Sums over samples that give the HSIC of pairs of layers; their size does not grow with the samples (linear kernel).
 
-Of each sample, u is its joined features minus a fixed shift, and a_l = |u_l|^2 the squared norm of layer l. With
-w = [1, a_1 .. a_L], the sums of w w', w u' and of u u' for the needed pairs of layers give HSIC_0 and HSIC_1 exactly.
-Another shift changes u to u + d, a_l to a_l + 2 d_l.u_l + |d_l|^2, and so the sums by sums: accumulators that started
-from different samples merge, and the last shift is the mean itself.
+For each sample, u is its joined features minus a fixed shift, and a_l = |u_l|^2 is the squared norm of layer l. With
+w = [1, a_1 .. a_L], the sums of w w', w u', and of u u' for the pairs of layers to compare, give HSIC_0 and HSIC_1
+exactly. Another shift changes u to u + d and a_l to a_l + 2 d_l.u_l + |d_l|^2, so the new sums follow from the old
+ones: accumulators that started with different shifts can merge, and at the end the shift becomes the mean.
 
-float32 features are multiplied in float32 and added up in float64. The closed form takes the fourth powers of single
-samples away from squares of sums, so samples far out (8 times the usual distance) are multiplied in float64: one at
-300 standard deviations would cost 1e-3.
+float32 features are multiplied in float32 and added up in float64. The closed form subtracts fourth powers of single
+samples from squares of sums, so samples far away (8 times the usual distance) are multiplied in float64: one sample at
+300 standard deviations would cause an error of 1e-3.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from .centred_sums import CentredSums
 from .moment_layout import Layout, Strip
 from .unit_sums import UnitSums
 
+__all__ = ["FAR", "NARROW", "NUMBERS", "ROWS", "MomentSums"]
+
 ROWS = 1024
-"""Samples that are multiplied at a time: float32 rounding stays small, and adding up in float64 costs little."""
+"""Samples per product: few enough for a small float32 rounding error, enough for cheap float64 additions."""
 
 NUMBERS = 2**24
-"""Numbers that the float64 copy of the samples at hand may hold; wide layers take fewer samples at a time."""
+"""Largest size of the float64 copy of the samples of one product; wide layers take fewer samples at a time."""
 
 NARROW = 256
-"""Up to that many columns the products are a small part of the work, and float64 costs nothing."""
+"""Up to this number of columns all products are in float64: they are a small part of the work."""
 
 FAR = 64.0
-"""A squared norm this many times the usual one sends a sample to float64."""
+"""A sample whose squared norm is this many times the usual one is multiplied in float64."""
 
 
 class MomentSums:
-    """Sums for the needed pairs of layers of one ``Layout``.
+    """Sums for the pairs of layers that a ``Layout`` compares.
 
     Parameters
     ----------
     layout : Layout
-        Widths of the layers and which pairs are needed.
+        Widths of the layers and the pairs to compare.
     unit : int
-        Columns of a unit, for ``UnitSums``; 0 for none.
+        Number of columns of a unit, for ``UnitSums``; 0 for no units.
     kept : int
-        Samples to keep, drawn at random from all, for the error of what the sums give.
+        Number of samples to keep, drawn at random from all, for the standard error.
     seed : int
-        Of that draw.
+        Seed of that draw.
     """
 
     def __init__(self, layout: Layout, *, unit: int = 0, kept: int = 0, seed: int = 0) -> None:
@@ -69,7 +71,7 @@ class MomentSums:
         self._pending: list[tuple[Array, bool]] = []
 
     def add(self, x: Array, *, single: bool) -> None:
-        """Add samples x (n, columns); with ``single`` their products may be taken in float32. Holds on to ``x``."""
+        """Add samples x (n, columns). With ``single``, products may be in float32. Keeps ``x`` until the next flush."""
         self.check_home(x, "This batch")
         self._pending.append((x, single))
         self.samples += x.shape[0]
@@ -78,24 +80,27 @@ class MomentSums:
 
     @property
     def _some_array(self) -> Array:
-        """Any array of the samples so far, or None."""
+        """An array of the samples added so far, or None."""
         return self._pending[0][0] if self._pending else self.shift
 
     def check_home(self, x: Array, what: str) -> None:
-        """Raise unless ``x`` is of the library and on the device of the samples so far."""
+        """Raise unless ``x`` has the library and the device of the samples added before."""
         before = self._some_array
         if before is None:
             return
         namespace(x, before, names=(what.lower(), "those before"))
         if device(x) != device(before):
-            raise ValueError(f"{what} is on {device(x)}, those before on {device(before)}. Move it first.")
+            raise ValueError(
+                f"{what} is on {device(x)}, the samples before are on {device(before)}. Move it to that device first."
+            )
 
     @property
     def _chunk(self) -> int:
+        """Number of samples per product."""
         return max(64, min(ROWS, NUMBERS // self.layout.columns))
 
     def flush(self) -> None:
-        """Take up the samples that wait for more, so that products are of many samples at a time."""
+        """Add the pending samples to the sums. Small batches wait here, so that each product has many samples."""
         if not self._pending:
             return
         arrays, singles = zip(*self._pending, strict=True)
@@ -111,9 +116,9 @@ class MomentSums:
             self._take(xp, x[start : min(start + self._chunk, x.shape[0]), :], all(singles))
 
     def _start(self, xp: ModuleType, x: Array) -> None:
-        """Shift, and one scale for each layer for good: a power of two, so that dividing by it rounds nothing."""
+        """Set the shift, and one scale for each layer: a power of two, so that the division is exact."""
         x = xp.astype(x, xp.float64)
-        # By way of the first sample: exact for a constant layer.
+        # Subtracting the first sample before the mean is exact for a constant layer.
         self.shift = x[0, :] + xp.mean(x - x[:1, :], axis=0)
         squares = (x - self.shift) ** 2
         norms = self.layout.cut(self.layout.layer_spans, (0, self.layout.columns)).sum_columns(xp, squares)
@@ -131,7 +136,7 @@ class MomentSums:
         self.strips = [zeros(r[1] - r[0], c[1] - c[0]) for r, c in self.layout.strips]
 
     def _keep(self, xp: ModuleType, x: Array) -> None:
-        """Keep the samples with the smallest of all random keys: a uniform draw, and one that merges."""
+        """Keep the samples with the smallest random keys: a uniform draw that accumulators can merge."""
         if not self.kept:
             return
         keys = np.random.default_rng([self.seed, self.draws]).random(x.shape[0])
@@ -139,6 +144,7 @@ class MomentSums:
         self._choose(xp, x, keys)
 
     def _choose(self, xp: ModuleType, x: Array, keys: np.ndarray) -> None:
+        """Keep the samples with the smallest keys among those kept before and ``x``."""
         before = len(self.keys)
         every = np.concatenate([self.keys, keys])
         chosen = np.sort(np.argsort(every, kind="stable")[: self.kept])
@@ -156,10 +162,11 @@ class MomentSums:
         self.rows = xp.concat([rows, taken], axis=0)
 
     def scaled(self, xp: ModuleType, x: Array) -> Array:
-        """Samples less the shift, each layer divided by its scale, in float64."""
+        """Samples minus the shift, each layer divided by its scale, in float64."""
         return (xp.astype(x, xp.float64) - self.shift) / self.layout.spread(xp, self.scale)
 
     def _take(self, xp: ModuleType, x: Array, single: bool) -> None:
+        """Add the products of samples x (n, columns) to all sums."""
         v = self.scaled(xp, x)
         spans = self.layout.part_spans
         norms = self.layout.cut(spans, (0, v.shape[1])).sum_columns(xp, v * v)
@@ -183,7 +190,7 @@ class MomentSums:
                 self.strips[i] += xp.matrix_transpose(u[:, slice(*rows)]) @ u[:, slice(*columns)]
 
     def merge(self, other: MomentSums) -> None:
-        """Add the samples of ``other``, of the same layout, library and device, whatever its shift and scale."""
+        """Add the samples of ``other``: same layout, library and device; its shift and scale may differ."""
         if other._some_array is not None:
             self.check_home(other._some_array, "The other side")
         self.flush()
@@ -212,9 +219,9 @@ class MomentSums:
         self.draws += other.draws
 
     def moved(self, factor: Array | None, delta: Array, receive: Callable[[int, Array], None]) -> tuple[Array, Array]:
-        """The sums w w' and w u' of factor * u + delta; each strip of u u' goes to ``receive`` with its number.
+        """Sums of w w' and w u' for factor * u + delta; ``receive`` is called with each index and strip of u u'.
 
-        Only entries of pairs of layers that the layout needs are right.
+        Only the entries of pairs of layers that the layout compares are right.
         """
         xp = array_namespace(delta)
         layout, ww, wu = self.layout, self.ww, self.wu
@@ -247,7 +254,7 @@ class MomentSums:
         return xp.concat([first, rest], axis=0), xp.concat([(s + n * delta)[None, :], new_wu], axis=0)
 
     def _mix(self, xp: ModuleType, mixed: Array, strip: Strip, products: Array, delta: Array) -> None:
-        """Add what a strip of u u' and its transpose hold of the sums of (d_l.u_l) u'."""
+        """Add the part of a strip of u u', and of its transpose, to the sums of (d_l.u_l) u'."""
         spans, (r, c) = self.layout.part_spans, strip
         weights = strip.weights(xp, delta)
         cut, d = self.layout.cut(spans, r), delta[slice(*r)]
@@ -258,7 +265,7 @@ class MomentSums:
         mixed[cut.first : cut.last, slice(*r)] += xp.stack([products[:, k] @ d[k] for k in cut.slices], axis=0)
 
     def centred(self) -> CentredSums:
-        """The sums about the mean of all samples."""
+        """Sums about the mean of all samples."""
         self.flush()
         xp = array_namespace(self.shift)
         layout, parts = self.layout, len(self.layout.part_spans)
@@ -277,7 +284,7 @@ class MomentSums:
         return CentredSums(self, self.samples, delta, ww, wu, cross)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on, in arrays of its own."""
+        """State from which another process can continue; arrays are copies."""
         self.flush()
         return {
             "widths": list(self.layout.widths),
@@ -300,7 +307,7 @@ class MomentSums:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> MomentSums:
-        """The sums that ``state_dict`` came from."""
+        """Make sums from a ``state_dict()``."""
         layout = Layout(tuple(state["widths"]), state["split"], state["parts"])
         sums = cls(layout, unit=state["unit"], kept=state["kept"], seed=state["seed"])
         sums.samples, sums.draws = state["samples"], state["draws"]
@@ -314,5 +321,5 @@ class MomentSums:
 
 
 def _copy(array: Array) -> Array:
-    """A copy, because sums grow in place."""
+    """Copy, because sums are updated in place."""
     return None if array is None else array_namespace(array).asarray(array, copy=True)

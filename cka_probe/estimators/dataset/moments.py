@@ -1,4 +1,4 @@
-"""Exact CKA of a whole data set in one pass, from sums that merge (linear kernel)."""
+"""Exact CKA of a whole data set in one pass over its batches, from sums that can merge (linear kernel)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from .centred_sums import CentredSums
 from .moment_layout import Layout
 from .moment_sums import MomentSums
 
+__all__ = ["PRODUCTS", "MomentCKA", "check_layout", "checked_layers", "jackknife_error", "join"]
+
 PRODUCTS = 2**24
-"""Numbers that the leave-one-out products of all pairs of layers may fill at a time."""
+"""Largest number of leave-one-out products of all pairs of layers that are held at once."""
 
 
 class MomentCKA:
     """Exact CKA of all pairs of layers over a whole data set, one batch at a time, with the linear kernel.
 
-    Memory does not grow with the samples: 8 bytes for each product of two features whose layers are compared, that is
-    half the square of the total width for ``ys=None``, plus ``error_samples`` samples. float32 features cost half the
+    Memory does not grow with the samples. It takes 8 bytes for each product of two features whose layers are compared
+    (for ``ys=None`` half the square of the total width), and ``error_samples`` samples. float32 features take half the
     time of float64.
 
     Parameters
     ----------
     error_samples : int
-        Samples that are kept, drawn at random from all, for ``standard_error``; 0 for none.
+        Number of samples to keep for ``standard_error``, drawn at random from all; 0 for none.
     seed : int
-        Of that draw.
+        Seed of that draw.
 
     Attributes
     ----------
     samples, batches : int
-        Added so far.
+        Number of samples and of batches added so far.
 
     Raises
     ------
@@ -45,7 +47,7 @@ class MomentCKA:
 
     References
     ----------
-    MATH 2; Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5.
+    Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5. docs/theory.md, section 2.
 
     Examples
     --------
@@ -69,7 +71,7 @@ class MomentCKA:
 
     @property
     def samples(self) -> int:
-        """Samples added so far."""
+        """Number of samples added so far."""
         return 0 if self.sums is None else self.sums.samples
 
     def update(self, xs: Sequence[Array], ys: Sequence[Array] | None = None) -> None:
@@ -80,12 +82,13 @@ class MomentCKA:
         xs : sequence of arrays (n, p_i)
             Features of the layers of one network.
         ys : sequence of arrays (n, q_j), optional
-            Features of the other; left out, every pair of ``xs``.
+            Features of the layers of the other network; when left out, every two layers of ``xs`` are compared.
 
         Raises
         ------
         TypeError, ValueError
-            For bad features, named by their place; for other layers, widths or devices than before.
+            If features are invalid (the message names the layer by its place), or if the layers, their widths or the
+            device differ from those before.
         """
         layout, features = checked_layers(xs, ys)
         if self.sums is None:
@@ -96,16 +99,16 @@ class MomentCKA:
         self.batches += 1
 
     def merge(self, other: MomentCKA) -> None:
-        """Add the samples that ``other`` has seen, whatever its shift and scale (another process, another shard).
+        """Add all samples of ``other``, for example from another process.
 
-        Give each process its own ``seed``, so that it draws its samples for the error on its own.
+        Give each process its own ``seed``, so that the samples kept for the error are drawn independently.
 
         Raises
         ------
         ValueError
-            If the two hold other layers or lie on different devices.
+            If the two hold different layers or lie on different devices.
         TypeError
-            If their arrays belong to different libraries.
+            If their arrays come from different libraries.
         """
         if other.sums is None:
             return
@@ -123,7 +126,7 @@ class MomentCKA:
         return self.sums.centred()
 
     def _split(self, xp: ModuleType, of_pairs: Array) -> tuple[Array, Array, Array]:
-        """Cross terms (..., layers_x, layers_y) and both self terms from all pairs (..., layers, layers)."""
+        """Cross terms (..., layers_x, layers_y) and the self terms of both sides, from (..., layers, layers)."""
         assert self.sums is not None
         own = xp.linalg.diagonal(of_pairs)
         split = self.sums.layout.split
@@ -132,6 +135,7 @@ class MomentCKA:
         return of_pairs[..., :split, split:], own[..., :split], own[..., split:]
 
     def _ratio(self, xp: ModuleType, of_pairs: Array, floor: Array) -> Array:
+        """CKA (..., layers_x, layers_y) from inner products (..., layers, layers)."""
         assert self.sums is not None
         split = self.sums.layout.split
         cross, self_x, self_y = self._split(xp, of_pairs)
@@ -139,7 +143,7 @@ class MomentCKA:
         return ratio(xp, cross, self_x[..., :, None], self_y[..., None, :], floor_x[:, None], floor_y[None, :])
 
     def compute(self, estimator: str = "unbiased") -> Array:
-        """CKA of all pairs over all samples so far.
+        """CKA of all pairs of layers over all samples added so far.
 
         Parameters
         ----------
@@ -149,19 +153,19 @@ class MomentCKA:
         Returns
         -------
         array (layers_x, layers_y) of float64
-            At most 1, may be negative for the unbiased estimator; NaN in the rows and columns of constant layers.
+            At most 1; the unbiased estimator may be negative. NaN in the rows and columns of constant layers.
 
         Raises
         ------
         ValueError
-            If fewer samples were added than the estimator needs, or for an unknown estimator.
+            If fewer samples were added than the estimator needs, or if the estimator is unknown.
         """
         centred = self._centred(check_estimator(estimator))
         xp = array_namespace(centred.ww)
         return self._ratio(xp, centred.inner(estimator), centred.floor())
 
     def hsic(self, estimator: str = "unbiased") -> Array:
-        """HSIC of all pairs over all samples so far.
+        """HSIC of all pairs of layers over all samples added so far.
 
         Parameters
         ----------
@@ -171,7 +175,7 @@ class MomentCKA:
         Returns
         -------
         array (layers_x, layers_y) of float64
-            In the squared units of both features.
+            In the squared units of the features of both layers.
 
         Raises
         ------
@@ -185,12 +189,12 @@ class MomentCKA:
         return self._split(xp, values)[0] / normalizer(self.samples, estimator)
 
     def standard_error(self, estimator: str = "unbiased") -> Array:
-        """Standard error of ``compute()``: the jackknife over samples, from those that were kept.
+        """Standard error of ``compute()``: a jackknife over the samples that were kept.
 
-        CKA without sample i is exact for each kept sample; their variance stands for that of all. With no more than
-        ``error_samples`` samples it is the whole jackknife. Use it with Student's t of ``degrees_of_freedom``. Samples
-        count as independent: positions or tokens of one input are not, and the error is then too small. So it is when
-        CKA rests on a few samples in a million that were not drawn.
+        CKA without sample i is computed exactly for each kept sample i. The variance of these values estimates the
+        variance over all samples; with at most ``error_samples`` samples it is the full jackknife. For an interval, use
+        Student's t with ``degrees_of_freedom``. The error is too small when samples are not independent (positions or
+        tokens of one input), or when CKA depends on a few samples in a million that were not drawn.
 
         Parameters
         ----------
@@ -200,8 +204,8 @@ class MomentCKA:
         Returns
         -------
         array (layers_x, layers_y) of float64
-            0 for a layer with itself; NaN where CKA is undefined, without kept samples, and below 5 samples (biased:
-            3).
+            0 for a layer with itself. NaN where CKA is undefined, without kept samples, and for fewer than 5 samples
+            (biased: 3).
 
         Raises
         ------
@@ -210,7 +214,7 @@ class MomentCKA:
 
         References
         ----------
-        Tukey, Bias and confidence in not quite large samples, 1958. MATH 4.
+        Tukey, Bias and confidence in not quite large samples, 1958. docs/theory.md, section 4.
         """
         minimum = check_estimator(estimator)
         centred = self._centred(minimum)
@@ -228,11 +232,11 @@ class MomentCKA:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of Student's t for ``standard_error``: one less than the samples that it rests on."""
+        """Degrees of freedom of Student's t for ``standard_error``: the number of kept samples minus 1."""
         return max(0, min(self.samples, self.error_samples) - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on."""
+        """State from which another process can continue."""
         return {
             "error_samples": self.error_samples,
             "seed": self.seed,
@@ -241,35 +245,35 @@ class MomentCKA:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``.
+        """Continue from a ``state_dict()``.
 
         Raises
         ------
         ValueError
-            If the number of samples kept for the error differs.
+            If ``error_samples`` differs.
         """
         if state["error_samples"] != self.error_samples:
             raise ValueError(
-                f"The saved state has error_samples={state['error_samples']}, this one {self.error_samples}."
+                f"The saved state has error_samples={state['error_samples']}, this MomentCKA {self.error_samples}."
             )
         self.seed, self.batches = state["seed"], state["batches"]
         self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])
 
 
 def jackknife_error(xp: ModuleType, without: Array, n: int) -> Array:
-    """Jackknife standard error (...) from statistics (m, ...) without one of m samples each, drawn from n."""
+    """Jackknife standard error (...) from statistics (m, ...), each without one sample, for m of n samples."""
     deviation = without - xp.mean(without, axis=0, keepdims=True)
     variance = xp.sum(deviation * deviation, axis=0) / (without.shape[0] - 1)
     return (n - 1) * xp.sqrt(variance / n)
 
 
 def checked_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> tuple[Layout, list[Array]]:
-    """The layout of checked features of one batch, and the features of all layers.
+    """Check the features of one batch; return their layout and the features of all layers.
 
     Raises
     ------
     TypeError, ValueError
-        For bad features, named by their place, and for different numbers of samples.
+        If features are invalid (the message names the layer by its place), or the numbers of samples differ.
     """
     check_layer_lists(xs, ys)
     left = [constant(x) for x in check_layer_features(xs, "xs", minimum=1)]
@@ -278,18 +282,18 @@ def checked_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> tuple[Lay
     right = [constant(y) for y in check_layer_features(ys, "ys", minimum=1)]
     if left[0].shape[0] != right[0].shape[0]:
         raise ValueError(
-            f"`xs` hold {left[0].shape[0]} samples and `ys` {right[0].shape[0]}. Both must be of the same samples."
+            f"`xs` hold {left[0].shape[0]} samples and `ys` {right[0].shape[0]}. Both must hold the same samples."
         )
     return Layout(tuple(x.shape[1] for x in [*left, *right]), len(left)), [*left, *right]
 
 
 def check_layout(layout: Layout, before: Layout, what: str = "this batch") -> None:
-    """Raise a ValueError unless a batch, or ``what`` else, has the layers of those before."""
+    """Raise ValueError unless the layers of ``what`` equal those added before."""
     if (layout.widths, layout.split) == (before.widths, before.split):
         return
     raise ValueError(
         f"The layers of {what} are {_described(layout)}, those before {_described(before)}. "
-        "Every batch must bring the same layers."
+        "Every batch must hold the same layers."
     )
 
 
@@ -300,7 +304,7 @@ def _described(layout: Layout) -> str:
 
 
 def join(features: Sequence[Array]) -> tuple[bool, Array]:
-    """Whether all features are float32, and the features side by side, copied."""
+    """Whether all features are float32, and a copy of the features side by side (n, columns)."""
     xp = array_namespace(*features)
     single = all(x.dtype == xp.float32 for x in features)
     if not single:

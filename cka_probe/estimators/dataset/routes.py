@@ -1,4 +1,4 @@
-"""Which way to the CKA of a whole data set is cheapest."""
+"""Choose the cheapest way to compute CKA over a whole data set."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from ..kernels import RBF, Kernel, Linear
 
+__all__ = ["SKETCH_SIZE", "Route", "choose_route"]
+
 SKETCH_SIZE = 512
-"""Random projections of a layer on the sketch route."""
+"""Number of random projections of each layer on the sketch route."""
 
 
 class Route(NamedTuple):
-    """A way to compute, and why: "moments", "blocks" or "sketch"."""
+    """Name of the route ("moments", "blocks" or "sketch") and the reason for it."""
 
     name: str
     reason: str
@@ -26,32 +28,33 @@ def choose_route(
     kernel: Kernel | None = None,
     memory: int = 4 * 2**30,
 ) -> Route:
-    """The cheapest exact way that fits into memory, and a sketch where none does.
+    """The cheapest exact route that fits into memory, or a sketch if none does.
 
     Parameters
     ----------
     samples : int or None
-        Samples of the data set; None when the data cannot tell.
+        Number of samples of the data set; None when it is not known.
     widths_x, widths_y : sequence of int
-        Widths of the layers of both networks; ``widths_y`` None for all pairs of the first.
+        Widths of the layers of both networks. Without ``widths_y`` every two layers of the first are compared.
     kernel : Kernel, optional
-        Linear when left out. Only it has the moment route; only it and a fixed RBF have a sketch.
+        Linear when left out. Only the linear kernel has moments; only the linear and the RBF kernel have a sketch.
     memory : int
-        Bytes that statistics and kept features may take.
+        Limit in bytes for statistics and kept features.
 
     Returns
     -------
     Route
-        Its name and a reason to print.
+        Name of the route and a reason that can be printed.
 
     Raises
     ------
     ValueError
-        If neither fits and the kernel has no sketch.
+        If no exact route fits into memory and the kernel has no sketch.
 
     References
     ----------
-    MATH 2: n D^2 multiply-adds and D^2 numbers by moments; n^2 D + n^2 L^2 / 2 and n D numbers by blocks.
+    docs/theory.md, section 2: for l layers with a total width of D, moments take n D^2 multiply-adds and D^2 numbers,
+    blocks n^2 D + n^2 l^2 / 2 multiply-adds and n D numbers.
 
     Examples
     --------
@@ -70,14 +73,16 @@ def choose_route(
     blocks_fit = feature_bytes is not None and feature_bytes <= memory
     if moments_fit and blocks_fit:
         assert samples is not None
-        by_moments = 2 * samples * square  # float64 products run at half the speed of float32
+        by_moments = 2 * samples * square  # float64 products take twice the time of float32
         by_blocks = samples**2 * (width + layers**2 / 2)
         if by_blocks < by_moments:
             return Route("blocks", f"{samples} samples are few against a total width of {width}")
     if moments_fit:
-        return Route("moments", f"a total width of {width} takes {moment_bytes / 2**20:.0f} MiB, whatever the samples")
+        return Route(
+            "moments", f"a total width of {width} takes {moment_bytes / 2**20:.0f} MiB for any number of samples"
+        )
     if blocks_fit:
-        why = "the kernel is not linear" if not linear else f"a total width of {width} is too much for moments"
+        why = "the kernel is not linear" if not linear else f"moments of a total width of {width} do not fit"
         return Route("blocks", f"{why}; the features take {(feature_bytes or 0) / 2**20:.0f} MiB")
     if linear or isinstance(kernel, RBF):
         return Route("sketch", f"neither moments nor features of width {width} fit into {memory / 2**20:.0f} MiB")

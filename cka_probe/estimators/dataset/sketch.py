@@ -1,7 +1,7 @@
-"""CKA of a whole data set for layers too wide for moments and too many samples to keep: by random projections.
+"""CKA of a whole data set by random projections, for layers too wide for moments and too many samples to keep.
 
-Between two layers with projections of their own, HSIC_1 of the projections is unbiased. That of a layer with itself is
-not: each projection meets itself. So self terms are taken over pairs of different projections only.
+For two layers with independent projections, HSIC_1 of the projections is unbiased. For a layer with itself it is not,
+because each projection is compared with itself. So self terms use pairs of different projections only.
 """
 
 from __future__ import annotations
@@ -23,45 +23,47 @@ from .moment_sums import MomentSums
 from .moments import check_layout, checked_layers, jackknife_error
 from .projections import Frequencies, Signs
 
+__all__ = ["GROUPS", "SketchCKA"]
+
 GROUPS = 16
-"""Groups of projections of a layer, left out one at a time for the error of the sketch."""
+"""Number of groups of projections of each layer. The error leaves out one group at a time."""
 
 
 class SketchCKA:
     """Unbiased CKA of all pairs of layers over a whole data set by random projections, one batch at a time.
 
-    Memory does not grow with the samples, and with the width of a layer only by ``size`` bytes for each feature (RBF: 4
-    ``size`` bytes). The pairs of layers hold 8 ``size``^2 bytes each (RBF: 32 ``size``^2).
+    Memory does not grow with the samples. Each feature of a layer takes ``size`` bytes (RBF: 4 ``size``), each pair of
+    layers 8 ``size``^2 bytes (RBF: 32 ``size``^2).
 
     Parameters
     ----------
     size : int
-        Random projections (RBF: frequencies) of each layer, a multiple of 16. The error of the sketch falls with its
-        root.
+        Number of random projections (RBF: frequencies) of each layer, a multiple of 16. The error of the sketch falls
+        with its square root.
     kernel : Linear or RBF, optional
-        Linear when left out. A median bandwidth is measured on the first batch, then fixed.
+        Linear when left out. A median bandwidth is measured on the first batch and then kept.
     seed : int
-        Of the projections. Accumulators that will merge need the same.
+        Seed of the projections. Accumulators that will merge need the same seed.
 
     Attributes
     ----------
     samples, batches : int
-        Added so far.
+        Number of samples and of batches added so far.
     degrees_of_freedom : int
-        Of Student's t for ``projection_error``.
+        Degrees of freedom of Student's t for ``projection_error``.
 
     Raises
     ------
     ValueError
-        If ``size`` is no positive multiple of 16.
+        If ``size`` is not a positive multiple of 16.
     TypeError
-        For a kernel without a sketch.
+        If the kernel has no sketch.
 
     References
     ----------
-    MATH 2. Achlioptas, Database-friendly random projections, JCSS 2003; Rahimi and Recht, Random Features for
-    Large-Scale Kernel Machines, NIPS 2007. Chun, Canatar, Chung, Lee, Estimating Neural Representation Alignment from
-    Sparsely Sampled Inputs and Features, 2025 (self terms over different features).
+    Achlioptas, Database-friendly random projections, JCSS 2003. Rahimi and Recht, Random Features for Large-Scale
+    Kernel Machines, NIPS 2007. Chun, Canatar, Chung, Lee, Estimating Neural Representation Alignment from Sparsely
+    Sampled Inputs and Features, 2025 (self terms over different features). docs/theory.md, section 2.
 
     Examples
     --------
@@ -83,7 +85,7 @@ class SketchCKA:
             raise ValueError(f"`size` must be a positive multiple of {GROUPS}, got {size}.")
         self.kernel = kernel or Linear()
         if not isinstance(self.kernel, Linear | RBF):
-            raise TypeError(f"There is a sketch of the Linear and the RBF kernel, not of {self.kernel!r}.")
+            raise TypeError(f"SketchCKA supports the Linear and the RBF kernel, got {self.kernel!r}.")
         self.size = size
         self.seed = seed
         self.batches = 0
@@ -94,23 +96,24 @@ class SketchCKA:
 
     @property
     def samples(self) -> int:
-        """Samples added so far."""
+        """Number of samples added so far."""
         return 0 if self.sums is None else self.sums.samples
 
     def update(self, xs: Sequence[Array], ys: Sequence[Array] | None = None) -> None:
-        """Add one batch of any size (the first with at least 2 samples for a median bandwidth).
+        """Add one batch of any size. For a median bandwidth the first batch needs at least 2 samples.
 
         Parameters
         ----------
         xs : sequence of arrays (n, p_i)
             Features of the layers of one network.
         ys : sequence of arrays (n, q_j), optional
-            Features of the other; left out, every pair of ``xs``.
+            Features of the layers of the other network; when left out, every two layers of ``xs`` are compared.
 
         Raises
         ------
         TypeError, ValueError
-            For bad features, named by their place; for other layers or widths than before.
+            If features are invalid (the message names the layer by its place), or if the layers, their widths or the
+            device differ from those before.
         """
         layout, features = checked_layers(xs, ys)
         xp = array_namespace(*features)
@@ -135,7 +138,7 @@ class SketchCKA:
                     "A median bandwidth needs at least 2 samples in the first batch, got 1. Pass a number as "
                     "`bandwidth`, or larger batches."
                 )
-            # NaN where more than half of all pairs coincide, as of a constant layer: so is then the layer's CKA.
+            # NaN if more than half of all pairs coincide, as in a constant layer; CKA of the layer is NaN then.
             self.bandwidths = [_number(self.kernel.width(x)) for x in features]
         self.features = layout
         self.sums = self._new_sums(layout, unit)
@@ -151,12 +154,14 @@ class SketchCKA:
         return Signs(x, self.size, seed)
 
     def merge(self, other: SketchCKA) -> None:
-        """Add the samples that ``other`` has seen, with the same projections.
+        """Add all samples of ``other``, which must have the same projections.
 
         Raises
         ------
         ValueError
-            If the two differ in size, kernel, seed, layers or measured bandwidths.
+            If the two differ in size, kernel, seed, layers or measured bandwidths, or lie on different devices.
+        TypeError
+            If their arrays come from different libraries.
         """
         for name in ("size", "kernel", "seed"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -170,8 +175,8 @@ class SketchCKA:
         check_layout(other.features, self.features, "the statistics to merge")
         if repr(self.bandwidths) != repr(other.bandwidths):
             raise ValueError(
-                "Cannot merge: each side has measured bandwidths of its own. Pass a number as `bandwidth`, the same to "
-                "all."
+                "Cannot merge: the two sides have measured different bandwidths. Pass the same number as `bandwidth` "
+                "to all of them."
             )
         self.sums.merge(other.sums)
         self.batches += other.batches
@@ -184,7 +189,7 @@ class SketchCKA:
         return self.sums.centred()
 
     def _units(self, centred: CentredSums) -> Array:
-        """<A, A> (layers, size) of each projection, to be taken from the self terms."""
+        """Inner product <A, A> (layers, size) of each projection, which is subtracted from the self terms."""
         units = centred.sums.units
         assert units is not None
         inner = units.centred().inner()
@@ -193,13 +198,16 @@ class SketchCKA:
     def _ratio(
         self, xp: ModuleType, cross: Array, own_x: Array, own_y: Array, floor: Array, counts: tuple[int, int]
     ) -> Array:
-        """CKA from terms (..., layers, layers) and self terms (..., layers) over so many projections of x and of y."""
+        """CKA from cross terms (..., layers, layers) and self terms (..., layers).
+
+        ``counts`` are the numbers of projections of x and of y that the terms are sums over.
+        """
         assert self.features is not None
         split = self.features.split
         own_x, own_y = own_x / (counts[0] * (counts[0] - 1)), own_y / (counts[1] * (counts[1] - 1))
         cross = cross / (counts[0] * counts[1])
         if split is None:
-            # A layer meets its own projections: there the cross term is the self term.
+            # On the diagonal both sides have the same projections, so the cross term is the self term.
             eye = xp.eye(cross.shape[-1], dtype=xp.float64, device=cross.device)
             cross = xp.where(eye > 0, own_x[..., :, None] * eye, cross)
             floor_x = floor_y = floor
@@ -210,13 +218,13 @@ class SketchCKA:
         return ratio(xp, cross, own_x[..., :, None], own_y[..., None, :], floor_x, floor_y)
 
     def compute(self) -> Array:
-        """Unbiased CKA of all pairs over all samples so far, as the projections show it.
+        """Unbiased CKA of all pairs of layers over all samples added so far, estimated from the projections.
 
         Returns
         -------
         array (layers_x, layers_y) of float64
-            Not bounded by 1: see ``projection_error``. NaN in the rows and columns of constant layers, and of layers
-            whose self term the sketch cannot tell from 0.
+            May exceed 1: see ``projection_error``. NaN in the rows and columns of constant layers, and of layers whose
+            self term cannot be told from 0.
 
         Raises
         ------
@@ -232,9 +240,9 @@ class SketchCKA:
     def projection_error(self) -> Array:
         """Standard error of ``compute()`` as an estimate of the exact CKA of these samples.
 
-        A jackknife over 16 groups of projections of either layer, without what it counts twice. The error of drawing
-        the samples comes on top; there is none from a sketch, because what single projections and single samples do
-        together would count in both.
+        It is a jackknife over 16 groups of projections of each layer, without the part that this counts twice. It does
+        not include the error of sampling the data. A sketch cannot give that error, because joint effects of
+        projections and samples would be counted in both.
 
         Returns
         -------
@@ -250,7 +258,7 @@ class SketchCKA:
         xp = array_namespace(centred.ww)
         layers, size = len(centred.sums.layout.widths), self.size
         blocks = xp.reshape(centred.inner("unbiased"), (layers, GROUPS, layers, GROUPS))
-        of_x = xp.sum(blocks, axis=3)  # (layers, groups, layers): what the terms owe to each group of x
+        of_x = xp.sum(blocks, axis=3)  # (layers, groups, layers): the part of each group of x in the terms
         cross = xp.sum(of_x, axis=1)
         units = xp.sum(xp.reshape(self._units(centred), (layers, GROUPS, -1)), axis=2)
         own = xp.linalg.diagonal(cross) - xp.sum(units, axis=1)
@@ -266,7 +274,7 @@ class SketchCKA:
         value = self._ratio(xp, cross, own, own, floor, (size, size))
         pairs = self._pair_variance(xp, value, blocks, own)
         # The jackknives of x and y hold the variance of single projections once and that of pairs of them twice. The
-        # difference estimates a variance; where it is below 0 by chance, single projections have none to speak of.
+        # difference estimates a variance, so a negative value is due to chance and counts as 0.
         single = jackknife[0] + jackknife[1] - 2 * pairs
         error = xp.sqrt(pairs + xp.where(single < 0, xp.zeros_like(single), single))
         if centred.sums.layout.split is None:
@@ -274,10 +282,10 @@ class SketchCKA:
         return error
 
     def _pair_variance(self, xp: ModuleType, value: Array, blocks: Array, own: Array) -> Array:
-        """The part of the variance of CKA that is due to pairs of projections beyond what each of them brings.
+        """Variance of CKA from pairs of projections, beyond the variance from single projections.
 
-        What is left of the terms of all pairs of groups after centring (cross) or U-centring (self terms), by the delta
-        method.
+        It comes from the terms of all pairs of groups after centring (cross terms) or U-centring (self terms), by the
+        delta method.
         """
         assert self.features is not None
         g, scale = GROUPS, (GROUPS / self.size) ** 2
@@ -288,7 +296,7 @@ class SketchCKA:
         own = own / (self.size * (self.size - 1))
         within = u_center_gram(xp.stack([table[i, i, :, :] for i in range(own.shape[0])], axis=0))
         of_own = xp.sum(within * within, axis=(1, 2)) / (g * (g - 3)) * 2 / (g * (g - 1))
-        # A self term that is not positive has no CKA, and NaN in `value`.
+        # Where a self term is not positive, `value` is NaN already.
         own = xp.where(own > 0, own, xp.ones_like(own))
         of_cross = of_cross / own[:, None] / own[None, :]
         of_own = of_own / own**2 / 4
@@ -298,7 +306,7 @@ class SketchCKA:
         return of_cross[:split, split:] + value**2 * (of_own[:split, None] + of_own[None, split:])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on; the projections follow from the seed."""
+        """State from which another process can continue; the projections follow from the seed."""
         return {
             "size": self.size,
             "kernel": repr(self.kernel),
@@ -311,7 +319,7 @@ class SketchCKA:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()`` of an accumulator with the same settings.
+        """Continue from the ``state_dict()`` of an accumulator with the same settings.
 
         Raises
         ------
@@ -320,11 +328,12 @@ class SketchCKA:
         """
         for name, mine in {"size": self.size, "kernel": repr(self.kernel), "seed": self.seed}.items():
             if state[name] != mine:
-                raise ValueError(f"The saved state has {name}={state[name]}, this sketch {mine}.")
+                raise ValueError(f"The saved state has {name}={state[name]}, this SketchCKA {mine}.")
         self.batches, self.bandwidths, self._projections = state["batches"], list(state["bandwidths"]), []
         self.features = None if state["widths"] is None else Layout(tuple(state["widths"]), state["split"])
         self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])
 
 
 def _number(width: Array | float) -> float:
+    """Bandwidth as a float; NaN instead of 0."""
     return width if isinstance(width, float) else float(as_numpy(width)[0, 0]) or math.nan

@@ -1,4 +1,4 @@
-"""Sums for the HSIC_1 of many small units at once: a random projection, or the sine and cosine of a frequency, each."""
+"""Sums for the HSIC_1 of many units at once. A unit is a random projection, or the cosine and sine of a frequency."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from array_api_compat import array_namespace
 from ..closed_form import unbiased_inner
 from ..validation import Array
 
+__all__ = ["UnitSums"]
+
 
 class UnitSums:
-    """Sums of z z' over samples for each unit u of ``size`` columns, with z = [1, |u|^2, u].
+    """Sums over samples of z z' for each unit u of ``size`` columns, with z = [1, |u|^2, u].
 
     Parameters
     ----------
     size : int
-        Columns of a unit.
+        Number of columns of a unit.
     products : array (units, 2 + size, 2 + size), optional
-        Sums so far.
+        Sums to start from.
     """
 
     def __init__(self, size: int, products: Array | None = None) -> None:
@@ -34,16 +36,16 @@ class UnitSums:
         count = xp.full_like(sums[0], float(v.shape[0]))
         rows = [xp.stack([count, *sums], axis=1)]
         for one, total in zip(columns, sums, strict=True):
-            # Column by column: the products of all units at once would not fit into memory.
+            # One column at a time: the products of all units at once would not fit into memory.
             rows.append(xp.stack([total, *(xp.sum(one * other, axis=0) for other in columns)], axis=1))
         self.add_products(xp.stack(rows, axis=1))
 
     def add_products(self, products: Array) -> None:
-        """Add sums that were taken elsewhere."""
+        """Add sums of other samples (units, 2 + size, 2 + size)."""
         self.products = products if self.products is None else self.products + products
 
     def moved(self, factor: Array | None, delta: Array) -> UnitSums:
-        """The sums of factor * u + delta; both (units * size,)."""
+        """Sums of factor * u + delta instead of u; both arguments have shape (units * size,)."""
         assert self.products is not None
         xp = array_namespace(delta)
         products = self.products
@@ -56,14 +58,14 @@ class UnitSums:
         return UnitSums(self.size, change @ products @ xp.matrix_transpose(change))
 
     def centred(self) -> UnitSums:
-        """The sums about the mean of each unit."""
+        """Sums about the mean of each unit."""
         assert self.products is not None
         xp = array_namespace(self.products)
         mean = self.products[:, 0, 2:] / self.products[:, :1, 0]
         return self.moved(None, xp.reshape(-mean, (-1,)))
 
     def inner(self) -> Array:
-        """<A, A> of each unit (units,), from centred sums."""
+        """Inner product <A, A> of each unit (units,), from centred sums."""
         assert self.products is not None
         xp, s = array_namespace(self.products), self.products
         covariance = s[:, 2:, 2:]
@@ -72,7 +74,7 @@ class UnitSums:
 
 
 def _change(xp: ModuleType, d: Array) -> Array:
-    """The map of z (units, 2 + size, 2 + size) when d (units, size) is added to u: |u + d|^2 grows by 2 d.u + |d|^2."""
+    """Matrices (units, 2 + size, 2 + size) that turn z of u into z of u + d; |u + d|^2 = |u|^2 + 2 d.u + |d|^2."""
     units, size = d.shape
     one, zero = xp.ones_like(d[:, :1]), xp.zeros_like(d[:, :1])
     eye = xp.broadcast_to(xp.eye(size, dtype=d.dtype, device=d.device), (units, size, size))

@@ -359,10 +359,10 @@ class TestMessages:
         elsewhere = array_api_strict.Device("device1")
         moved = [array_api_strict.asarray(x, device=elsewhere) for x in xs]
         statistics = feed(xs, xp=array_api_strict)
-        with pytest.raises(ValueError, match="those before on"):
+        with pytest.raises(ValueError, match="the samples before are on"):
             statistics.update(moved)
 
     def test_a_state_of_other_settings(self, rng):
         state = feed(layers(rng), error_samples=10).state_dict()
-        with pytest.raises(ValueError, match="has error_samples=10, this one 512"):
+        with pytest.raises(ValueError, match="has error_samples=10, this MomentCKA 512"):
             MomentCKA().load_state_dict(state)

@@ -223,7 +223,7 @@ class TestMessages:
                 SketchCKA(size=size)
 
     def test_kernel(self):
-        with pytest.raises(TypeError, match="a sketch of the Linear and the RBF kernel, not of Laplacian"):
+        with pytest.raises(TypeError, match="SketchCKA supports the Linear and the RBF kernel, got Laplacian"):
             SketchCKA(kernel=Laplacian())
 
     def test_too_few_samples(self, rng):
@@ -250,10 +250,10 @@ class TestMessages:
             feed(xs, size=16).merge(feed(xs, size=32))
         with pytest.raises(ValueError, match="Cannot merge: `seed` is 0 on one side and 1"):
             feed(xs, size=16).merge(feed(xs, size=16, seed=1))
-        with pytest.raises(ValueError, match="each side has measured bandwidths of its own"):
+        with pytest.raises(ValueError, match="the two sides have measured different bandwidths"):
             feed(xs, size=16, kernel=RBF()).merge(feed([2 * x for x in xs], size=16, kernel=RBF()))
 
     def test_a_state_of_other_settings(self, rng):
         state = feed(wide_pair(rng, d=20), size=16).state_dict()
-        with pytest.raises(ValueError, match="The saved state has size=16, this sketch 32"):
+        with pytest.raises(ValueError, match="The saved state has size=16, this SketchCKA 32"):
             SketchCKA(size=32).load_state_dict(state)
