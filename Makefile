@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each sets up its own environment when there is none.
+# New here? Run `make demo` or `make test`. Both create the environment if there is none.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -7,15 +7,15 @@ STAMP := $(VENV)/.cka-probe-installed
 .PHONY: help setup demo test lint docs bench gpu figures figures-dense clean
 
 help:
-	@echo "make demo     compare two trained networks, distil one from the other, write the figures (5 minutes)"
+	@echo "make demo     compare two trained networks, distill one into the other, write the figures (5 minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     build the documentation into site/"
-	@echo "make bench    time and memory beside the peers and the forward pass alone"
-	@echo "make gpu      tests and benchmark on an NVIDIA GPU; VENV= uses PYTHON as it is"
-	@echo "make figures  remake the paper-style figures"
-	@echo "make figures-dense  train the detectors and segmenters of figures/README.md anew, and draw them"
-	@echo "VENV=path reuses an environment; PYTHON=python3.12 chooses the interpreter of a new one"
+	@echo "make bench    time and memory, compared with peers and with the forward pass alone"
+	@echo "make gpu      tests and benchmark on an NVIDIA GPU; with VENV= (empty) PYTHON runs without an environment"
+	@echo "make figures  draw the figures in the style of the paper again"
+	@echo "make figures-dense  train the detectors and segmenters of figures/README.md again and draw their figures"
+	@echo "VENV=path uses that environment; PYTHON=python3.12 chooses the interpreter of a new one"
 
 setup: $(STAMP)
 
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-# One thread for each of the parallel test processes: more would only wait for each other.
+# One thread per test process: more threads would wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -49,7 +49,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/coverage.py
 
-# Both run whatever the other says: a machine with a GPU may be at hand for minutes only. OUTPUT=folder for the table.
+# The benchmark runs even if a test fails: a GPU may be available for minutes only. OUTPUT=folder is for the table.
 OUTPUT ?= benchmarks/results
 gpu: $(if $(VENV),$(STAMP))
 	status=0; export PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH}; \
