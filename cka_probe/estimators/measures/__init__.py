@@ -1,4 +1,4 @@
-"""Measures of representational similarity other than CKA, and the catalogue of all."""
+"""Measures of representational similarity other than CKA, and the catalogue that lists them by name."""
 
 from .canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
 from .catalogue import MEASURES, Measure, MeasureMatrix, uncentred_alignment

@@ -7,9 +7,22 @@ from array_api_compat import array_namespace
 from ..validation import Array
 from .subspaces import Subspace, cross_products, prepare_pair, smaller_rank, undefined
 
+__all__ = [
+    "canonical_correlations",
+    "cca_r2",
+    "correlations",
+    "mean_cca",
+    "mean_correlation",
+    "mean_squared_correlation",
+    "mean_squared_correlation_chance",
+    "projection_weighted",
+    "pwcca",
+    "svcca",
+]
+
 
 def correlations(x: Subspace, y: Subspace) -> Array:
-    """All canonical correlations of two prepared layers."""
+    """All canonical correlations (..., r) of two prepared layers."""
     return array_namespace(x.basis).linalg.svdvals(cross_products(x, y)) + undefined(x, y)[..., None]
 
 
@@ -25,7 +38,7 @@ def mean_squared_correlation(x: Subspace, y: Subspace) -> Array:
 
 
 def mean_squared_correlation_chance(x: Subspace, y: Subspace) -> Array:
-    """Its exact mean over permutations of the samples: rank x rank y / (n - 1) over the smaller rank."""
+    """Exact mean of ``mean_squared_correlation`` over permutations of the samples: the larger rank over n - 1."""
     return x.rank * y.rank / (x.basis.shape[-2] - 1) / smaller_rank(x, y)
 
 
@@ -33,7 +46,7 @@ def projection_weighted(x: Subspace, y: Subspace) -> Array:
     """PWCCA of two prepared layers."""
     xp = array_namespace(x.basis)
     left, values, _ = xp.linalg.svd(cross_products(x, y), full_matrices=False)
-    # Canonical variates of x, and how much of x each accounts for.
+    # Canonical variates of x, each weighted by how much of x it accounts for.
     variates = x.basis @ left
     weights = xp.sum(xp.abs(xp.matrix_transpose(variates) @ x.features), axis=-1)
     places = xp.arange(values.shape[-1], dtype=xp.float64, device=values.device)
@@ -55,7 +68,7 @@ def canonical_correlations(x: Array, y: Array) -> Array:
     Returns
     -------
     array (..., min(n, p, q)) of float64
-        Each from 0 to 1; those beyond the smaller rank are 0. NaN for a constant side.
+        Each from 0 to 1; those beyond the smaller rank are 0. NaN if a side is constant.
 
     Raises
     ------
@@ -64,12 +77,13 @@ def canonical_correlations(x: Array, y: Array) -> Array:
 
     Notes
     -----
-    Directions with singular values below max(n, p) times the resolution of the features' own dtype count as noise.
-    When one side has n - 1 or more independent features, all correlations are 1 whatever the features hold.
+    Directions are ignored as noise if their singular value is below max(n, p) times the resolution of the dtype of the
+    features, relative to the largest. When one side has n - 1 or more independent features, all correlations are 1 for
+    any features of the other side.
 
     References
     ----------
-    Hotelling, Relations Between Two Sets of Variates, Biometrika 1936. MATH 5.
+    Hotelling, Relations Between Two Sets of Variates, Biometrika 1936. docs/theory.md, section 5.
 
     Examples
     --------
@@ -94,8 +108,8 @@ def mean_cca(x: Array, y: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        From 0 to 1, over as many correlations as the smaller rank; NaN for a constant side. Far above 0 for unrelated
-        layers unless n is far above the widths, and 1 when a rank is n - 1.
+        From 0 to 1: the mean over as many correlations as the smaller rank. NaN if a side is constant. Far above 0 for
+        unrelated layers unless n is far above the widths, and 1 when a rank is n - 1.
 
     Raises
     ------
@@ -130,8 +144,8 @@ def cca_r2(x: Array, y: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        From 0 to 1; NaN for a constant side. The mean over permutations of the samples is exactly the larger rank over
-        n - 1.
+        From 0 to 1; NaN if a side is constant. The mean over permutations of the samples is exactly the larger rank
+        over n - 1.
 
     Raises
     ------
@@ -162,17 +176,17 @@ def svcca(x: Array, y: Array, *, variance: float = 0.99) -> Array:
     y : array (..., n, q)
         Features of the same samples.
     variance : float
-        The fewest components of each side that explain this share of its variance are kept; above 0, at most 1.
+        Share of the variance of each side to keep, by as few components as possible; above 0 and at most 1.
 
     Returns
     -------
     array (...) of float64
-        From 0 to 1; NaN for a constant side.
+        From 0 to 1; NaN if a side is constant.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, and for a ``variance`` that is no number or out of range.
+        As ``cka``, and if ``variance`` is not a number or out of range.
 
     References
     ----------
@@ -191,19 +205,19 @@ def svcca(x: Array, y: Array, *, variance: float = 0.99) -> Array:
 
 
 def pwcca(x: Array, y: Array) -> Array:
-    """The canonical correlations of two layers, averaged with weights by how much of ``x`` each direction accounts for.
+    """The weighted mean canonical correlation of two layers; a weight is how much of ``x`` a direction accounts for.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Features, n >= 2. Their single columns matter: a rotation of ``x`` changes the weights.
+        Features, n >= 2. The single columns matter: a rotation of ``x`` changes the weights.
     y : array (..., n, q)
         Features of the same samples.
 
     Returns
     -------
     array (...) of float64
-        From 0 to 1; NaN for a constant side. Not symmetric.
+        From 0 to 1; NaN if a side is constant. Not symmetric.
 
     Raises
     ------

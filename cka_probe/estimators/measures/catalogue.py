@@ -1,4 +1,4 @@
-"""All measures by name, each with its kind, its range, what it is invariant to, and its matrix over lists of layers."""
+"""All measures by name, each with its kind, its range, its invariances, and its matrix over lists of layers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from ..validation import Array, check_pair
 from . import canonical, dissimilarities, layer_mmd, neighbours, predictors, shapes, subspaces
 from .pairing import Pair, all_pairs, prepare_layers
 
+__all__ = ["MEASURES", "Measure", "MeasureMatrix", "uncentred_alignment"]
+
 
 class MeasureMatrix(NamedTuple):
-    """A measure of all pairs of layers (layers_x, layers_y), and the score of unrelated layers where it is known."""
+    """Values of a measure for all pairs of layers (layers_x, layers_y), and their chance levels where known."""
 
     values: Array
     chance: Array | None
@@ -26,22 +28,29 @@ class MeasureMatrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of how alike, or how far apart, two layers are.
+    """A similarity or distance of two layers.
 
     Attributes
     ----------
     function : callable
-        ``function(x, y, **options)``: features (n, p), (n, q) of the same samples to a 0-d array of float64.
+        ``function(x, y, **options)`` takes features (n, p) and (n, q) of the same samples and returns a 0-d array of
+        float64.
+    prepare : callable
+        ``prepare(x, **options)`` computes the statistics of one layer from checked features.
+    pair : callable
+        ``pair(a, b)`` computes the value from the statistics of two layers.
     kind : "similarity" or "distance"
-        Whether more means more alike.
+        A larger similarity means more alike, a larger distance less alike.
     limits : tuple of float
-        The least and the largest value.
+        Smallest and largest possible value.
     invariances : str
-        What may be done to the features of a side without any effect.
+        Changes of the features of a side that leave the value unchanged.
     symmetric : bool
         Whether ``function(x, y) == function(y, x)``.
     minimum : int
-        The least number of samples.
+        Smallest number of samples.
+    chance_pair : callable, optional
+        ``chance_pair(a, b)`` computes the chance level from the statistics of two layers.
     """
 
     function: Callable[..., Array]
@@ -56,22 +65,22 @@ class Measure:
 
     @property
     def chance(self) -> Callable[..., Array] | None:
-        """``chance(x, y, **options)``: the exact mean over permutations of the samples; None where none is known."""
+        """Function ``chance(x, y, **options)``: exact mean over permutations of the samples; None if not known."""
         if self.chance_pair is None:
             return None
         return partial(_chance, self)
 
     def matrix(self, xs: Sequence[Array], ys: Sequence[Array] | None = None, **options: Any) -> MeasureMatrix:
-        """The measure of every pair of layers, the statistics of each layer taken once.
+        """Values of the measure for every pair of layers; the statistics of each layer are computed once.
 
         Parameters
         ----------
         xs : sequence of arrays (n, p_i)
             Features of the layers of one network.
         ys : sequence of arrays (n, q_j), optional
-            Features of the layers of the other; ``xs`` again when left out.
+            Features of the layers of the other network; ``xs`` when left out.
         **options
-            Those of ``function``.
+            Options of ``function``.
 
         Returns
         -------
@@ -81,14 +90,14 @@ class Measure:
         Raises
         ------
         TypeError, ValueError
-            As ``function``, naming the layer by its place.
+            As ``function``; the message names the layer by its place. Also for an unknown option.
         """
         known = [p.name for p in signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         for option in options:
             if option not in known:
                 raise TypeError(
                     f"`{self.function.__name__}` has no option `{option}`"
-                    + (f". It has: {', '.join(known)}." if known else ", nor any other.")
+                    + (f". Its options are: {', '.join(known)}." if known else ". It has no options.")
                 )
         left, right = prepare_layers(xs, ys, partial(self.prepare, **options), minimum=self.minimum)
         values = all_pairs(left, right, self.pair, symmetric=self.symmetric)
@@ -112,7 +121,7 @@ def _uncentred_pair(x: Array, y: Array) -> Array:
 
 
 def _uncentred_chance(x: Array, y: Array) -> Array:
-    """Diagonals stay on diagonals under a permutation, and the rest is spread evenly over the rest."""
+    """Exact mean over permutations of the samples, which send diagonal entries to diagonal entries only."""
     xp = array_namespace(x)
     n = x.shape[-1]
     on = [xp.sum(xp.linalg.diagonal(z), axis=-1) for z in (x, y)]
@@ -121,12 +130,12 @@ def _uncentred_chance(x: Array, y: Array) -> Array:
 
 
 def uncentred_alignment(x: Array, y: Array, *, kernel: Kernel | None = None) -> Array:
-    """The cosine between the Gram matrices of two layers as they are, without centring.
+    """The cosine between the Gram matrices of two layers without centring.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Features, n >= 2. Their mean counts: layers with large means are alike for that alone.
+        Features, n >= 2. Their mean counts: layers with large means have a value near 1 for that reason alone.
     y : array (..., n, q)
         Features of the same samples.
     kernel : Kernel, optional
@@ -135,7 +144,7 @@ def uncentred_alignment(x: Array, y: Array, *, kernel: Kernel | None = None) -> 
     Returns
     -------
     array (...) of float64
-        From 0 to 1 for positive semi-definite kernels. NaN for a side that is zero throughout.
+        From 0 to 1 for positive semi-definite kernels. NaN if all features of a side are 0.
 
     Raises
     ------
@@ -144,7 +153,7 @@ def uncentred_alignment(x: Array, y: Array, *, kernel: Kernel | None = None) -> 
 
     References
     ----------
-    Cristianini et al., On Kernel-Target Alignment, NeurIPS 2001. MATH 7, T2 (c0).
+    Cristianini et al., On Kernel-Target Alignment, NeurIPS 2001. c0 in T2 (docs/theory.md, section 7).
 
     Examples
     --------
@@ -265,4 +274,4 @@ MEASURES: dict[str, Measure] = {
         _ROTATION,
     ),
 }
-"""Every measure beside CKA, by name: ``MEASURES["procrustes"].function(x, y)`` and ``.matrix(xs, ys)``."""
+"""All measures other than CKA by name: ``MEASURES["procrustes"].function(x, y)`` and ``.matrix(xs, ys)``."""

@@ -1,4 +1,4 @@
-"""Representational similarity analysis: whether two layers find the same samples unlike each other."""
+"""Representational similarity analysis: the correlation between the dissimilarities of samples in two layers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from ..hsic import scaled_features
 from ..kernels import Cosine, _sqrt, squared_distances
 from ..validation import Array, check_pair, constant
 
+__all__ = [
+    "COMPARISONS",
+    "DISSIMILARITIES",
+    "average_ranks",
+    "correlation",
+    "correlation_chance",
+    "dissimilarity_vector",
+    "prepare",
+    "rsa",
+]
+
 DISSIMILARITIES = ("correlation", "cosine", "euclidean")
 COMPARISONS = ("spearman", "pearson")
 
 
 def dissimilarity_vector(x: Array, kind: str, *, squared: bool = False) -> Array:
-    """Dissimilarities (..., n (n - 1) / 2) of all pairs of samples i < j, row by row."""
+    """Dissimilarities (..., n (n - 1) / 2) of all pairs of samples i < j, row by row; ``squared`` affects euclidean."""
     xp = array_namespace(x)
     n = x.shape[-2]
     if kind == "euclidean":
@@ -27,14 +38,14 @@ def dissimilarity_vector(x: Array, kind: str, *, squared: bool = False) -> Array
 
 
 def average_ranks(values: Array, resolution: float = 0.0) -> Array:
-    """Ranks 1 to m along the last axis (..., m); values no further apart than ``resolution`` share their mean rank."""
+    """Ranks 1 to m along the last axis (..., m). Values at most ``resolution`` apart are ties and share a mean rank."""
     xp = array_namespace(values)
     flat = xp.reshape(constant(values), (-1, values.shape[-1]))
     ranks = []
     for i in range(flat.shape[0]):
         order = xp.argsort(flat[i, :])
         ordered = xp.take(flat[i, :], order)
-        # Number the groups of equal values, and give each group the mean of the places that it takes.
+        # Number the groups of ties, then give each group the mean of its places.
         apart = xp.astype(ordered[1:] - ordered[:-1] > resolution, xp.float64)
         group = xp.concat([xp.zeros_like(ordered[:1]), xp.cumulative_sum(apart)])
         below = xp.searchsorted(group, group, side="left")
@@ -45,7 +56,7 @@ def average_ranks(values: Array, resolution: float = 0.0) -> Array:
 
 
 def prepare(x: Array, *, comparison: str = "spearman", dissimilarity: str = "correlation") -> Array:
-    """Centred dissimilarities or ranks of norm 1 (..., m) of one layer; NaN where all are equal."""
+    """Dissimilarities of one layer, or their ranks, (..., m), centred and of norm 1; NaN if all are equal."""
     if comparison not in COMPARISONS:
         raise ValueError(f'`comparison` must be "spearman" or "pearson", got {comparison!r}.')
     if dissimilarity not in DISSIMILARITIES:
@@ -54,9 +65,9 @@ def prepare(x: Array, *, comparison: str = "spearman", dissimilarity: str = "cor
     x = xp.astype(x, xp.float64)
     centred, _ = scaled_features(x)
     varied = xp.any(constant(centred) != 0, axis=(-2, -1))[..., None]
-    # Squares have the same order, and no root that makes 1e-8 of the rounding of 0.
+    # Squares have the same ranks; a square root would turn the rounding error of 0 into 1e-8.
     values = dissimilarity_vector(x, dissimilarity, squared=comparison == "spearman")
-    # Divided by the largest, differences below this are rounding: no spread, and no order.
+    # After division by the largest, smaller differences than this are rounding errors and count as ties.
     resolution = 64 * float(xp.finfo(xp.float64).eps)
     largest = xp.max(xp.abs(constant(values)), axis=-1, keepdims=True)
     values = values / xp.where(largest > 0, largest, xp.ones_like(largest))
@@ -71,12 +82,12 @@ def prepare(x: Array, *, comparison: str = "spearman", dissimilarity: str = "cor
 
 
 def correlation(x: Array, y: Array) -> Array:
-    """The correlation of two prepared layers."""
+    """Correlation of two prepared layers."""
     return array_namespace(x).sum(x * y, axis=-1)
 
 
 def correlation_chance(x: Array, y: Array) -> Array:
-    """Its exact mean over permutations of the samples, 0; NaN for a constant side."""
+    """Exact mean of ``correlation`` over permutations of the samples: 0, or NaN if a side is constant."""
     return 0 * correlation(x, y)
 
 
@@ -93,18 +104,18 @@ def rsa(x: Array, y: Array, *, comparison: str = "spearman", dissimilarity: str 
         Rank correlation, with mean ranks for ties, or linear correlation of the dissimilarities.
     dissimilarity : "correlation", "cosine" or "euclidean"
         1 - Pearson correlation of two samples over the features; 1 - their cosine; their distance. For the first two, a
-        sample that is constant over the features (or zero) has dissimilarity 1 to all.
+        sample that is constant over the features (cosine: zero) has dissimilarity 1 to all others.
 
     Returns
     -------
     array (...) of float64
-        From -1 to 1; its mean over permutations of the samples is exactly 0. NaN where all dissimilarities of a side
-        are equal. Gradients flow through "pearson" only: ranks have none.
+        From -1 to 1; its mean over permutations of the samples is exactly 0. NaN if all dissimilarities of a side are
+        equal. Only "pearson" has gradients, because ranks have none.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, and for an unknown comparison or dissimilarity.
+        As ``cka``, and if the comparison or the dissimilarity is unknown.
 
     References
     ----------

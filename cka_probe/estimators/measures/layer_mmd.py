@@ -1,4 +1,4 @@
-"""The MMD between layers of any width: between the scaled rows of their normalised Gram matrices (MATH 6)."""
+"""MMD between layers of any width: between the scaled rows of their normalised Gram matrices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ..kernels import RBF, Kernel, Laplacian, Linear, squared_distances
 from ..validation import Array, check_pair
 from .pairing import pair_matrix
 
+__all__ = ["Cloud", "cloud", "clouds_mmd_squared", "layer_mmd_squared", "mmd_matrix", "prepare"]
+
 
 class Cloud(NamedTuple):
-    """The scaled rows of one layer, and the mean of the kernel between them."""
+    """Scaled rows of the normalised Gram matrix of one layer, and the mean of the kernel over all pairs of them."""
 
     rows: Array
     self_mean: Array
@@ -24,22 +26,22 @@ class Cloud(NamedTuple):
 
 
 def _mean_kernel(kernel: Kernel, a: Array, b: Array | None = None) -> Array:
-    """The mean of the kernel over all pairs of rows, less 1 for the Gaussian kernel: MMD^2 adds 1 + 1 - 2 of them."""
+    """Mean of the kernel over all pairs of rows; for the Gaussian kernel minus 1, which cancels in MMD^2."""
     xp = array_namespace(a)
     if isinstance(kernel, RBF):
         width = kernel.width(a)
-        # exp - 1: nothing is lost when the bandwidth is large and the MMD tiny.
+        # exp - 1 keeps all digits when the bandwidth is large and the MMD tiny.
         return xp.mean(xp.expm1(-squared_distances(a, b) / (2 * width * width)), axis=(-2, -1))
     return xp.mean(kernel(a) if b is None else kernel(a, b), axis=(-2, -1))
 
 
 def cloud(kernel: Kernel, rows: Array) -> Cloud:
-    """One side of an MMD between rows (..., n, n)."""
+    """Statistics of one side of an MMD, from its rows (..., n, n)."""
     return Cloud(rows, _mean_kernel(kernel, rows), kernel)
 
 
 def clouds_mmd_squared(x: Cloud, y: Cloud) -> Array:
-    """The biased MMD^2 of two clouds with the same kernel."""
+    """Biased MMD^2 between two clouds with the same kernel."""
     return x.self_mean + y.self_mean - 2 * _mean_kernel(x.kernel, x.rows, y.rows)
 
 
@@ -47,7 +49,7 @@ def _check_kernel(kernel: Kernel | None) -> Kernel:
     kernel = kernel or RBF(bandwidth=1.0)
     if isinstance(kernel, RBF | Laplacian) and kernel.bandwidth == "median":
         raise ValueError(
-            "A median bandwidth would measure each pair of layers with a kernel of its own. "
+            "A median bandwidth would give each pair of layers another kernel. "
             "The rows have a mean squared norm of 1: pass a number, for example RBF(bandwidth=1.0)."
         )
     return kernel
@@ -56,7 +58,7 @@ def _check_kernel(kernel: Kernel | None) -> Kernel:
 def prepare(
     x: Array, *, kernel: Kernel | None = None, gram_kernel: Kernel | None = None, centred: bool = True
 ) -> Cloud:
-    """The cloud of one layer from its checked features (..., n, p)."""
+    """Cloud of one layer from its checked features (..., n, p)."""
     unit = normalized_gram(x, gram_kernel or Linear(), centring="biased" if centred else "none")
     return cloud(_check_kernel(kernel), math.sqrt(x.shape[-2]) * unit)
 
@@ -69,7 +71,7 @@ def layer_mmd_squared(
     gram_kernel: Kernel | None = None,
     centred: bool = True,
 ) -> Array:
-    """The squared MMD between two layers of any width: between the scaled rows of their normalised Gram matrices.
+    """The squared MMD between two layers of any width, taken over the scaled rows of their normalised Gram matrices.
 
     Parameters
     ----------
@@ -78,29 +80,30 @@ def layer_mmd_squared(
     y : array (..., n, q)
         Features of the same samples.
     kernel : Kernel, optional
-        Kernel on the rows, of fixed bandwidth; ``RBF(bandwidth=1.0)`` when left out. The rows have a mean squared norm
-        of 1 and a mean squared paired distance of 2 (1 - CKA).
+        Kernel on the rows, with a fixed bandwidth; ``RBF(bandwidth=1.0)`` when left out. The rows have a mean squared
+        norm of 1, and paired rows a mean squared distance of 2 (1 - CKA).
     gram_kernel : Kernel, optional
         Kernel of the Gram matrices. Linear when left out.
     centred : bool
-        Whether the Gram matrices are centred. If they are, the MMD with ``kernel=Linear()`` is 0 whatever the layers.
+        Whether the Gram matrices are centred. If they are, the MMD with ``kernel=Linear()`` is 0 for any layers.
 
     Returns
     -------
     array (...) of float64
-        The biased V-statistic, the one that CKA bounds (``cka_mmd_bounds``). The rows of one Gram matrix are no
-        independent samples, so an unbiased form would have no meaning. NaN for a constant side.
+        The biased V-statistic, which CKA bounds (``cka_mmd_bounds``). There is no unbiased form, because the rows of a
+        Gram matrix are not independent samples. NaN if a side is constant.
 
     Raises
     ------
     TypeError
-        For anything but real floating arrays of one library.
+        Unless both are real floating arrays of one library.
     ValueError
-        As ``cka``, and for a kernel with a median bandwidth.
+        As ``cka``, and if the kernel has a median bandwidth.
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024. MATH 6 and 7.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024. docs/theory.md, sections 6
+    and 7.
 
     Examples
     --------
@@ -122,14 +125,14 @@ def mmd_matrix(
     gram_kernel: Kernel | None = None,
     centred: bool = True,
 ) -> Array:
-    """The squared MMD of every pair of layers, each Gram matrix taken once.
+    """The squared MMD of every pair of layers; each Gram matrix is computed once.
 
     Parameters
     ----------
     xs : sequence of arrays (n, p_i)
         Features of the layers of one network.
     ys : sequence of arrays (n, q_j), optional
-        Features of the layers of the other; ``xs`` again when left out.
+        Features of the layers of the other network; ``xs`` when left out.
     kernel, gram_kernel, centred
         As in ``layer_mmd_squared``.
 
@@ -141,7 +144,7 @@ def mmd_matrix(
     Raises
     ------
     TypeError, ValueError
-        As ``layer_mmd_squared``, naming the layer by its place.
+        As ``layer_mmd_squared``; the message names the layer by its place.
 
     Examples
     --------

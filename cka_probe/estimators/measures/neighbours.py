@@ -1,4 +1,4 @@
-"""Whether two layers give a sample the same nearest neighbours: mutual k-NN, and CKA among neighbours (CKNNA)."""
+"""Measures of shared nearest neighbours: mutual k-NN, and CKA restricted to neighbours (CKNNA)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,27 @@ from ..hsic import scaled_features
 from ..kernels import Cosine, Kernel
 from ..validation import Array, check_pair, constant
 
+__all__ = [
+    "FORMS",
+    "Neighbours",
+    "cknna",
+    "mutual_knn",
+    "neighbour_alignment",
+    "neighbour_mask",
+    "prepare",
+    "shared_neighbours",
+    "shared_neighbours_chance",
+]
+
 FORMS = ("released", "paper")
 
 
 class Neighbours(NamedTuple):
-    """Which samples are the k nearest of each (..., n, n), 1 or 0; the kernel; NaN for a constant layer, else 0."""
+    """Neighbours in one layer.
+
+    ``mask`` (..., n, n) is 1 where column j is among the k nearest neighbours of row i, else 0. ``undefined`` (...) is
+    NaN for a constant layer, else 0.
+    """
 
     mask: Array
     gram: Array
@@ -25,7 +41,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbour_mask(gram: Array, k: int) -> Array:
-    """1 where column j is among the k largest of row i, j != i; of equal values the lower j comes first."""
+    """1 where entry j != i is among the k largest of row i, else 0 (..., n, n); of equal entries the first counts."""
     xp = array_namespace(gram)
     n = gram.shape[-1]
     on_diagonal = xp.eye(n, dtype=gram.dtype, device=gram.device) > 0
@@ -36,7 +52,7 @@ def neighbour_mask(gram: Array, k: int) -> Array:
 
 
 def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = "released") -> Neighbours:
-    """The neighbours in one layer from its checked features (..., n, p)."""
+    """Neighbours in one layer from its checked features (..., n, p)."""
     n = x.shape[-2]
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"`k` must be an int, got {type(k).__name__}.")
@@ -60,12 +76,12 @@ def shared_neighbours(x: Neighbours, y: Neighbours) -> Array:
 
 
 def shared_neighbours_chance(x: Neighbours, y: Neighbours) -> Array:
-    """Its exact mean over permutations of the samples: k / (n - 1)."""
+    """Exact mean of ``shared_neighbours`` over permutations of the samples: k / (n - 1)."""
     return x.k / (x.mask.shape[-1] - 1) + x.undefined + y.undefined
 
 
 def _released(xp, a: Array, b: Array) -> Array:
-    """N (n - 3) HSIC_1 as written for symmetric matrices without diagonal, of masked ones that are not symmetric."""
+    """Formula of n (n - 3) HSIC_1 for symmetric matrices, applied to masked matrices that are not symmetric."""
     n = a.shape[-1]
     traces = xp.sum(a * xp.matrix_transpose(b), axis=(-2, -1))
     totals = xp.sum(a, axis=(-2, -1)) * xp.sum(b, axis=(-2, -1))
@@ -99,23 +115,23 @@ def mutual_knn(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None)
     y : array (..., n, q)
         Features of the same samples.
     k : int
-        Neighbours of each sample, itself not counted.
+        Number of neighbours of each sample, without the sample itself.
     kernel : Kernel, optional
-        The nearest are those of the largest kernel value: ``Cosine()`` when left out. ``RBF()`` gives the Euclidean
-        neighbours.
+        The samples with the largest kernel values are the nearest. ``Cosine()`` when left out; ``RBF()`` gives the
+        Euclidean neighbours.
 
     Returns
     -------
     array (...) of float64
-        From 0 to 1. Its mean over permutations of the samples is exactly k / (n - 1). NaN for a constant side. No
-        gradient flows.
+        From 0 to 1. Its mean over permutations of the samples is exactly k / (n - 1). NaN if a side is constant. It has
+        no gradient.
 
     Raises
     ------
     TypeError
-        As ``cka``, and for a ``k`` that is no int.
+        As ``cka``, and if ``k`` is not an int.
     ValueError
-        As ``cka``, and for a ``k`` outside 1 to n - 1.
+        As ``cka``, and if ``k`` is outside 1 to n - 1.
 
     Notes
     -----
@@ -123,7 +139,7 @@ def mutual_knn(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None)
 
     References
     ----------
-    Huh et al., The Platonic Representation Hypothesis, ICML 2024, appendix A. MATH 5.
+    Huh et al., The Platonic Representation Hypothesis, ICML 2024, appendix A. docs/theory.md, section 5.
 
     Examples
     --------
@@ -147,27 +163,27 @@ def cknna(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None, form
     y : array (..., n, q)
         Features of the same samples.
     k : int
-        Neighbours of each sample; 10 by convention.
+        Number of neighbours of each sample; 10 by convention.
     kernel : Kernel, optional
-        ``Cosine()`` when left out: features are used with unit norm.
+        ``Cosine()`` when left out, which gives each sample norm 1.
     form : "released" or "paper"
-        The two differ. "released" is what the authors' code computes, and so nearly all published numbers: the formula
-        of HSIC_1 on the Gram matrices masked to shared neighbours, without its 1e-6 in the denominator. "paper" is the
-        formula of the article: products of row-centred kernel values, summed over shared neighbours. Only "paper" is
-        symmetric in x and y.
+        The two differ. "released" follows the authors' code, and so nearly all published numbers: the formula of HSIC_1
+        on the Gram matrices masked to shared neighbours, without the code's 1e-6 in the denominator. "paper" follows
+        the article: products of row-centred kernel values, summed over shared neighbours. Only "paper" is symmetric in
+        x and y.
 
     Returns
     -------
     array (...) of float64
-        At most 1 for "paper"; not bounded by theory for "released". NaN for a constant side, and where a self term is
-        not positive.
+        At most 1 for "paper"; "released" has no proved bound. NaN if a side is constant, or if a self term is not
+        positive.
 
     Raises
     ------
     TypeError
-        As ``cka``, and for a ``k`` that is no int.
+        As ``cka``, and if ``k`` is not an int.
     ValueError
-        As ``cka``, for a ``k`` outside 1 to n - 1, and for an unknown form.
+        As ``cka``, if ``k`` is outside 1 to n - 1, and if the form is unknown.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""All pairs of layers under one measure: the statistics of each layer once, then every pair."""
+"""Values of a measure for all pairs of layers: the statistics of each layer once, then every pair."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from array_api_compat import array_namespace
 
 from ..validation import Array, check_features, check_layer_lists
 
+__all__ = ["Pair", "Prepare", "all_pairs", "pair_matrix", "prepare_layers"]
+
 Prepare = Callable[[Array], Any]
 Pair = Callable[[Any, Any], Array]
 
 
 def _checked(layers: Sequence[Array], name: str, minimum: int) -> dict[str, Array]:
+    """Checked features by the name of their argument and place, such as "xs[0]"."""
     checked = {}
     for i, x in enumerate(layers):
         _, x = check_features(x, f"{name}[{i}]", minimum=minimum)
@@ -26,12 +29,12 @@ def _checked(layers: Sequence[Array], name: str, minimum: int) -> dict[str, Arra
 def prepare_layers(
     xs: Sequence[Array], ys: Sequence[Array] | None, prepare: Prepare, *, minimum: int = 2
 ) -> tuple[list[Any], list[Any] | None]:
-    """The statistics of all layers of both networks; None for the second when there is none.
+    """Statistics of all layers of both networks; None for the second network when ``ys`` is None.
 
     Raises
     ------
     TypeError, ValueError
-        For bad features, named by their place, and for layers of different numbers of samples.
+        If features are invalid (the message names the layer by its place), or the numbers of samples differ.
     """
     check_layer_lists(xs, ys)
     left, right = _checked(xs, "xs", minimum), {} if ys is None else _checked(ys, "ys", minimum)
@@ -46,7 +49,10 @@ def prepare_layers(
 
 
 def all_pairs(left: list[Any], right: list[Any] | None, pair: Pair, *, symmetric: bool = True) -> Array:
-    """``pair`` of every two layers (len(left), len(right)); one half only of a symmetric measure of one network."""
+    """Values of ``pair`` for every two layers (len(left), len(right)).
+
+    Without ``right``, a symmetric measure is computed for one half of the matrix only.
+    """
     if right is None and symmetric:
         upper = {(i, j): pair(a, left[j]) for i, a in enumerate(left) for j in range(i, len(left))}
         rows = [[upper[min(i, j), max(i, j)] for j in range(len(left))] for i in range(len(left))]
@@ -65,6 +71,6 @@ def pair_matrix(
     symmetric: bool = True,
     minimum: int = 2,
 ) -> Array:
-    """``prepare`` of every layer once and ``pair`` of every two, as a matrix (len(xs), len(ys))."""
+    """Matrix (len(xs), len(ys)) of ``pair`` for every two layers, with ``prepare`` called once for each layer."""
     left, right = prepare_layers(xs, ys, prepare, minimum=minimum)
     return all_pairs(left, right, pair, symmetric=symmetric)

@@ -1,4 +1,4 @@
-"""How alike two layers are to a linear regression: how well one predicts the other, and whether both predict alike."""
+"""Similarity of two layers by linear regression: how well one predicts the other, and how alike both predict (GULP)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from array_api_compat import array_namespace
 from ..kernels import _sqrt
 from ..validation import Array
 from .subspaces import Subspace, cross_products, prepare_pair, undefined
+
+__all__ = ["explained_variance", "explained_variance_chance", "gulp", "linear_regression_r2", "predictor_distance"]
 
 
 def explained_variance(x: Subspace, y: Subspace) -> Array:
@@ -17,14 +19,15 @@ def explained_variance(x: Subspace, y: Subspace) -> Array:
 
 
 def explained_variance_chance(x: Subspace, y: Subspace) -> Array:
-    """Its exact mean over permutations of the samples: rank x / (n - 1)."""
+    """Exact mean of ``explained_variance`` over permutations of the samples: rank(x) / (n - 1)."""
     return x.rank / (x.basis.shape[-2] - 1) + undefined(x, y)
 
 
 def predictor_distance(x: Subspace, y: Subspace) -> Array:
-    """GULP of two prepared layers: ||P - R||_F of their smoothers, as a sum of squares that does not cancel.
+    """GULP of two prepared layers: ||P - R||_F of their smoothers, as a sum of squares without cancellation.
 
-    With y = Ux C + E, E orthogonal to Ux, the difference has the blocks W - CVC', -EVC' and -EVE'.
+    With the basis Uy = Ux C + E and E orthogonal to Ux, P - R has the blocks W - CVC', -EVC' and -EVE', where the
+    diagonal matrices W and V hold the eigenvalues of P and R.
     """
     xp = array_namespace(x.basis)
     cross = cross_products(x, y)
@@ -35,7 +38,7 @@ def predictor_distance(x: Subspace, y: Subspace) -> Array:
         xp.matrix_transpose(cross)
     )
     between = (rest * v[..., None, :]) @ xp.matrix_transpose(cross)
-    # ||E V E'|| = ||V^1/2 E'E V^1/2||, which is no n x n matrix.
+    # ||E V E'|| = ||V^1/2 E'E V^1/2||, without an n x n matrix.
     outside = xp.matrix_transpose(rest * root) @ (rest * root)
     squared = (
         xp.sum(inside * inside, axis=(-2, -1))
@@ -53,12 +56,12 @@ def linear_regression_r2(x: Array, y: Array) -> Array:
     x : array (..., n, p)
         Features that predict, n >= 2.
     y : array (..., n, q)
-        Features of the same samples, to be predicted.
+        Features of the same samples that are predicted.
 
     Returns
     -------
     array (...) of float64
-        From 0 to 1; NaN for a constant side. Not symmetric. Its mean over permutations of the samples is exactly
+        From 0 to 1; NaN if a side is constant. Not symmetric. Its mean over permutations of the samples is exactly
         rank(x) / (n - 1), and it is 1 when ``x`` has n - 1 independent features.
 
     Raises
@@ -68,7 +71,8 @@ def linear_regression_r2(x: Array, y: Array) -> Array:
 
     References
     ----------
-    Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, section 5. MATH 5.
+    Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, section 5. docs/theory.md,
+    section 5.
 
     Examples
     --------
@@ -81,31 +85,32 @@ def linear_regression_r2(x: Array, y: Array) -> Array:
 
 
 def gulp(x: Array, y: Array, *, regularization: float = 1e-2) -> Array:
-    """The GULP distance between two layers: how differently ridge regressions on them predict, over all targets.
+    """The GULP distance between two layers: how much the predictions of ridge regressions on them differ.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Features, n >= 2; centred here and scaled to a mean squared norm of 1, as in the reference.
+        Features, n >= 2. They are centred and scaled to a mean squared norm of 1, as in the reference.
     y : array (..., n, q)
         Features of the same samples.
     regularization : float
-        lambda, not negative. At 0 only the subspaces count; larger values look at the directions of large variance.
+        lambda, not negative. At 0 only the subspaces count; larger values favour the directions of large variance.
 
     Returns
     -------
     array (...) of float64
-        ||P - R||_F with P = X (X'X + n lambda)^-1 X' and R that of ``y``: 0 or more, at most the root of the sum of the
-        ranks. NaN for a constant side.
+        ||P - R||_F with P = X (X'X + n lambda)^-1 X' for ``x`` and R likewise for ``y``; from 0 to the square root of
+        the sum of the ranks. NaN if a side is constant.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, and for a ``regularization`` that is no number, negative or infinite.
+        As ``cka``, and if ``regularization`` is not a number, negative or infinite.
 
     References
     ----------
-    Boix-Adsera et al., GULP: a Prediction-based Metric between Representations, NeurIPS 2022. MATH 5.
+    Boix-Adsera et al., GULP: a Prediction-based Metric between Representations, NeurIPS 2022. docs/theory.md,
+    section 5.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Shape distances: how far two layers lie apart after the best rotation of one onto the other."""
+"""Shape distances: the distance between two layers after the best rotation of one onto the other."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from ..hsic import scaled_features
 from ..kernels import _sqrt
 from ..validation import Array, check_pair, constant
 
+__all__ = [
+    "Shape",
+    "angle",
+    "angular_distance",
+    "distance",
+    "normalized_bures_similarity",
+    "prepare",
+    "procrustes_distance",
+    "similarity",
+    "squared_chord",
+]
+
 
 class Shape(NamedTuple):
-    """Centred features of Frobenius norm 1 in at most n columns; ``undefined`` is NaN for a constant layer, else 0."""
+    """Centred features of Frobenius norm 1, in at most n columns. ``undefined`` is NaN for a constant layer, else 0."""
 
     features: Array
     undefined: Array
 
 
 def prepare(x: Array) -> Shape:
-    """The shape of one layer from its checked features (..., n, p), in float64."""
+    """Shape of one layer from its checked features (..., n, p), in float64."""
     xp = array_namespace(x)
     z, _ = scaled_features(xp.astype(x, xp.float64))
     squares = xp.sum(z * z, axis=(-2, -1), keepdims=True)
     alive = squares > 0
     z = z / xp.sqrt(xp.where(alive, squares, xp.ones_like(squares)))
     if z.shape[-1] > z.shape[-2]:
-        # Onto a basis of the row space: distances stay. The basis is a constant to the gradient, which is exact, for
-        # the features do not leave its span.
+        # Projecting onto a basis of the row space keeps all distances. The gradient is exact with a constant basis,
+        # because the features lie in its span.
         basis, _ = xp.linalg.qr(constant(xp.matrix_transpose(z)))
         z = z @ basis
     nan = xp.full_like(squares, xp.nan)
@@ -35,10 +47,10 @@ def prepare(x: Array) -> Shape:
 
 
 def squared_chord(x: Shape, y: Shape) -> Array:
-    """Min |X - Y R|^2 over orthogonal R, as a sum of squares: accurate where 2 - 2 |X'Y|_* would cancel.
+    """Minimum of ||X - Y R||_F^2 over orthogonal R, as a sum of squares; 2 - 2 ||X'Y||_* would cancel for near layers.
 
-    With X'Y = U S V' it is |XU - YV|^2 and what X and Y leave outside U and V. U and V are constants to the gradient:
-    at the minimum it does not depend on how R moves.
+    With X'Y = U S V' it is ||XU - YV||_F^2 plus the squared parts of X and Y outside the spans of U and V. U and V are
+    constants to the gradient, which at the minimum does not depend on R.
     """
     xp = array_namespace(x.features)
     cross = constant(xp.matrix_transpose(x.features) @ y.features)
@@ -62,7 +74,7 @@ def distance(x: Shape, y: Shape) -> Array:
 
 
 def angle(x: Shape, y: Shape) -> Array:
-    """Angular distance of two prepared layers: the arc over the chord."""
+    """Angular distance of two prepared layers: the angle that belongs to the chord."""
     chord = distance(x, y)
     return 2 * array_namespace(chord).asin(chord / 2)
 
@@ -73,12 +85,13 @@ def similarity(x: Shape, y: Shape) -> Array:
 
 
 def _prepared(x: Array, y: Array) -> tuple[Shape, Shape]:
+    """Check a pair of layers and return both shapes."""
     _, x, y = check_pair(x, y)
     return prepare(x), prepare(y)
 
 
 def procrustes_distance(x: Array, y: Array) -> Array:
-    """The Procrustes distance between two layers: min |X - Y R| over rotations R of centred features of norm 1.
+    """The Procrustes distance of two layers: min ||X - Y R||_F over orthogonal R, for centred features of norm 1.
 
     Parameters
     ----------
@@ -90,7 +103,7 @@ def procrustes_distance(x: Array, y: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        From 0 to sqrt(2), a metric; sqrt(2 - 2 NBS). NaN for a constant side.
+        From 0 to sqrt(2), a metric; equal to sqrt(2 - 2 NBS). NaN if a side is constant.
 
     Raises
     ------
@@ -105,7 +118,7 @@ def procrustes_distance(x: Array, y: Array) -> Array:
     References
     ----------
     Williams et al., Generalized Shape Metrics on Neural Representations, NeurIPS 2021. Ding et al., Grounding
-    Representation Similarity Through Statistical Testing, NeurIPS 2021 (the square). MATH 5.
+    Representation Similarity Through Statistical Testing, NeurIPS 2021 (the square). docs/theory.md, section 5.
 
     Examples
     --------
@@ -130,7 +143,7 @@ def angular_distance(x: Array, y: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        From 0 to pi / 2, a metric. NaN for a constant side.
+        From 0 to pi / 2, a metric. NaN if a side is constant.
 
     Raises
     ------
@@ -139,7 +152,8 @@ def angular_distance(x: Array, y: Array) -> Array:
 
     References
     ----------
-    Williams et al., Generalized Shape Metrics on Neural Representations, NeurIPS 2021, equation 5. MATH 5.
+    Williams et al., Generalized Shape Metrics on Neural Representations, NeurIPS 2021, equation 5. docs/theory.md,
+    section 5.
 
     Examples
     --------
@@ -152,7 +166,7 @@ def angular_distance(x: Array, y: Array) -> Array:
 
 
 def normalized_bures_similarity(x: Array, y: Array) -> Array:
-    """The normalised Bures similarity of two layers: |X'Y|_* / (|X| |Y|) of centred features.
+    """The normalised Bures similarity (NBS) of two layers: ||X'Y||_* / (||X||_F ||Y||_F) of centred features.
 
     Parameters
     ----------
@@ -164,7 +178,7 @@ def normalized_bures_similarity(x: Array, y: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        From 0 to 1. NaN for a constant side.
+        From 0 to 1. NaN if a side is constant.
 
     Raises
     ------
@@ -174,7 +188,7 @@ def normalized_bures_similarity(x: Array, y: Array) -> Array:
     References
     ----------
     Tang et al., Similarity of Neural Networks with Gradients, arXiv 2003.11498. Harvey et al., What Representational
-    Similarity Measures Imply about Decodable Information, 2024 (NBS beside CKA). MATH 5.
+    Similarity Measures Imply about Decodable Information, 2024 (NBS and CKA). docs/theory.md, section 5.
 
     Examples
     --------

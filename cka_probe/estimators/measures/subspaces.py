@@ -1,4 +1,4 @@
-"""The subspace of R^n that a layer spans over the samples: what CCA, linear regression and GULP are made of."""
+"""The subspace of R^n that the features of a layer span, from which CCA, linear regression and GULP are computed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from ..hsic import scaled_features
 from ..kernels import _sqrt
 from ..validation import Array, check_pair
 
+__all__ = ["Subspace", "cross_products", "prepare", "prepare_pair", "smaller_rank", "undefined"]
+
 
 class Subspace(NamedTuple):
-    """Centred features Z = basis diag(spread) W' in float64, zero beyond the rank.
+    """Centred ``features`` as basis diag(spread) W' in float64, up to a scale; zero beyond the rank.
 
-    ``basis`` (..., n, r) has orthonormal columns, ``spread`` (..., r) is scaled to a mean squared sample norm of 1,
-    ``shrinkage`` (..., r) holds the eigenvalues of the smoother of a linear regression on the features.
+    ``basis`` (..., n, r) has orthonormal columns. ``spread`` (..., r) has a scale that gives the samples a mean squared
+    norm of 1. ``rank`` (...) is NaN for a constant layer. ``shrinkage`` (..., r) are the eigenvalues of the smoother of
+    a ridge regression on the features.
     """
 
     basis: Array
@@ -29,16 +32,21 @@ class Subspace(NamedTuple):
 
 
 def prepare(x: Array, *, variance: float = 1.0, regularization: float = 0.0) -> Subspace:
-    """The subspace of one layer from its checked features (..., n, p).
+    """Subspace of one layer from its checked features (..., n, p).
 
     Parameters
     ----------
     x : array (..., n, p)
         Features.
     variance : float
-        Keep the fewest principal components that explain this share of the variance.
+        Share of the variance to keep, by as few principal components as possible.
     regularization : float
         lambda of the smoother X (X'X + n lambda)^-1 X', for features of mean squared norm 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``variance`` or ``regularization`` is not a number or out of range.
     """
     for value, name, high in ((variance, "variance", 1.0), (regularization, "regularization", math.inf)):
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -50,7 +58,7 @@ def prepare(x: Array, *, variance: float = 1.0, regularization: float = 0.0) -> 
     n, p = x.shape[-2:]
     z, _ = scaled_features(xp.astype(x, xp.float64))
     basis, spread, _ = xp.linalg.svd(z, full_matrices=False)
-    # Directions below the rounding of the features as they came are noise.
+    # Smaller singular values are rounding errors of the features in their own dtype.
     kept = spread > max(n, p) * float(xp.finfo(x.dtype).eps) * spread[..., :1]
     squares = xp.where(kept, spread * spread, xp.zeros_like(spread))
     total = xp.sum(squares, axis=-1, keepdims=True)
@@ -71,25 +79,25 @@ def prepare(x: Array, *, variance: float = 1.0, regularization: float = 0.0) -> 
 
 
 def cross_products(x: Subspace, y: Subspace) -> Array:
-    """Ux'Uy: the inner products of both bases."""
+    """Inner products Ux'Uy of both bases (..., r, s)."""
     return array_namespace(x.basis).matrix_transpose(x.basis) @ y.basis
 
 
 def smaller_rank(x: Subspace, y: Subspace) -> Array:
-    """min(rank x, rank y), NaN where a side is constant."""
+    """min(rank(x), rank(y)); NaN if a side is constant."""
     xp = array_namespace(x.rank)
     return xp.where(x.rank < y.rank, x.rank, y.rank) + 0 * x.rank
 
 
 def undefined(x: Subspace, y: Subspace) -> Array:
-    """NaN where a side is constant, else 0."""
+    """NaN if a side is constant, else 0."""
     return 0 * (x.rank + y.rank)
 
 
 def prepare_pair(
     x: Array, y: Array, *, variance: float = 1.0, regularization: float = 0.0
 ) -> tuple[Subspace, Subspace]:
-    """Both subspaces of a pair of layers, checked."""
+    """Check a pair of layers and return both subspaces."""
     _, x, y = check_pair(x, y)
     layer = partial(prepare, variance=variance, regularization=regularization)
     return layer(x), layer(y)
