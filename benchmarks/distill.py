@@ -41,12 +41,12 @@ def steps(batch: int) -> dict[str, Callable[[], None]]:
     def step(taps: bool, with_rcka: bool) -> None:
         pupil, master = watched if taps else plain
         with pupil, master:
-            logits, features = pupil(images)
+            outputs = pupil(images)
             with torch.no_grad():
-                targets, goals = master(images)
-        loss = functional.cross_entropy(logits, labels)
+                goals = master(images)
+        loss = functional.cross_entropy(outputs.logits, labels)
         if with_rcka:
-            loss = loss + rcka(logits, targets, features, goals)
+            loss = loss + rcka(outputs, goals)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

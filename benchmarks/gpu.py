@@ -38,7 +38,7 @@ from torch import nn
 import cka_probe as cp
 from cka_probe.capture.buffers import FeatureBuffer
 from cka_probe.comparison.grams.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram, tf32_products
-from cka_probe.distill import PatchCKALoss, RCKALoss
+from cka_probe.distill import Outputs, PatchCKALoss, RCKALoss
 from cka_probe.estimators.hsic import flat_centred, u_center_gram
 
 FIELDS = (
@@ -445,7 +445,7 @@ def pcka_part(bench: Bench) -> None:
 
         def step(loss: nn.Module = loss) -> None:
             with quiet():
-                torch.autograd.grad(loss(None, None, student, teacher), student, allow_unused=True)
+                torch.autograd.grad(loss(student, teacher), student, allow_unused=True)
 
         took = bench.median(step, repeat=2)
         _, peak = bench.measure(step)
@@ -477,7 +477,7 @@ def rcka_part(bench: Bench) -> None:
 
     ways = {
         "cross-entropy alone": lambda: step(lambda _student, _teacher: 0.0),
-        "with RCKA": lambda: step(lambda s, t: rcka(s, t, [taps["student"]], [taps["teacher"]])),
+        "with RCKA": lambda: step(lambda s, t: rcka(Outputs(s, (taps["student"],)), Outputs(t, (taps["teacher"],)))),
     }
     base = None
     for method, way in ways.items():

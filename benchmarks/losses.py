@@ -133,7 +133,7 @@ def task(what: str, size: str, form: str, shape: tuple[int, ...], device: str) -
         patch_loss = PatchCKALoss(inter_weight=weight, variant="paper" if form == "paper" else "released")
         if form == "floor":
             bare = patch_floor(x, y, inter, patch_size(shape[2], shape[3], 16, 16))
-        forward = (lambda: patch_loop(x, y, inter)) if form == "loop" else (lambda: patch_loss(None, None, [x], [y]))
+        forward = (lambda: patch_loop(x, y, inter)) if form == "loop" else (lambda: patch_loss(x, y))
 
     def run() -> float:
         if form == "floor":

@@ -3,6 +3,7 @@ from .data import cifar100, digits, imagenet
 from .dense.detection import distill_detector
 from .dense.segmentation import distill_segmenter
 from .losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
+from .losses.contract import Outputs
 from .losses.patch_cka import PatchCKALoss
 from .losses.score_maps import SegmentationCKALoss
 from .recipes.recipe import Recipe
@@ -18,6 +19,7 @@ __all__ = [
     "DistillationResult",
     "FeatureCKALoss",
     "LogitCKALoss",
+    "Outputs",
     "PatchCKALoss",
     "RCKALoss",
     "SegmentationCKALoss",

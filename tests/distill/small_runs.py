@@ -32,10 +32,10 @@ class ConvNet(nn.Module):
 class Mimic(nn.Module):
     """A loss with the contract: logit and feature distances, each a weighted term."""
 
-    def terms(self, student_logits, teacher_logits, student_features, teacher_features, target=None):
-        terms = {"logits": 0.5 * functional.mse_loss(student_logits, teacher_logits)}
-        if student_features:
-            x, y = student_features[0].mean((2, 3)), teacher_features[0].mean((2, 3))
+    def terms(self, student, teacher, target=None):
+        terms = {"logits": 0.5 * functional.mse_loss(student.logits, teacher.logits)}
+        if student.features:
+            x, y = student.features[0].mean((2, 3)), teacher.features[0].mean((2, 3))
             terms["features"] = 2.0 * functional.mse_loss(x, y)
         return terms
 

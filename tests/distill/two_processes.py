@@ -18,14 +18,14 @@ class GlobalDistances(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.5))
 
-    def terms(self, student_logits, teacher_logits, student_features, teacher_features, target=None):
+    def terms(self, student, teacher, target=None):
         def distances(x):
             x = gather_batch(x).flatten(1)
             return (x[:, None] - x[None]).square().sum(-1).log1p()
 
         return {
-            "features": (self.scale * distances(student_features[0]) - distances(teacher_features[0])).square().mean(),
-            "logits": (distances(student_logits) - distances(teacher_logits)).square().mean(),
+            "features": (self.scale * distances(student.features[0]) - distances(teacher.features[0])).square().mean(),
+            "logits": (distances(student.logits) - distances(teacher.logits)).square().mean(),
         }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from cka_probe.distill import FeatureCKALoss, LogitCKALoss, PatchCKALoss, RCKALoss, SegmentationCKALoss
+from cka_probe.distill import FeatureCKALoss, LogitCKALoss, Outputs, PatchCKALoss, RCKALoss, SegmentationCKALoss
 
 
 def inputs(device, scores=False):
@@ -14,14 +14,11 @@ def inputs(device, scores=False):
         return torch.randn(*shape, generator=generator).to(device)
 
     if scores:
-        return draw(2, 6, 32, 32).requires_grad_(), draw(2, 6, 32, 32), [], []
+        return Outputs(draw(2, 6, 32, 32).requires_grad_()), Outputs(draw(2, 6, 32, 32))
     maps = [draw(16, 8, 32, 32), draw(16, 16, 16, 16)]
-    return (
-        draw(16, 10).requires_grad_(),
-        draw(16, 10),
-        [m.requires_grad_() for m in maps],
-        [m.detach() ** 2 for m in maps],
-    )
+    logits = draw(16, 10).requires_grad_(), draw(16, 10)
+    others = tuple(m**2 for m in maps)
+    return Outputs(logits[0], tuple(m.requires_grad_() for m in maps)), Outputs(logits[1], others)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +33,7 @@ def test_equals_the_cpu(loss):
         arguments = inputs(device, scores)
         value = loss.to(device)(*arguments)
         value.backward()
-        leaves = [arguments[0], *arguments[2]]
+        leaves = [arguments[0].logits, *arguments[0].features]
         results[device] = value.item(), [x.grad.cpu().numpy() for x in leaves if x.grad is not None]
     assert results["cuda"][0] == pytest.approx(results["cpu"][0], abs=1e-5)
     assert results["cpu"][1]

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
 """Baselines on feature maps: FitNet, AT, PKD, CWD."""
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..losses.adapters import Adapters, channels, same_size
-from ..losses.contract import DistillationLoss, feature_pairs, in_full_precision, not_negative, positive, unit_rows
+from ..losses.contract import DistillationLoss, Outputs, feature_pairs, not_negative, positive, unit_rows
 from ..losses.gather import sum_over_processes
 from .logits import softened_divergence
 
@@ -46,9 +45,11 @@ class FitNetLoss(DistillationLoss):
     >>> student, teacher = [torch.randn(8, 4, 6, 6)], [torch.randn(8, 16, 3, 3)]
     >>> loss = FitNetLoss()
     >>> loss.prepare(student, teacher)
-    >>> loss(None, None, student, teacher).shape
+    >>> loss(student, teacher).shape
     torch.Size([])
     """
+
+    reads = ("features",)
 
     def __init__(self, weight: float = 100.0) -> None:
         super().__init__()
@@ -60,15 +61,7 @@ class FitNetLoss(DistillationLoss):
         feature_pairs(student_features, teacher_features, "FitNetLoss")
         self.adapters.prepare(student_features, teacher_features)
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "fitnet".
 
         Raises
@@ -77,7 +70,7 @@ class FitNetLoss(DistillationLoss):
             If `prepare` has not been called.
         """
         values = []
-        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "FitNetLoss")):
+        for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "FitNetLoss")):
             x, y = same_size(x, y)
             x = self.adapters(index, x)
             _check_shapes(x, y, index, "FitNetLoss")
@@ -117,23 +110,17 @@ class ATLoss(DistillationLoss):
     --------
     >>> import torch
     >>> maps = torch.randn(8, 4, 3, 3)
-    >>> abs(float(ATLoss()(None, None, [2 * maps], [maps]))) < 1e-6
+    >>> abs(float(ATLoss()(2 * maps, maps))) < 1e-6
     True
     """
+
+    reads = ("features",)
 
     def __init__(self, weight: float = 1000.0, power: float = 2.0) -> None:
         super().__init__()
         self.weight, self.power = not_negative("weight", weight), positive("power", power)
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "at".
 
         Raises
@@ -142,7 +129,7 @@ class ATLoss(DistillationLoss):
             For features that are no maps (B, C, H, W).
         """
         values = []
-        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "ATLoss")):
+        for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "ATLoss")):
             _check_maps(x, y, index, "ATLoss")
             x, y = (unit_rows(z.abs().pow(self.power).mean(1).flatten(1)) for z in same_size(x, y))
             values.append(functional.mse_loss(x, y))
@@ -183,23 +170,17 @@ class PKDLoss(DistillationLoss):
     --------
     >>> import torch
     >>> maps = torch.randn(2, 4, 8, 8)
-    >>> abs(float(PKDLoss()(None, None, [2 * maps + 1], [maps]))) < 1e-5
+    >>> abs(float(PKDLoss()(2 * maps + 1, maps))) < 1e-5
     True
     """
+
+    reads = ("features",)
 
     def __init__(self, weight: float = 1.0, *, gather: bool = True) -> None:
         super().__init__()
         self.weight, self.gather = not_negative("weight", weight), gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "pkd".
 
         Raises
@@ -208,7 +189,7 @@ class PKDLoss(DistillationLoss):
             For features that are no maps (B, C, H, W), or differ in channels.
         """
         values = []
-        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "PKDLoss")):
+        for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "PKDLoss")):
             _check_maps(x, y, index, "PKDLoss")
             x, y = same_size(x, y)
             _check_shapes(x, y, index, "PKDLoss")
@@ -264,9 +245,11 @@ class CWDLoss(DistillationLoss):
     >>> maps = torch.randn(2, 4, 8, 8)
     >>> loss = CWDLoss()
     >>> loss.prepare([maps], [maps])
-    >>> abs(float(loss(None, None, [maps + 3], [maps]))) < 1e-5
+    >>> abs(float(loss(maps + 3, maps))) < 1e-5
     True
     """
+
+    reads = ("features",)
 
     def __init__(self, weight: float = 10.0, temperature: float = 1.0) -> None:
         super().__init__()
@@ -278,15 +261,7 @@ class CWDLoss(DistillationLoss):
         feature_pairs(student_features, teacher_features, "CWDLoss")
         self.adapters.prepare(student_features, teacher_features)
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "cwd".
 
         Raises
@@ -297,7 +272,7 @@ class CWDLoss(DistillationLoss):
             If channels differ and `prepare` has not been called.
         """
         values = []
-        for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, "CWDLoss")):
+        for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "CWDLoss")):
             _check_maps(x, y, index, "CWDLoss")
             x, y = same_size(x, y)
             if channels(x) != channels(y):

@@ -1,9 +1,6 @@
-# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
 """Baselines on logits: KD, DKD, DIST."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +8,8 @@ from torch.nn import functional
 
 from ..losses.contract import (
     DistillationLoss,
+    Outputs,
     gathered,
-    in_full_precision,
     logit_pair,
     not_negative,
     positive,
@@ -49,21 +46,15 @@ class KDLoss(DistillationLoss):
     True
     """
 
+    reads = ("logits",)
+
     def __init__(self, temperature: float = 4.0, weight: float = 0.9) -> None:
         super().__init__()
         self.temperature, self.weight = positive("temperature", temperature), not_negative("weight", weight)
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "kd", the mean over samples."""
-        x, y = logit_pair(student_logits, teacher_logits)
+        x, y = logit_pair(student.logits, teacher.logits, type(self).__name__)
         return {"kd": self.weight * softened_divergence(x, y, self.temperature)}
 
     def extra_repr(self) -> str:
@@ -99,20 +90,14 @@ class DKDLoss(DistillationLoss):
     ['tckd', 'nckd']
     """
 
+    reads = ("logits",)
+
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
         self.alpha, self.beta = not_negative("alpha", alpha), not_negative("beta", beta)
         self.temperature = positive("temperature", temperature)
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "tckd" and "nckd", means over samples.
 
         Raises
@@ -120,7 +105,7 @@ class DKDLoss(DistillationLoss):
         ValueError
             Without labels, or with two classes only, where there are no other classes to compare.
         """
-        x, y = logit_pair(student_logits, teacher_logits)
+        x, y = logit_pair(student.logits, teacher.logits, type(self).__name__)
         if target is None:
             raise ValueError("DKDLoss needs the class labels: pass target.")
         if x.shape[1] < 3:
@@ -178,23 +163,17 @@ class DISTLoss(DistillationLoss):
     True
     """
 
+    reads = ("logits",)
+
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, *, gather: bool = True) -> None:
         super().__init__()
         self.beta, self.gamma = not_negative("beta", beta), not_negative("gamma", gamma)
         self.temperature = positive("temperature", temperature)
         self.gather = gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "inter" and "intra"."""
-        x, y = gathered([logit_pair(student_logits, teacher_logits)], self.gather)[0]
+        x, y = gathered([logit_pair(student.logits, teacher.logits, type(self).__name__)], self.gather)[0]
         x, y = (torch.softmax(z / self.temperature, dim=1) for z in (x, y))
         squared = self.temperature**2
         return {

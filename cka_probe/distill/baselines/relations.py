@@ -1,10 +1,8 @@
-# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
 """Baselines on relations between samples: SP, RKD, CC. They see the gathered batch, as the CKA losses do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +11,9 @@ from torch.nn import functional
 from ...estimators.kernels import squared_distances
 from ..losses.contract import (
     DistillationLoss,
+    Outputs,
     feature_pairs,
     gathered,
-    in_full_precision,
     matrix,
     not_negative,
     positive,
@@ -48,26 +46,20 @@ class SPLoss(DistillationLoss):
     --------
     >>> import torch
     >>> maps = torch.randn(8, 4, 3, 3)
-    >>> abs(float(SPLoss()(None, None, [2 * maps], [maps]))) < 1e-6
+    >>> abs(float(SPLoss()(2 * maps, maps))) < 1e-6
     True
     """
+
+    reads = ("features",)
 
     def __init__(self, weight: float = 3000.0, *, gather: bool = True) -> None:
         super().__init__()
         self.weight, self.gather = not_negative("weight", weight), gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "sp"."""
         values = []
-        for x, y in _matrices(student_features, teacher_features, self.gather, "SPLoss"):
+        for x, y in _matrices(student, teacher, self.gather, "SPLoss"):
             x, y = (unit_rows(z @ z.mT) for z in (x, y))
             values.append((x - y).square().mean())
         return {"sp": self.weight * torch.stack(values).sum()}
@@ -106,9 +98,11 @@ class RKDLoss(DistillationLoss):
     --------
     >>> import torch
     >>> x = torch.randn(8, 4)
-    >>> float(RKDLoss()(None, None, [5 * x + 1], [x])) < 1e-3
+    >>> float(RKDLoss()(5 * x + 1, x)) < 1e-3
     True
     """
+
+    reads = ("features",)
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, *, gather: bool = True) -> None:
         super().__init__()
@@ -116,17 +110,9 @@ class RKDLoss(DistillationLoss):
         self.angle_weight = not_negative("angle_weight", angle_weight)
         self.gather = gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "distance" and "angle"."""
-        pairs = _matrices(student_features, teacher_features, self.gather, "RKDLoss")
+        pairs = _matrices(student, teacher, self.gather, "RKDLoss")
         huber = functional.smooth_l1_loss
         distance = torch.stack([huber(_scaled_distances(x), _scaled_distances(y)) for x, y in pairs]).sum()
         angle = torch.stack([huber(_angles(x), _angles(y)) for x, y in pairs]).sum()
@@ -165,9 +151,11 @@ class CCLoss(DistillationLoss):
     --------
     >>> import torch
     >>> maps = torch.randn(8, 4, 3, 3)
-    >>> abs(float(CCLoss()(None, None, [2 * maps], [maps]))) < 1e-6
+    >>> abs(float(CCLoss()(2 * maps, maps))) < 1e-6
     True
     """
+
+    reads = ("features",)
 
     def __init__(self, weight: float = 100.0, gamma: float = 0.4, order: int = 2, *, gather: bool = True) -> None:
         super().__init__()
@@ -176,17 +164,9 @@ class CCLoss(DistillationLoss):
             raise ValueError(f"`order` must be a whole number of at least 1, got {order!r}.")
         self.order, self.gather = int(order), gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "cc"."""
-        pairs = _matrices(student_features, teacher_features, self.gather, "CCLoss")
+        pairs = _matrices(student, teacher, self.gather, "CCLoss")
         values = [(self._correlation(x) - self._correlation(y)).square().mean() for x, y in pairs]
         return {"cc": self.weight * torch.stack(values).sum()}
 
@@ -201,10 +181,8 @@ class CCLoss(DistillationLoss):
         return f"weight={self.weight}, gamma={self.gamma}, order={self.order}, gather={self.gather}"
 
 
-def _matrices(
-    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], gather: bool, loss: str
-) -> list[tuple[Tensor, Tensor]]:
-    pairs = feature_pairs(student_features, teacher_features, loss)
+def _matrices(student: Outputs, teacher: Outputs, gather: bool, loss: str) -> list[tuple[Tensor, Tensor]]:
+    pairs = feature_pairs(student.features, teacher.features, loss)
     return gathered([(matrix(x), matrix(y)) for x, y in pairs], gather)
 
 

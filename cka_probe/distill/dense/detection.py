@@ -6,24 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.detection import MeanAveragePrecision
 from tqdm.auto import tqdm
 
+from ...capture.extras import require
 from ...capture.state import frozen, modes_restored
-from ..losses.contract import DistillationLoss
+from ..losses.contract import DistillationLoss, Outputs
 from ..taps.map_tap import MapTap, maps_of
 from ..training.result import DenseResult
 from ..training.schedules import DenseSchedule
 from .data import collate_lists
 from .loop import Step, momentum_sgd, on_device, train_dense
 from .networks import detector
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["PAPER_ROWS", "PaperRow", "average_precision", "detector", "distill_detector"]
 
@@ -166,6 +168,8 @@ def distill_detector(
     ValueError
         If a setting is out of range, a layer does not exist, the networks normalise pictures differently, or there is a
         teacher without a loss or a loss without a teacher.
+    ModuleNotFoundError
+        If accelerate, torchmetrics or pycocotools is not installed.
     FloatingPointError
         If the training loss is no longer finite.
 
@@ -173,6 +177,8 @@ def distill_detector(
     ----------
     Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, section 4; PAPER.md, PCKA.
     """
+    for library in ("accelerate", "torchmetrics", "pycocotools"):
+        require(library, "dense", "distill_detector()")
     if (teacher is None) != (loss is None):
         raise ValueError(
             "A teacher needs a `loss` that compares its pyramid with the student's, and a loss needs a teacher. Pass "
@@ -208,7 +214,8 @@ def distill_detector(
                 with accelerator.autocast():
                     found = dict(model(*batch))
                     maps, theirs = ([], []) if loss is None else pyramids()
-                return found if loss is None else found | loss.terms(None, None, maps, theirs)
+                ours, taught = (Outputs(features=tuple(levels)) for levels in (maps, theirs))
+                return found if loss is None else found | loss.terms(ours, taught)
 
             return terms
 
@@ -274,6 +281,10 @@ def average_precision(
     ----------
     Lin et al., Microsoft COCO, ECCV 2014; computed by pycocotools through torchmetrics.
     """
+    for library in ("torchmetrics", "pycocotools"):
+        require(library, "dense", "average_precision()")
+    from torchmetrics.detection import MeanAveragePrecision
+
     device = next(model.parameters()).device if device is None else torch.device(device)
     # pycocotools' own thresholds: torchmetrics' are rounded to float32, which moves a recall of 0.05 to the next one.
     metric = MeanAveragePrecision(

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm.auto import tqdm
 
+from ...capture.extras import require
 from ...capture.state import frozen, modes_restored
-from ..losses.contract import DistillationLoss
+from ..losses.contract import DistillationLoss, Outputs
 from ..taps.map_tap import MapTap
 from ..training.result import DenseResult
 from ..training.schedules import DenseSchedule
 from .data import IGNORED
 from .loop import Step, momentum_sgd, on_device, train_dense
 from .networks import segmenter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["distill_segmenter", "mean_iou", "segmenter"]
 
@@ -90,6 +92,8 @@ def distill_segmenter(
     ValueError
         If a setting is out of range, a layer does not exist, a label is beyond the scores, or there is a teacher
         without a loss or a loss without a teacher.
+    ModuleNotFoundError
+        If accelerate or torchmetrics is not installed.
     FloatingPointError
         If the training loss is no longer finite.
 
@@ -97,6 +101,8 @@ def distill_segmenter(
     ----------
     Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024; PAPER.md, Segmentation.
     """
+    for library in ("accelerate", "torchmetrics"):
+        require(library, "distill", "distill_segmenter()")
     if (teacher is None) != (loss is None):
         raise ValueError(
             "A teacher needs a `loss` that compares its scores with the student's, and a loss needs a teacher. Pass "
@@ -112,14 +118,14 @@ def distill_segmenter(
                     pair = MapTap(student, ours, None, "student"), MapTap(teacher, theirs or ours, None, "teacher")
                     taps.append((stack.enter_context(pair[0]), stack.enter_context(pair[1])))
 
-        def seen(images: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-            """Logits and features of both networks, of the student's last forward pass, as a loss takes them."""
+        def seen(images: Tensor) -> tuple[Outputs, Outputs]:
+            """Student's outputs of its last forward pass, and the teacher's of the same images."""
             assert teacher is not None
             with torch.no_grad():
                 teacher(images)
             maps = [(ours.take()[1], theirs.take()[1]) for ours, theirs in taps]
             logits, others = maps[0], maps[1] if len(maps) > 1 else ([], [])
-            return logits[0][0], logits[1][0], others[0], others[1]
+            return Outputs(logits[0][0], tuple(others[0])), Outputs(logits[1][0], tuple(others[1]))
 
         def prepare(batch: Any) -> None:
             images, labels = batch
@@ -132,20 +138,20 @@ def distill_segmenter(
                 )
             if teacher is not None:
                 teacher.to(images.device)
-                arguments = seen(images)
+                ours, theirs = seen(images)
                 if callable(make := getattr(loss, "prepare", None)) and features is not None:
-                    make(*arguments[2:])
+                    make(ours.features, theirs.features)
 
         def step_of(accelerator: Accelerator) -> Step:
             def terms(batch: Any, model: nn.Module) -> dict[str, Tensor]:
                 images, labels = batch
                 with accelerator.autocast():
                     scores = _scores(model(images))
-                    arguments = None if loss is None else seen(images)
+                    outputs = None if loss is None else seen(images)
                 # A mean over no pixel at all would be NaN: such a batch teaches nothing.
                 total = functional.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="sum")
                 found = {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
-                return found if loss is None or arguments is None else found | loss.terms(*arguments, labels)
+                return found if loss is None or outputs is None else found | loss.terms(*outputs, labels)
 
             return terms
 
@@ -211,6 +217,9 @@ def mean_iou(
     ----------
     Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010, section 4.3.
     """
+    require("torchmetrics", "distill", "mean_iou()")
+    from torchmetrics.classification import MulticlassJaccardIndex
+
     device = next(model.parameters()).device if device is None else torch.device(device)
     metric: MulticlassJaccardIndex | None = None
     loader = DataLoader(data, batch_size)

@@ -1,7 +1,7 @@
 """CKA as a training loss: of features, logits, patches, class-score maps and hidden states."""
 
 from .cka import FeatureCKALoss, LogitCKALoss, RCKALoss
-from .contract import DistillationLoss
+from .contract import DistillationLoss, Outputs
 from .hidden_states import HiddenStateCKALoss, match_depths
 from .patch_cka import PatchCKALoss
 from .score_maps import SegmentationCKALoss
@@ -11,6 +11,7 @@ __all__ = [
     "FeatureCKALoss",
     "HiddenStateCKALoss",
     "LogitCKALoss",
+    "Outputs",
     "PatchCKALoss",
     "RCKALoss",
     "SegmentationCKALoss",

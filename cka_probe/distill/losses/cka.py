@@ -1,4 +1,3 @@
-# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
 """CKA as a training loss: of features (FCKA), of logits over samples and over classes (LCKA), of both (RCKA).
 
 Each term is weight * (1 - CKA), so that 0 is a perfect match, and is computed in float32 inside autocast (a naive half
@@ -17,8 +16,6 @@ the term out instead would hide a dead layer, and NaN would spoil every weight a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -29,9 +26,9 @@ from .alignments import both_of_matrix, cka_of_centred
 from .checks import check_classes, check_defined, check_samples
 from .contract import (
     DistillationLoss,
+    Outputs,
     feature_pairs,
     gathered,
-    in_full_precision,
     logit_pair,
     matrix,
     not_negative,
@@ -79,9 +76,11 @@ class FeatureCKALoss(DistillationLoss):
     >>> import torch
     >>> x = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     >>> loss = FeatureCKALoss()
-    >>> round(abs(float(loss(None, None, [2 * x + 5], [x]))), 6)
+    >>> round(abs(float(loss(2 * x + 5, x))), 6)
     0.0
     """
+
+    reads = ("features",)
 
     def __init__(
         self,
@@ -97,15 +96,7 @@ class FeatureCKALoss(DistillationLoss):
         self.kernel, self.estimator, self.variant = _settings(kernel, estimator, variant)
         self.gather = gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The one weighted term "features"; none at weight 0.
 
         Parameters
@@ -130,7 +121,7 @@ class FeatureCKALoss(DistillationLoss):
         """
         if not self.weight:
             return {}
-        pairs = feature_pairs(student_features, teacher_features, type(self).__name__)
+        pairs = feature_pairs(student.features, teacher.features, type(self).__name__)
         matrices = gathered([(matrix(x), matrix(y)) for x, y in pairs], self.gather)
         values = [self._value(x, y, index) for index, (x, y) in enumerate(matrices)]
         mean = torch.stack(values).mean()
@@ -188,10 +179,12 @@ class LogitCKALoss(DistillationLoss):
     --------
     >>> import torch
     >>> logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    >>> terms = LogitCKALoss().terms(2 * logits, logits, [], [])
+    >>> terms = LogitCKALoss().terms(2 * logits, logits)
     >>> {name: round(abs(float(term)), 5) for name, term in terms.items()}
     {'intra': 0.0, 'inter': 0.0}
     """
+
+    reads = ("logits",)
 
     def __init__(
         self,
@@ -211,15 +204,7 @@ class LogitCKALoss(DistillationLoss):
         self.kernel, self.estimator, self.variant = _settings(kernel, estimator, variant)
         self.gather = gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "intra" and "inter"; one with weight 0 is left out.
 
         Parameters
@@ -244,7 +229,7 @@ class LogitCKALoss(DistillationLoss):
         """
         if not self.intra_weight and not self.inter_weight:
             return {}
-        x, y = gathered([logit_pair(student_logits, teacher_logits)], self.gather)[0]
+        x, y = gathered([logit_pair(student.logits, teacher.logits, type(self).__name__)], self.gather)[0]
         soft_x, soft_y = x, y
         if self.temperature is not None:
             soft_x, soft_y = (torch.softmax(z / self.temperature, dim=1) for z in (x, y))
@@ -310,7 +295,7 @@ class RCKALoss(DistillationLoss):
     --------
     >>> import torch
     >>> logits, maps = torch.randn(8, 5), torch.randn(8, 4, 3, 3)
-    >>> list(RCKALoss().terms(logits, logits, [maps], [maps]))
+    >>> list(RCKALoss().terms(Outputs(logits, (maps,)), Outputs(logits, (maps,))))
     ['features', 'intra', 'inter']
     """
 
@@ -328,6 +313,8 @@ class RCKALoss(DistillationLoss):
     ) -> None:
         super().__init__()
         not_negative("feature_weight", feature_weight)
+        with_logits = bool(intra_weight or inter_weight or not feature_weight)
+        self.reads = ("logits",) * with_logits + ("features",) * bool(feature_weight)
         self.features = FeatureCKALoss(
             feature_weight, kernel=kernel, estimator=estimator, variant=variant, gather=gather
         )
@@ -341,14 +328,7 @@ class RCKALoss(DistillationLoss):
             gather=gather,
         )
 
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "features", "intra" and "inter"; one with weight 0 is left out.
 
         Parameters
@@ -370,8 +350,7 @@ class RCKALoss(DistillationLoss):
         TypeError, ValueError
             As the terms of `FeatureCKALoss` and `LogitCKALoss`.
         """
-        arguments = (student_logits, teacher_logits, student_features, teacher_features, target)
-        return {**self.features.terms(*arguments), **self.logits.terms(*arguments)}
+        return {**self.features.terms(student, teacher), **self.logits.terms(student, teacher)}
 
 
 def _settings(kernel: Kernel | None, estimator: str, variant: str) -> tuple[Kernel, str, str]:

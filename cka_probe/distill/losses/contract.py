@@ -1,27 +1,25 @@
-"""The contract of all distillation losses, and the checks of what they are given.
-
-``loss(student_logits, teacher_logits, student_features, teacher_features, target=None)`` is a scalar, the sum of
-``loss.terms(...)`` with the same arguments. Every loss takes all five, and uses what it needs. The teacher's side
-carries no gradient. Everything is computed in float32 (float64 for float64 inputs), also inside autocast.
-"""
+"""The contract of the distillation losses, and the checks of their inputs."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...capture.trees import tensors
 from .gather import batch_sizes, gather_batch
 
 __all__ = [
     "DistillationLoss",
+    "Outputs",
+    "check_signature",
     "feature_pairs",
-    "full_precision",
     "gathered",
-    "in_full_precision",
+    "in_one_dtype",
     "logit_pair",
     "matrix",
     "not_negative",
@@ -29,71 +27,146 @@ __all__ = [
     "unit_rows",
 ]
 
-Terms = TypeVar("Terms", bound=Callable[..., dict[str, Tensor]])
+EXAMPLE = "loss(Outputs(student_logits, (student_feature,)), Outputs(teacher_logits, (teacher_feature,)), target)"
+
+
+class Outputs(NamedTuple):
+    """What a network says about a batch of B samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> outputs = Outputs(torch.zeros(8, 10), (torch.zeros(8, 16, 4, 4),))
+    >>> outputs.logits.shape, len(outputs.features), outputs.mask
+    (torch.Size([8, 10]), 1, None)
+    """
+
+    logits: Tensor | None = None
+    """Class scores before the softmax, (B, classes) or (B, classes, H, W)."""
+    features: tuple[Tensor, ...] = ()
+    """Activations of the tapped layers, (B, ...) each."""
+    mask: Tensor | None = None
+    """True or 1 for the real tokens, (B, T), if the input has padding."""
+
+    def in_float32(self) -> Outputs:
+        """The same outputs with logits and features in float32."""
+        logits = None if self.logits is None else self.logits.float()
+        return Outputs(logits, tuple(feature.float() for feature in self.features), self.mask)
 
 
 class DistillationLoss(nn.Module):
-    """A loss that is the sum of its weighted terms. A subclass defines `terms`."""
+    """A loss that compares a student with its teacher: the sum of its weighted terms.
+
+    A subclass says in ``reads`` what it compares, and defines `compute_terms`. The teacher gets no gradient. Losses
+    compute in float32, or in float64 for float64 inputs, under autocast too.
+    """
+
+    reads: tuple[str, ...] = ("logits", "features")
+    """What the loss compares: ("logits",), ("features",) or both."""
 
     def terms(
         self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
+        student: Outputs | Tensor | Sequence[Tensor],
+        teacher: Outputs | Tensor | Sequence[Tensor],
         target: Tensor | None = None,
+        *more: object,
     ) -> dict[str, Tensor]:
-        """The weighted terms by name, each a scalar.
+        """The weighted terms by name. A term with weight 0 is left out where this saves work.
 
         Parameters
         ----------
-        student_logits, teacher_logits : Tensor (B, classes) or None
-            Before the softmax; None is enough for a loss of features alone.
-        student_features, teacher_features : sequence of Tensor (B, ...)
-            Activations of the tapped layers, pair by pair.
+        student, teacher : Outputs, Tensor or sequence of Tensor
+            Outputs of the two networks for the same samples. A loss of logits also takes bare logits; a loss of
+            features also takes one feature, or a sequence of them.
         target : Tensor (B,), optional
             Class labels.
+        *more : object
+            Refused: the arguments of a call in the form of version 0.1.
 
         Returns
         -------
         dict of str to Tensor
-            Without the cross-entropy with the labels, which `distill` adds.
+            Scalars, without the cross-entropy with the labels, which `distill` adds.
+
+        Raises
+        ------
+        TypeError
+            If an argument is of the wrong kind, or logits or features are no floating tensors.
+        ValueError
+            If logits or features are missing, or do not fit together, or the loss of the batch is not defined.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define `terms`.")
+        if more:
+            raise TypeError(
+                f"{type(self).__name__} takes three arguments, (student, teacher, target), but was called with "
+                f"{3 + len(more)}. Call {EXAMPLE}."
+            )
+        student, teacher = self._outputs(student, "student"), self._outputs(teacher, "teacher")
+        first = next(tensors((student, teacher)), None)
+        # Products in half precision would make CKA NaN, or wrong by 1e-3.
+        with nullcontext() if first is None else torch.autocast(first.device.type, enabled=False):
+            return self.compute_terms(student, teacher, target)
 
     def forward(
         self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
+        student: Outputs | Tensor | Sequence[Tensor],
+        teacher: Outputs | Tensor | Sequence[Tensor],
         target: Tensor | None = None,
+        *more: object,
     ) -> Tensor:
-        """The sum of `terms`, a scalar; 0 without terms."""
-        terms = self.terms(student_logits, teacher_logits, student_features, teacher_features, target)
+        """The sum of `terms`, a scalar; 0 without terms. The arguments are those of `terms`."""
+        terms = self.terms(student, teacher, target, *more)
         return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
 
+    def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
+        """The weighted terms by name; `terms` calls this with `Outputs` and without autocast."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `compute_terms`.")
 
-def in_full_precision(terms: Terms) -> Terms:
-    """The same method with autocast switched off, so that no product inside it is taken in half precision."""
+    def _outputs(self, given: Any, owner: str) -> Outputs:
+        """One network's side as `Outputs`, from a bare tensor too if the loss reads one kind of output."""
+        if isinstance(given, Outputs):
+            return given
+        name, kind = type(self).__name__, type(given).__name__
+        if len(self.reads) > 1:
+            raise TypeError(
+                f"{name} compares logits and features: the {owner}'s must be Outputs, got {kind}. Call {EXAMPLE}."
+            )
+        if isinstance(given, Tensor):
+            return Outputs(given) if self.reads == ("logits",) else Outputs(features=(given,))
+        if self.reads == ("logits",):
+            raise TypeError(
+                f"{name} compares logits: the {owner}'s must be a tensor or Outputs(logits=tensor), got {kind}."
+            )
+        if isinstance(given, list | tuple):
+            return Outputs(features=tuple(given))
+        raise TypeError(
+            f"{name} compares features: the {owner}'s must be a tensor, a list of tensors or "
+            f"Outputs(features=(tensor, ...)), got {kind}."
+        )
 
-    @functools.wraps(terms)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        tensors = (tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value))
-        first = next(tensors, None)
-        if first is None:
-            return terms(self, *args, **kwargs)
-        with torch.autocast(first.device.type, enabled=False):
-            return terms(self, *args, **kwargs)
 
-    return wrapped  # type: ignore[return-value]
+def check_signature(loss: Callable[..., Any]) -> None:
+    """Raise TypeError if a loss has the five arguments of version 0.1 instead of (student, teacher, target).
 
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        yield from (entry for entry in value if isinstance(entry, Tensor))
+    Parameters
+    ----------
+    loss : module or callable
+        With ``terms`` or without. A signature that Python cannot read is accepted.
+    """
+    function = getattr(loss, "terms", None) or (loss.forward if isinstance(loss, nn.Module) else loss)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
+    former = {"student_features", "teacher_features"} & {p.name for p in parameters}
+    if len(needed) > 3 or former:
+        name = getattr(function, "__qualname__", type(loss).__name__)
+        raise TypeError(
+            f"`loss`: {name} has the arguments ({', '.join(p.name for p in parameters)}), but a loss takes three: "
+            "(student, teacher, target=None). student and teacher are Outputs: read student.logits, student.features "
+            "and student.mask."
+        )
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -131,7 +204,7 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def full_precision(*tensors: Tensor) -> list[Tensor]:
+def in_one_dtype(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one dtype: float64 when one is float64, else float32 (half precision too).
 
     Parameters
@@ -148,13 +221,15 @@ def full_precision(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(torch.float64 if wide else torch.float32) for tensor in tensors]
 
 
-def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None, loss: str) -> tuple[Tensor, Tensor]:
     """Student's and teacher's logits of the same samples and classes, in full precision, the teacher's detached.
 
     Parameters
     ----------
     student_logits, teacher_logits : Tensor (B, classes)
         Before the softmax.
+    loss : str
+        Name of the loss, for the messages.
 
     Returns
     -------
@@ -166,8 +241,11 @@ def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None) -> 
     TypeError
         If one is no floating tensor.
     ValueError
-        If they are not matrices, or differ in samples or classes.
+        If one is missing, they are not matrices, or they differ in samples or classes.
     """
+    for logits, owner in ((student_logits, "student"), (teacher_logits, "teacher")):
+        if logits is None:
+            raise ValueError(f"{loss} compares logits, but the {owner} has none. Pass Outputs(logits=tensor).")
     x = _floating(student_logits, "The student's logits")
     y = _floating(teacher_logits, "The teacher's logits")
     for logits, owner in ((x, "student"), (y, "teacher")):
@@ -178,7 +256,7 @@ def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None) -> 
             f"The student's logits have shape {tuple(x.shape)} and the teacher's {tuple(y.shape)}. Both networks must "
             "see the same samples and have the same classes."
         )
-    student, teacher = full_precision(x, y.detach())
+    student, teacher = in_one_dtype(x, y.detach())
     return student, teacher
 
 
@@ -206,13 +284,16 @@ def feature_pairs(
     ValueError
         If the lists are empty or of different length, or a pair differs in its samples.
     """
-    for features, owner in ((student_features, "student_features"), (teacher_features, "teacher_features")):
+    for features, owner in ((student_features, "student"), (teacher_features, "teacher")):
         if isinstance(features, Tensor):
-            raise TypeError(f"`{owner}` must be a list of tensors, one for each layer, got a single tensor.")
+            raise TypeError(
+                f"The {owner}'s features must be a tuple of tensors, one for each layer, got a single tensor. Put "
+                "it in a tuple."
+            )
     if not student_features and not teacher_features:
         raise ValueError(
-            f"{loss} compares features, but got none. Name layers with student_layers= and teacher_layers= "
-            "in distill()."
+            f"{loss} compares features, but got none. Pass Outputs(features=(tensor, ...)); in distill(), name layers "
+            "with student_layers= and teacher_layers=."
         )
     if len(student_features) != len(teacher_features):
         raise ValueError(
@@ -233,7 +314,7 @@ def feature_pairs(
                 f"Feature {index} has {x.shape[0]} samples in the student and {y.shape[0]} in the teacher. Both must "
                 "see the same batch, with the samples on the first axis."
             )
-        x, y = full_precision(x, y.detach())
+        x, y = in_one_dtype(x, y.detach())
         pairs.append((x, y))
     return pairs
 

@@ -108,4 +108,4 @@ class HiddenStateCKALoss(nn.Module):
                 )
         student = [pool(student_states[i], self.pooling, attention_mask) for i, _ in pairs]
         teacher = [pool(teacher_states[j], self.pooling, attention_mask) for _, j in pairs]
-        return self.features(None, None, student, teacher)
+        return self.features(student, teacher)

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
 """PCKA of feature pyramids.
 
 Detectors train on few images at a time, so that a Gram matrix over samples says little; PCKA relates patches instead.
@@ -21,7 +20,7 @@ from ...estimators.validation import check_estimator
 from .adapters import Adapters
 from .alignments import inter_of_products, intra_of_products, of_stacks, value_and_chance
 from .checks import check_levels
-from .contract import DistillationLoss, feature_pairs, gathered, in_full_precision, not_negative
+from .contract import DistillationLoss, Outputs, feature_pairs, gathered, not_negative
 from .patches import RELATIONS, patch_products, patch_size, patch_stack, resized, stack_shape
 
 __all__ = ["PatchCKALoss"]
@@ -83,9 +82,11 @@ class PatchCKALoss(DistillationLoss):
     >>> import torch
     >>> maps = [torch.randn(2, 8, 64, 80), torch.randn(2, 8, 32, 40)]
     >>> loss = PatchCKALoss()
-    >>> abs(float(loss(None, None, [2 * level + 1 for level in maps], maps))) < 1e-4
+    >>> abs(float(loss([2 * level + 1 for level in maps], maps))) < 1e-4
     True
     """
+
+    reads = ("features",)
 
     def __init__(
         self,
@@ -138,15 +139,7 @@ class PatchCKALoss(DistillationLoss):
         if self.relation == "patch" or self.mimic_weight:
             self.adapters.prepare([x for x, _ in pairs], [y for _, y in pairs])
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "intra", "inter" and "mimic"; one with weight 0 is left out.
 
         Parameters
@@ -171,7 +164,7 @@ class PatchCKALoss(DistillationLoss):
         RuntimeError
             If channels differ, and `prepare` has not been called.
         """
-        pairs = gathered(feature_pairs(student_features, teacher_features, type(self).__name__), self.gather)
+        pairs = gathered(feature_pairs(student.features, teacher.features, type(self).__name__), self.gather)
         values: dict[str, list[Tensor]] = {"intra": [], "inter": [], "mimic": []}
         levels = []
         for index, (x, y) in enumerate(pairs):

@@ -1,9 +1,6 @@
-# ruff: noqa: ARG002 - every loss takes the five arguments of the contract
 """The alignment of class-score maps of segmenters, by factored products."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +9,7 @@ from ...estimators.alignment import cka_of_features
 from ...estimators.kernels import Linear
 from ...estimators.validation import check_estimator
 from .checks import check_classes, check_defined, check_samples
-from .contract import DistillationLoss, feature_pairs, gathered, in_full_precision, not_negative, unit_rows
+from .contract import DistillationLoss, Outputs, feature_pairs, gathered, not_negative, unit_rows
 from .patches import resized
 from .uncentred import uncentred_cka
 
@@ -66,6 +63,8 @@ class SegmentationCKALoss(DistillationLoss):
     True
     """
 
+    reads = ("logits",)
+
     def __init__(
         self,
         intra_weight: float = 10.0,
@@ -89,15 +88,7 @@ class SegmentationCKALoss(DistillationLoss):
         self.inter_weight = not_negative("inter_weight", inter_weight)
         self.relation, self.estimator, self.variant, self.gather = relation, estimator, variant, gather
 
-    @in_full_precision
-    def terms(
-        self,
-        student_logits: Tensor | None,
-        teacher_logits: Tensor | None,
-        student_features: Sequence[Tensor] = (),
-        teacher_features: Sequence[Tensor] = (),
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "intra" and "inter"; one with weight 0 is left out.
 
         Parameters
@@ -121,7 +112,7 @@ class SegmentationCKALoss(DistillationLoss):
         """
         if not self.intra_weight and not self.inter_weight:
             return {}
-        x, y = gathered([_score_maps(student_logits, teacher_logits)], self.gather)[0]
+        x, y = gathered([_score_maps(student.logits, teacher.logits)], self.gather)[0]
         if self.relation == "pixel":
             x, y = (z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]) for z in (x, y))
         else:
@@ -157,6 +148,10 @@ def _score_maps(student: Tensor | None, teacher: Tensor | None) -> tuple[Tensor,
     """Both as maps of one size in full precision, the teacher's without gradient."""
     maps = []
     for scores, owner in ((student, "student"), (teacher, "teacher")):
+        if scores is None:
+            raise ValueError(
+                f"SegmentationCKALoss compares logits, but the {owner} has none. Pass Outputs(logits=tensor)."
+            )
         if not isinstance(scores, Tensor):
             raise TypeError(f"The {owner}'s class scores must be a tensor, got {type(scores).__name__}.")
         if scores.ndim != 4:

@@ -13,6 +13,7 @@ from ...capture.batches import call_model
 from ...capture.hooks import Probe
 from ...capture.layers import unknown_layer, unwrap
 from ...capture.trees import first_tensor
+from ..losses.contract import Outputs
 
 __all__ = ["TappedModel", "check_layer_names"]
 
@@ -45,8 +46,8 @@ class TappedModel(nn.Module):
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
     >>> with TappedModel(net, ["0"]) as tapped:
-    ...     logits, features = tapped(torch.zeros(2, 4))
-    >>> logits.shape, features[0].shape
+    ...     outputs = tapped(torch.zeros(2, 4))
+    >>> outputs.logits.shape, outputs.features[0].shape
     (torch.Size([2, 3]), torch.Size([2, 8]))
     """
 
@@ -74,7 +75,7 @@ class TappedModel(nn.Module):
         self._stack.close()
         self._probe = None
 
-    def forward(self, inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, inputs: Any) -> Outputs:
         """The logits and the tapped activations for one batch of inputs.
 
         Parameters
@@ -84,8 +85,8 @@ class TappedModel(nn.Module):
 
         Returns
         -------
-        tuple
-            ``(logits, features)``, features in the order of ``layers``.
+        Outputs
+            Features in the order of ``layers``; no mask.
 
         Raises
         ------
@@ -102,7 +103,7 @@ class TappedModel(nn.Module):
         if logits is None:
             raise TypeError(f"The {self.role} returns a {type(output).__name__} without a tensor.")
         if self._probe is None:
-            return logits, []
+            return Outputs(logits)
         kept, self._kept = self._kept, {}
         for layer in self.layers:
             if f"{layer}#2" in kept:
@@ -116,7 +117,7 @@ class TappedModel(nn.Module):
                     "Tap a layer that the forward pass uses."
                 )
         self._check_in_place(kept)
-        return logits, [kept[layer].features for layer in self.layers]
+        return Outputs(logits, tuple(kept[layer].features for layer in self.layers))
 
     def _keep(self, name: str, _module: nn.Module, output: Tensor) -> None:
         if output.is_inference():  # not watched by torch

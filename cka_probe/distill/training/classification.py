@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ...capture.extras import require
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for
@@ -29,6 +28,9 @@ from .run_state import RunState
 from .schedules import StepDecay
 from .steps import accumulated_gradient, exact_gradient, weighted_terms
 from .teacher_cache import cached_teacher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["distill"]
 
@@ -85,8 +87,8 @@ def distill(
         Of (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and augmentation; a
         generator that your own loader has is reseeded.
     loss : torch.nn.Module, callable or None
-        ``loss(student_logits, teacher_logits, student_features, teacher_features, target)``; its weighted ``terms``,
-        where it has them, are recorded one by one. None trains with the labels alone.
+        ``loss(student, teacher, target)`` of the `Outputs` of both networks; its weighted ``terms``, where it has them,
+        are recorded one by one. None trains with the labels alone.
     student_layers, teacher_layers : sequence of str, or "auto"
         Layer paths whose activations the loss compares, pair by pair; `teacher_layers` defaults to `student_layers`.
         "auto" matches the stages of the two networks where the loss needs features.
@@ -140,12 +142,14 @@ def distill(
     Raises
     ------
     TypeError
-        If a data argument, a batch or a layer list is of the wrong kind.
+        If a data argument, a batch or a layer list is of the wrong kind, or the loss takes other arguments.
     ValueError
         If an argument is out of range, a layer does not exist, batches are too small, the class counts do not fit, or
         `output_dir` holds a run with other settings.
     FloatingPointError
         If the training loss is no longer finite.
+    ModuleNotFoundError
+        If accelerate or torchmetrics is not installed.
     CheckpointError
         If no checkpoint in `output_dir` can be read.
     OSError
@@ -164,6 +168,10 @@ def distill(
     >>> result.history.columns.tolist()
     ['epoch', 'train_loss', 'cross_entropy', 'train_accuracy', 'test_accuracy', 'lr', 'seconds']
     """
+    for library in ("accelerate", "torchmetrics"):
+        require(library, "distill", "distill()")
+    from accelerate.utils import gather_object
+
     check_arguments(
         teacher,
         student,
@@ -199,8 +207,7 @@ def distill(
             if master is None or loss is None:
                 return None
             with torch.no_grad(), accelerator.autocast():
-                logits, features = master(batch.inputs)
-            return logits.float(), [feature.float() for feature in features]
+                return master(batch.inputs).in_float32()
 
         terms_of = partial(weighted_terms, loss, ce_weight)
         teach: Callable[[Batch], Any] = ask_teacher
@@ -324,7 +331,7 @@ def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelera
     with torch.no_grad(), accelerator.autocast():
         for batch in loader:
             inputs, target = split_batch(batch)
-            predicted = model(inputs)[0].argmax(1)
+            predicted = model(inputs).logits.argmax(1)
             metric.update(*accelerator.gather_for_metrics((predicted, target)))
     return float(metric.compute())
 

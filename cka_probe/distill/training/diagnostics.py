@@ -182,8 +182,7 @@ def gradient_cosines(
     with random_states_restored(), modes_restored(pupil), buffers_restored(pupil):
         pupil.train()
         with accelerator.autocast():
-            logits, features = pupil(batch.inputs)
-        outputs = (logits.float(), [feature.float() for feature in features])
+            outputs = pupil(batch.inputs).in_float32()
         gradients = {}
         for name, term in terms_of(outputs, teach(batch), batch.target).items():
             found: Sequence[Tensor | None] = [None] * len(parameters)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...capture.state import borrowed, buffers_restored
+from ..losses.contract import Outputs, check_signature
 from ..taps.stages import match_stages
 from ..taps.tapped_model import TappedModel
 from .batches import Batch
 from .diagnostics import Diagnostics
 from .steps import weighted_terms
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["check_arguments", "choose_layers", "describe", "digest", "fit_together"]
 
@@ -47,6 +50,8 @@ def check_arguments(
         )
     if loss is not None and not callable(loss):
         raise TypeError(f"`loss` must be a module, a function or None, got {type(loss).__name__}.")
+    if loss is not None:
+        check_signature(loss)
     if loss is not None and teacher is None:
         raise ValueError(
             "`loss` compares the student with a teacher, but teacher is None. Pass loss=None to train alone."
@@ -111,9 +116,9 @@ def _needs_features(loss: Any, student: nn.Module, sample: Batch) -> bool:
     sample = sample.split(len(sample) // 8)[0]  # eight samples tell
     with borrowed([student]), buffers_restored(student):
         student.train()  # as below, in `fit_together`
-        logits = TappedModel(student)(sample.inputs)[0]
+        logits = TappedModel(student)(sample.inputs).logits
         try:
-            weighted_terms(loss, 0.0, (logits, []), (logits.clone(), []), sample.target)
+            weighted_terms(loss, 0.0, Outputs(logits), Outputs(logits.clone()), sample.target)
         except Exception:  # whatever it is that the loss misses
             return True
     return False
@@ -140,10 +145,9 @@ def fit_together(
     # deep network constant in eval mode.
     pupil.train()
     with torch.no_grad(), buffers_restored(pupil), accelerator.autocast():
-        logits, features = pupil(sample.inputs)
-    logits, features = logits.float(), [feature.float() for feature in features]
+        outputs = pupil(sample.inputs).in_float32()
     taught = teach(sample)
-    classes = logits.shape[-1]
+    classes = outputs.logits.shape[-1]
     largest = int(sample.target.max())
     if largest >= classes:
         raise ValueError(
@@ -152,18 +156,18 @@ def fit_together(
     if taught is None:
         return classes
     if hasattr(loss, "prepare"):
-        loss.prepare(features, taught[1])
+        loss.prepare(outputs.features, taught.features)
     if isinstance(loss, nn.Module):
         loss.to(accelerator.device)
     try:
         with torch.no_grad():
-            terms_of((logits, features), taught, sample.target)
+            terms_of(outputs, taught, sample.target)
     except Exception as error:
         # A loss on features alone may well join networks of different classes; so the loss itself is asked.
-        if taught[0].shape[-1] != classes:
+        if taught.logits.shape[-1] != classes:
             raise ValueError(
-                f"The teacher has {taught[0].shape[-1]} classes and the student {classes}; this loss compares their "
-                "logits. Give both the same classes."
+                f"The teacher has {taught.logits.shape[-1]} classes and the student {classes}; this loss compares "
+                "their logits. Give both the same classes."
             ) from error
         raise
     return classes

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...capture.state import buffers_restored, random_states, random_states_restored, set_random_states
+from ..losses.contract import Outputs
 from .batches import Batch
 
-__all__ = ["accumulated_gradient", "exact_gradient", "weighted_terms"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-# What a network says about a batch: its logits and the activations of its tapped layers.
-Outputs = tuple[Tensor, Sequence[Tensor]]
+__all__ = ["accumulated_gradient", "exact_gradient", "weighted_terms"]
 
 
 def weighted_terms(
@@ -32,12 +32,12 @@ def weighted_terms(
     Parameters
     ----------
     loss : module, callable or None
-        ``loss.terms(student_logits, teacher_logits, student_features, teacher_features, target)`` gives a dict of
-        weighted terms; a loss without ``terms`` is called and counts as the one term "distillation".
+        ``loss.terms(student, teacher, target)`` gives a dict of weighted terms; a loss without ``terms`` is called and
+        counts as the one term "distillation".
     ce_weight : float
         Weight of the cross-entropy; at 0 it is left out.
-    student, teacher : tuple
-        (logits, features) of each network.
+    student, teacher : Outputs
+        Of the same samples.
     target : Tensor of shape (B,)
         Class labels.
 
@@ -48,10 +48,11 @@ def weighted_terms(
     """
     terms = {}
     if ce_weight:
-        terms["cross_entropy"] = ce_weight * functional.cross_entropy(student[0], target)
+        assert student.logits is not None
+        terms["cross_entropy"] = ce_weight * functional.cross_entropy(student.logits, target)
     if loss is not None and teacher is not None:
-        arguments = (student[0], teacher[0], student[1], teacher[1], target)
-        terms.update(loss.terms(*arguments) if hasattr(loss, "terms") else {"distillation": loss(*arguments)})
+        found = loss.terms if hasattr(loss, "terms") else lambda *outputs: {"distillation": loss(*outputs)}
+        terms.update(found(student, teacher, target))
     return terms
 
 
@@ -73,7 +74,7 @@ def accumulated_gradient(
     accelerator : Accelerator
         Scales and synchronises gradients.
     student : torch.nn.Module
-        Gives (logits, features); DDP wrapper or not.
+        Gives `Outputs`; DDP wrapper or not.
     teach : callable
         The teacher's outputs for a batch, or None.
     terms_of : callable
@@ -101,7 +102,7 @@ def accumulated_gradient(
                 for name, term in terms_of(outputs, teach(piece), piece.target).items()
             }
             accelerator.backward(_total(terms))
-        logits.append(outputs[0].detach())
+        logits.append(outputs.logits.detach())
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach()
     return torch.cat(logits), sums
@@ -142,7 +143,8 @@ def exact_gradient(
 
     whole = _joined(seen)
     seen.clear()
-    leaves = [whole[0].requires_grad_(), *(feature.requires_grad_() for feature in whole[1])]
+    assert whole.logits is not None
+    leaves = [leaf.requires_grad_() for leaf in (whole.logits, *whole.features)]
     teacher_outputs = None if taught[0] is None else _joined([outputs for outputs in taught if outputs is not None])
     terms = terms_of(whole, teacher_outputs, batch.target)
     accelerator.backward(_total(terms))
@@ -153,16 +155,16 @@ def exact_gradient(
         for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
             set_random_states(state)
             with _synchronised(accelerator, student, number == len(pieces) - 1):
-                logits, features = student(piece.inputs)
+                again = student(piece.inputs)
                 # Leaf gradients already carry the loss scale of mixed precision, hence no accelerator.backward here.
                 outputs, gradients = [], []
-                for output, leaf in zip([logits, *features], leaves, strict=True):
+                for output, leaf in zip((again.logits, *again.features), leaves, strict=True):
                     if leaf.grad is not None and output.requires_grad:
                         outputs.append(output)
                         gradients.append(leaf.grad[offset : offset + len(piece)])
                 torch.autograd.backward(outputs, gradients)
             offset += len(piece)
-    return whole[0].detach(), {name: term.detach() for name, term in terms.items()}
+    return whole.logits.detach(), {name: term.detach() for name, term in terms.items()}
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
@@ -171,8 +173,9 @@ def _total(terms: dict[str, Tensor]) -> Tensor:
 
 def _joined(outputs: Sequence[Outputs]) -> Outputs:
     """Outputs of microbatches as those of their union."""
-    logits, features = zip(*outputs, strict=True)
-    return torch.cat(logits), [torch.cat(pieces) for pieces in zip(*features, strict=True)]
+    logits, features, masks = zip(*outputs, strict=True)
+    joined = tuple(torch.cat(pieces) for pieces in zip(*features, strict=True))
+    return Outputs(torch.cat(logits), joined, None if masks[0] is None else torch.cat(masks))
 
 
 def _synchronised(accelerator: Accelerator, student: nn.Module, last: bool) -> Any:

@@ -9,17 +9,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .batches import Batch, DatasetBatches
 from .preparation import digest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["cached_teacher"]
 
@@ -35,7 +38,7 @@ def cached_teacher(
     batches: Any,
     accelerator: Accelerator,
     progress: bool = True,
-) -> Callable[[Batch], tuple[Tensor, list[Tensor]]]:
+) -> Callable[[Batch], Outputs]:
     """A function like `teach` that reads the teacher's logits and features from disk, where they are first written.
 
     The outputs lie in memory-mapped .npy files in a folder named by a hash of the teacher's weights, the tapped layers,
@@ -59,7 +62,7 @@ def cached_teacher(
     Returns
     -------
     callable
-        Batch -> (logits, features) on the accelerator's device.
+        Batch -> `Outputs` on the accelerator's device.
 
     Raises
     ------
@@ -84,11 +87,11 @@ def cached_teacher(
     names = json.loads((folder / FINISHED).read_text())["files"]
     arrays = [np.load(folder / name, mmap_mode="r") for name in names]
 
-    def read(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def read(batch: Batch) -> Outputs:
         assert batch.indices is not None  # DatasetBatches always know them
         rows = batch.indices.cpu().numpy()
         logits, *features = [torch.from_numpy(array[rows]).to(accelerator.device) for array in arrays]
-        return logits, features
+        return Outputs(logits, tuple(features))
 
     return read
 
@@ -117,8 +120,8 @@ def _leaves(batch: Batch) -> list[Tensor]:
 
 def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches, progress: bool) -> None:
     count = batches.count
-    logits, features = teach(batches.read([0, 1], 0))
-    shapes = [tuple(output.shape[1:]) for output in (logits, *features)]
+    taught = teach(batches.read([0, 1], 0))
+    shapes = [tuple(output.shape[1:]) for output in (taught.logits, *taught.features)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = 4 * count * sum(int(np.prod(shape)) for shape in shapes)
     free = shutil.disk_usage(folder.parent).free
@@ -128,7 +131,7 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
             f"the teacher's outputs take {needed / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free. "
             "Leave teacher_cache out, or tap fewer or smaller layers",
         )
-    names = ["logits.npy", *(f"feature_{i}.npy" for i in range(len(features)))]
+    names = ["logits.npy", *(f"feature_{i}.npy" for i in range(len(taught.features)))]
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".tmp"))
     try:
         arrays = [
@@ -139,7 +142,7 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
         for start in tqdm(range(0, count, size), desc="teacher outputs", unit="batch", disable=not progress):
             indices = list(range(start, min(start + size, count)))
             outputs = teach(batches.read(indices, 0))
-            for array, output in zip(arrays, (outputs[0], *outputs[1]), strict=True):
+            for array, output in zip(arrays, (outputs.logits, *outputs.features), strict=True):
                 array[start : start + len(indices)] = output.cpu().numpy()
         for array in arrays:
             array.flush()

@@ -19,6 +19,7 @@ from cka_probe.distill.baselines import (
     RKDLoss,
     SPLoss,
 )
+from cka_probe.distill.losses.contract import Outputs
 
 F64 = torch.float64
 
@@ -110,7 +111,7 @@ def test_sp():
             grams.append(np.array([row / math.sqrt(sum(row**2)) for row in gram]))
         expected += ((grams[0] - grams[1]) ** 2).sum() / 4**2
     student, teacher = zip(*pairs, strict=True)
-    assert float(SPLoss(11)(None, None, student, teacher)) == pytest.approx(11 * expected, rel=1e-12)
+    assert float(SPLoss(11)(student, teacher)) == pytest.approx(11 * expected, rel=1e-12)
 
 
 def test_rkd():
@@ -129,7 +130,7 @@ def test_rkd():
         relations.append((apart / mean, cosines))
     distance = np.mean([huber(d) for d in (relations[0][0] - relations[1][0]).flat])
     angle = np.mean([huber(d) for d in (relations[0][1] - relations[1][1]).flat])
-    terms = RKDLoss(2, 3).terms(None, None, [x], [y])
+    terms = RKDLoss(2, 3).terms([x], [y])
     assert float(terms["distance"]) == pytest.approx(2 * distance, rel=1e-10)
     assert float(terms["angle"]) == pytest.approx(3 * angle, rel=1e-10)
 
@@ -143,7 +144,7 @@ def test_cc(order):
         powers = [math.exp(-0.8) * 0.8**p / math.factorial(p) for p in range(order + 1)]
         matrices.append(np.array([[sum(f * sum(u * v) ** p for p, f in enumerate(powers)) for v in z] for u in z]))
     expected = 7 * ((matrices[0] - matrices[1]) ** 2).sum() / 4**2
-    assert float(CCLoss(7, order=order)(None, None, [x], [y])) == pytest.approx(expected, rel=1e-12)
+    assert float(CCLoss(7, order=order)([x], [y])) == pytest.approx(expected, rel=1e-12)
 
 
 def test_cc_of_a_high_order_is_the_gaussian_kernel():
@@ -153,7 +154,7 @@ def test_cc_of_a_high_order_is_the_gaussian_kernel():
         z = [row / math.sqrt(sum(row**2)) for row in z]
         matrices.append(np.array([[math.exp(-0.4 * math.dist(u, v) ** 2) for v in z] for u in z]))
     expected = ((matrices[0] - matrices[1]) ** 2).mean()
-    assert float(CCLoss(1, order=20)(None, None, [x], [y])) == pytest.approx(expected, rel=1e-10)
+    assert float(CCLoss(1, order=20)([x], [y])) == pytest.approx(expected, rel=1e-10)
 
 
 def test_fitnet():
@@ -168,7 +169,7 @@ def test_fitnet():
             for j in range(4):
                 mapped = weight[:, :, 0, 0] @ x[b, :, i, j].numpy() + bias
                 expected += sum((mapped - y[b, :, i, j].numpy()) ** 2)
-    assert float(loss(None, None, [x], [y]).detach()) == pytest.approx(4 * expected / y.numel(), rel=1e-12)
+    assert float(loss([x], [y]).detach()) == pytest.approx(4 * expected / y.numel(), rel=1e-12)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
@@ -181,7 +182,7 @@ def test_at(power):
             attention = [sum(abs(a) ** power for a in z[:, i, j]) for i in range(4) for j in range(5)]
             maps.append(np.array(attention) / math.sqrt(sum(a * a for a in attention)))
         total += sum((maps[0] - maps[1]) ** 2)
-    assert float(ATLoss(3, power)(None, None, [x], [y])) == pytest.approx(3 * total / (2 * 20), rel=1e-12)
+    assert float(ATLoss(3, power)([x], [y])) == pytest.approx(3 * total / (2 * 20), rel=1e-12)
 
 
 def test_pkd_is_half_the_squared_difference_of_standardised_features():
@@ -191,7 +192,7 @@ def test_pkd_is_half_the_squared_difference_of_standardised_features():
         a, b = (z[:, channel].numpy().ravel() for z in (x, y))
         a, b = ((v - v.mean()) / v.std() for v in (a, b))
         total += sum((a - b) ** 2) / 2 / len(a)
-    assert float(PKDLoss(5)(None, None, [x], [y])) == pytest.approx(5 * total / 4, rel=1e-12)
+    assert float(PKDLoss(5)([x], [y])) == pytest.approx(5 * total / 4, rel=1e-12)
 
 
 def test_cwd():
@@ -201,7 +202,7 @@ def test_cwd():
         for channel in range(4):
             student, teacher = (softmax(z[b, channel].flatten().tolist(), 2.0) for z in (x, y))
             total += divergence(teacher, student)
-    assert float(CWDLoss(3, 2.0)(None, None, [x], [y])) == pytest.approx(3 * 4 * total / (3 * 4), rel=1e-12)
+    assert float(CWDLoss(3, 2.0)([x], [y])) == pytest.approx(3 * 4 * total / (3 * 4), rel=1e-12)
 
 
 # --- what all of them share --------------------------------------------------------------------------------------
@@ -222,12 +223,11 @@ BY_NAME = pytest.mark.parametrize("loss", ALL, ids=lambda loss: type(loss).__nam
 
 
 def evaluate(loss, logits=LOGITS, maps=MAPS, target=TARGET):
-    arguments = (*logits, [maps[0]], [maps[1]])
     if hasattr(loss, "prepare"):
         torch.manual_seed(0)
-        loss.prepare(*arguments[2:])
+        loss.prepare([maps[0]], [maps[1]])
         loss.to(maps[0].dtype if maps[0].dtype == F64 else torch.float32)
-    return loss(*arguments, target)
+    return loss(Outputs(logits[0], (maps[0],)), Outputs(logits[1], (maps[1],)), target)
 
 
 @BY_NAME
@@ -250,7 +250,7 @@ def test_the_teacher_gets_no_gradient_and_the_value_is_a_sum_of_terms(loss):
     value.backward()
     assert all(tensor.grad is None for tensor in teacher)
     assert any(tensor.grad is not None for tensor in student)
-    terms = loss.terms(*LOGITS, [MAPS[0]], [MAPS[1]], TARGET)
+    terms = loss.terms(Outputs(LOGITS[0], (MAPS[0],)), Outputs(LOGITS[1], (MAPS[1],)), TARGET)
     assert sum(float(term.detach()) for term in terms.values()) == pytest.approx(float(value.detach()))
 
 
@@ -274,8 +274,8 @@ def test_the_text_names_the_settings(loss):
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_the_scale_of_the_student_does_not_matter(loss, scale):
     small = [normal(4, 3, 5, 5, dtype=torch.float32)], [normal(4, 3, 5, 5, seed=1, dtype=torch.float32)]
-    expected = loss(None, None, *small)
-    torch.testing.assert_close(loss(None, None, [scale * small[0][0]], small[1]), expected, rtol=1e-4, atol=0)
+    expected = loss(*small)
+    torch.testing.assert_close(loss([scale * small[0][0]], small[1]), expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("loss", [FitNetLoss(), ATLoss(), CWDLoss()], ids=lambda loss: type(loss).__name__)
@@ -288,7 +288,7 @@ def test_maps_of_other_size_and_channels(loss):
 def test_maps_are_pooled_to_the_smaller_size():
     x, y = normal(2, 3, 8, 8), normal(2, 3, 4, 4, seed=1)
     blocks = x.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))
-    torch.testing.assert_close(PKDLoss()(None, None, [x], [y]), PKDLoss()(None, None, [blocks], [y]))
+    torch.testing.assert_close(PKDLoss()([x], [y]), PKDLoss()([blocks], [y]))
 
 
 def test_adapters_train_with_the_student():
@@ -302,7 +302,7 @@ def test_adapters_train_with_the_student():
     values = []
     for _ in range(40):
         optimizer.zero_grad()
-        value = loss(None, None, [x], [y])
+        value = loss([x], [y])
         value.backward()
         optimizer.step()
         values.append(value.item())
@@ -315,7 +315,7 @@ def test_tokens_and_matrices_have_linear_adapters():
     teacher = [normal(2, 7, 9, dtype=torch.float32), normal(2, 5, dtype=torch.float32)]
     loss.prepare(student, teacher)
     assert [type(layer) for layer in loss.adapters.maps] == [nn.Linear, nn.Linear]
-    assert bool(torch.isfinite(loss(None, None, student, teacher)))
+    assert bool(torch.isfinite(loss(student, teacher)))
 
 
 def test_equal_channels_need_no_adapter_in_cwd():
@@ -341,9 +341,9 @@ def test_a_dead_channel_counts_as_uncorrelated():
     x, y = (z.clone() for z in MAPS)
     y[:, 1] = 0.5
     x.requires_grad_()
-    value = PKDLoss()(None, None, [x], [y])
+    value = PKDLoss()([x], [y])
     alive = [0, 2, 3]
-    expected = (3 * PKDLoss()(None, None, [x[:, alive]], [y[:, alive]]) + 1) / 4
+    expected = (3 * PKDLoss()([x[:, alive]], [y[:, alive]]) + 1) / 4
     torch.testing.assert_close(value, expected)
     value.backward()
     assert bool(torch.isfinite(x.grad).all())
@@ -354,7 +354,7 @@ def test_samples_that_coincide_have_finite_gradients():
     x[1] = x[0]
     y[3] = y[2]
     x.requires_grad_()
-    RKDLoss()(None, None, [x], [y]).backward()
+    RKDLoss()([x], [y]).backward()
     assert bool(torch.isfinite(x.grad).all())
 
 
@@ -379,19 +379,19 @@ def test_settings_that_cannot_be(make, message):
 @pytest.mark.parametrize(
     ("loss", "arguments", "error", "message"),
     [
-        (DKDLoss(), (*LOGITS, [], []), ValueError, "DKDLoss needs the class labels"),
-        (DKDLoss(), (LOGITS[0][:, :2], LOGITS[1][:, :2], [], [], TARGET % 2), ValueError, "needs 3 classes, got 2"),
-        (SPLoss(), (None, None, [], []), ValueError, "SPLoss compares features, but got none"),
-        (ATLoss(), (None, None, [normal(3, 4)], [normal(3, 4)]), ValueError, "ATLoss compares maps, but the student"),
-        (CWDLoss(), (None, None, [MAPS[0]], [normal(3, 4)]), ValueError, "CWDLoss compares maps, but the teacher"),
-        (PKDLoss(), (None, None, [MAPS[0]], [MAPS[1][:, :2]]), ValueError, r"\(3, 4, 5, 6\) in the student"),
+        (DKDLoss(), LOGITS, ValueError, "DKDLoss needs the class labels"),
+        (DKDLoss(), (LOGITS[0][:, :2], LOGITS[1][:, :2], TARGET % 2), ValueError, "needs 3 classes, got 2"),
+        (SPLoss(), ([], []), ValueError, "SPLoss compares features, but got none"),
+        (ATLoss(), ([normal(3, 4)], [normal(3, 4)]), ValueError, "ATLoss compares maps, but the student"),
+        (CWDLoss(), ([MAPS[0]], [normal(3, 4)]), ValueError, "CWDLoss compares maps, but the teacher"),
+        (PKDLoss(), ([MAPS[0]], [MAPS[1][:, :2]]), ValueError, r"\(3, 4, 5, 6\) in the student"),
         (
             CWDLoss(),
-            (None, None, [MAPS[0]], [MAPS[1][:, :2]]),
+            ([MAPS[0]], [MAPS[1][:, :2]]),
             RuntimeError,
             "no adapter for feature 0: call loss.prep",
         ),
-        (FitNetLoss(), (None, None, [MAPS[0]], [MAPS[1]]), RuntimeError, "no adapter for feature 0: call loss.prepare"),
+        (FitNetLoss(), ([MAPS[0]], [MAPS[1]]), RuntimeError, "no adapter for feature 0: call loss.prepare"),
     ],
 )
 def test_input_that_does_not_fit(loss, arguments, error, message):
@@ -403,6 +403,6 @@ def test_an_adapter_sees_other_channels_than_before():
     loss = FitNetLoss()
     loss.prepare([MAPS[0]], [MAPS[1]])
     with pytest.raises(RuntimeError, match="has 2 channels, but `prepare` saw 4"):
-        loss(None, None, [MAPS[0][:, :2].float()], [MAPS[1].float()])
+        loss([MAPS[0][:, :2].float()], [MAPS[1].float()])
     with pytest.raises(ValueError, match=r"FitNetLoss compares features entry by entry, but feature 0 has shape"):
-        loss(None, None, [MAPS[0].float()], [MAPS[1][:, :2].float()])
+        loss([MAPS[0].float()], [MAPS[1][:, :2].float()])

@@ -10,6 +10,7 @@ from torch import nn
 
 from cka_probe.distill.losses import wide_gram as grams
 from cka_probe.distill.losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
+from cka_probe.distill.losses.contract import Outputs
 from cka_probe.estimators import RBF, Laplacian
 
 F64 = torch.float64
@@ -32,7 +33,7 @@ def test_features_are_one_minus_the_mean_cka_of_the_pairs(estimator):
     teacher = [normal(9, 6, 4, 4, seed=3, offset=-1.0), normal(9, 11, seed=4), normal(9, 4, 2, 2, seed=5)]
     loss = FeatureCKALoss(2.5, estimator=estimator)
     expected = np.mean([reference.cka(flat(x), flat(y), estimator) for x, y in zip(student, teacher, strict=True)])
-    value = loss(None, None, student, teacher)
+    value = loss(student, teacher)
     assert value.shape == ()
     torch.testing.assert_close(value, torch.tensor(2.5 * (1 - expected), dtype=F64), rtol=1e-12, atol=1e-12)
 
@@ -53,7 +54,7 @@ def test_logits_over_samples_and_over_classes(estimator, classes, temperature):
 def test_rbf_equals_its_definition():
     x, y = normal(7, 5), normal(7, 3, seed=1)
     grams = [reference.gram(z.numpy(), reference.rbf(0.7 * reference.median_distance(z.numpy()))) for z in (x, y)]
-    value = FeatureCKALoss(kernel=RBF(fraction=0.7))(None, None, [x], [y])
+    value = FeatureCKALoss(kernel=RBF(fraction=0.7))(x, y)
     assert float(value) == pytest.approx(1 - reference.cka_grams(*grams, "biased"), abs=1e-12)
 
 
@@ -62,19 +63,20 @@ def test_rcka_is_the_sum_of_its_terms(variant):
     x, y = normal(8, 6), normal(8, 6, seed=1)
     maps, others = [normal(8, 2, 3, 3, seed=2)], [normal(8, 4, 3, 3, seed=3)]
     loss = RCKALoss(2, 3, 4, variant=variant)
-    terms = loss.terms(x, y, maps, others)
+    outputs = Outputs(x, maps), Outputs(y, others)
+    terms = loss.terms(*outputs)
     assert list(terms) == ["features", "intra", "inter"]
-    assert float(loss(x, y, maps, others)) == pytest.approx(sum(map(float, terms.values())))
-    assert float(terms["features"]) == float(FeatureCKALoss(2, variant=variant)(None, None, maps, others))
+    assert float(loss(*outputs)) == pytest.approx(sum(map(float, terms.values())))
+    assert float(terms["features"]) == float(FeatureCKALoss(2, variant=variant)(maps, others))
     assert float(terms["intra"]) == float(LogitCKALoss(3, 4, variant=variant).terms(x, y)["intra"])
 
 
 def test_a_perfect_match_is_zero_up_to_what_cka_ignores():
     logits, maps = normal(8, 6), normal(8, 5, seed=1)
     rotation = torch.linalg.qr(normal(5, 5, seed=2)).Q
-    value = RCKALoss()(2.0 * logits + 1.0, logits, [3.0 * maps @ rotation + 7.0], [maps])
+    value = RCKALoss()(Outputs(2.0 * logits + 1.0, (3.0 * maps @ rotation + 7.0,)), Outputs(logits, (maps,)))
     assert abs(float(value)) < 1e-12
-    squeezed = FeatureCKALoss()(None, None, [maps @ torch.diag(torch.tensor([1, 9, 1, 1, 0.1], dtype=F64))], [maps])
+    squeezed = FeatureCKALoss()([maps @ torch.diag(torch.tensor([1, 9, 1, 1, 0.1], dtype=F64))], [maps])
     assert float(squeezed) > 0.05  # a general linear map is another representation
 
 
@@ -98,11 +100,11 @@ def test_a_perfect_match_is_zero_up_to_what_cka_ignores():
 def test_gradcheck(settings):
     loss = RCKALoss(1, 2, 3, **settings)
     logits, maps, matrix = normal(5, 4), normal(5, 1, 2, 2, seed=1), normal(5, 3, seed=2)
-    teacher = (normal(5, 4, seed=3), [normal(5, 3, 2, 2, seed=4), normal(5, 4, seed=5)])
+    teacher = Outputs(normal(5, 4, seed=3), (normal(5, 3, 2, 2, seed=4), normal(5, 4, seed=5)))
     for tensor in (logits, maps, matrix):
         tensor.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda a, b, c: loss(a, teacher[0], [b, c], teacher[1]), (logits, maps, matrix), atol=1e-7, rtol=1e-5
+        lambda a, b, c: loss(Outputs(a, (b, c)), teacher), (logits, maps, matrix), atol=1e-7, rtol=1e-5
     )
 
 
@@ -110,7 +112,7 @@ def test_the_gradient_is_the_one_derived_in_closed_form():
     """MATH 8: dc/dX = (2 / |Kc|)(Lhat - c Khat) X for centred X."""
     x, y = normal(7, 4), normal(7, 6, seed=1)
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad(FeatureCKALoss()(None, None, [x], [y]), x)
+    (gradient,) = torch.autograd.grad(FeatureCKALoss()(x, y), x)
     centred = x.detach().numpy() - x.detach().numpy().mean(0)
     k, other = (reference.centred_linear_gram(z.detach().numpy()) for z in (x, y))
     khat, lhat = k / np.linalg.norm(k), other / np.linalg.norm(other)
@@ -121,14 +123,14 @@ def test_the_gradient_is_the_one_derived_in_closed_form():
 def test_wide_features_are_centred_some_columns_at_a_time(monkeypatch):
     monkeypatch.setattr(grams, "CHUNK", 12)
     x, y = normal(5, 31, offset=3.0).requires_grad_(), normal(5, 17, seed=1)
-    value = FeatureCKALoss()(None, None, [x], [y])
+    value = FeatureCKALoss()(x, y)
     assert float(value.detach()) == pytest.approx(1 - reference.cka(flat(x.detach()), flat(y), "biased"), abs=1e-12)
-    assert torch.autograd.gradcheck(lambda z: FeatureCKALoss()(None, None, [z], [y]), x, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda z: FeatureCKALoss()(z, y), x, atol=1e-7)
 
 
 def test_the_teacher_gets_no_gradient():
     x, y = normal(6, 5).requires_grad_(), normal(6, 5, seed=1).requires_grad_()
-    RCKALoss()(x, y, [x], [y]).backward()
+    RCKALoss()(Outputs(x, (x,)), Outputs(y, (y,))).backward()
     assert x.grad is not None
     assert y.grad is None
 
@@ -136,15 +138,15 @@ def test_the_teacher_gets_no_gradient():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_autocast_compute_in_float32(dtype):
     x, y = normal(16, 10, dtype=dtype), normal(16, 10, seed=1, dtype=dtype)
-    maps, others = [normal(16, 200, seed=2, dtype=dtype)], [300 * normal(16, 300, seed=3, dtype=dtype)]
+    maps, others = normal(16, 200, seed=2, dtype=dtype), 300 * normal(16, 300, seed=3, dtype=dtype)
     loss = RCKALoss()
-    exact = loss(x.double(), y.double(), [maps[0].double()], [others[0].double()])
+    exact = loss(Outputs(x.double(), (maps.double(),)), Outputs(y.double(), (others.double(),)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(x, y, maps, others)
+        value = loss(Outputs(x, (maps,)), Outputs(y, (others,)))
     assert value.dtype == torch.float32
     assert float(value) == pytest.approx(float(exact), abs=1e-5)
     x.requires_grad_()
-    loss(x, y, maps, others).backward()
+    loss(Outputs(x, (maps,)), Outputs(y, (others,))).backward()
     assert x.grad.dtype == dtype
     assert bool(torch.isfinite(x.grad).all())
 
@@ -153,7 +155,7 @@ def test_half_precision_and_autocast_compute_in_float32(dtype):
 def test_float32_far_from_the_origin(widths):
     x, y = normal(32, widths[0], offset=1000.0), normal(32, widths[1], seed=1, offset=-1e4)
     exact = 1 - reference.cka(x.float().double().numpy(), y.float().double().numpy(), "biased")
-    assert float(FeatureCKALoss()(None, None, [x.float()], [y.float()])) == pytest.approx(exact, abs=1e-6)
+    assert float(FeatureCKALoss()(x.float(), y.float())) == pytest.approx(exact, abs=1e-6)
 
 
 def test_training_with_the_loss_aligns_a_student_that_is_narrower():
@@ -162,10 +164,10 @@ def test_training_with_the_loss_aligns_a_student_that_is_narrower():
     teacher, student = nn.Sequential(nn.Linear(10, 30), nn.Tanh()), nn.Sequential(nn.Linear(10, 6), nn.Tanh())
     goal = teacher(data).detach()
     optimizer = torch.optim.Adam(student.parameters(), 0.02)
-    first = FeatureCKALoss()(None, None, [student(data)], [goal]).item()
+    first = FeatureCKALoss()(student(data), goal).item()
     for _ in range(60):
         optimizer.zero_grad()
-        value = FeatureCKALoss()(None, None, [student(data)], [goal])
+        value = FeatureCKALoss()(student(data), goal)
         value.backward()
         optimizer.step()
     assert value.item() < 0.6 * first
@@ -218,7 +220,7 @@ def test_released_features(channels):
     x, y = normal(6, channels, 2, 2, offset=0.5).requires_grad_(), normal(6, 3, 4, 4, seed=1)
     expected = released_features(x, y)
     (expected_gradient,) = torch.autograd.grad(expected, x)
-    value = FeatureCKALoss(variant="released")(None, None, [x], [y])
+    value = FeatureCKALoss(variant="released")(x, y)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(value, x)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
@@ -268,7 +270,7 @@ def test_not_finite_features_are_named(variant, owner):
     lists = {"student": [good, good], "teacher": [good, good]}
     lists[owner] = [good, bad]
     with pytest.raises(ValueError, match=rf"The {owner}'s feature 1, shape \(6, 5\), hold NaN or infinity"):
-        FeatureCKALoss(variant=variant)(None, None, lists["student"], lists["teacher"])
+        FeatureCKALoss(variant=variant)(lists["student"], lists["teacher"])
 
 
 @pytest.mark.parametrize("owner", ["student", "teacher"])
@@ -277,7 +279,7 @@ def test_constant_features_are_named(owner, estimator):
     lists = {"student": [normal(6, 5)], "teacher": [normal(6, 5, seed=1)]}
     lists[owner] = [torch.full((6, 7), 3.3, dtype=torch.float32)]
     with pytest.raises(ValueError, match=f"The {owner}'s feature 0, shape .* are constant over the batch"):
-        FeatureCKALoss(estimator=estimator)(None, None, lists["student"], lists["teacher"])
+        FeatureCKALoss(estimator=estimator)(lists["student"], lists["teacher"])
 
 
 def test_logits_of_a_head_with_zero_weights_are_named():
@@ -299,13 +301,13 @@ def test_coinciding_samples_with_the_median_bandwidth():
     x = normal(6, 5)
     x[:5] = x[0]
     with pytest.raises(ValueError, match="more than half of its samples coincide"):
-        FeatureCKALoss(kernel=RBF())(None, None, [x], [normal(6, 5, seed=1)])
+        FeatureCKALoss(kernel=RBF())(x, normal(6, 5, seed=1))
 
 
 def test_batches_that_are_too_small():
     x = normal(1, 5)
     with pytest.raises(ValueError, match="There are 1 samples in the batch, but the biased CKA needs at least 2"):
-        RCKALoss()(x, x, [x], [x])
+        RCKALoss()(Outputs(x, (x,)), Outputs(x, (x,)))
     with pytest.raises(ValueError, match=r'There are 3 samples .* at least 4.* or estimator="biased"'):
         RCKALoss(0, 1, 0, estimator="unbiased")(normal(3, 5), normal(3, 5))
     with pytest.raises(ValueError, match=r"needs at least 3 .* the logits have 2. Set inter_weight=0"):
@@ -315,13 +317,17 @@ def test_batches_that_are_too_small():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None, None, normal(4, 2), normal(4, 2)), TypeError, "`student_features` must be a list of tensors"),
-        ((None, None, [], []), ValueError, "FeatureCKALoss compares features, but got none"),
-        ((None, None, [normal(4, 2)] * 2, [normal(4, 2)]), ValueError, "the student has 2 and the teacher 1"),
-        ((None, None, [normal(4, 2)], [normal(5, 2)]), ValueError, "Feature 0 has 4 samples in the student and 5"),
-        ((None, None, [normal(4)], [normal(4)]), ValueError, "student's feature 0 must have shape"),
-        ((None, None, [torch.ones(4, 2, dtype=int)], [normal(4, 2)]), TypeError, "feature 0 must be floating"),
-        ((None, None, ["x"], [normal(4, 2)]), TypeError, "The student's feature 0 must be a tensor, got str"),
+        (
+            (Outputs(features=normal(4, 2)), normal(4, 2)),
+            TypeError,
+            "student's features must be a tuple of tensors",
+        ),
+        (([], []), ValueError, "FeatureCKALoss compares features, but got none"),
+        (([normal(4, 2)] * 2, [normal(4, 2)]), ValueError, "the student has 2 and the teacher 1"),
+        (([normal(4, 2)], [normal(5, 2)]), ValueError, "Feature 0 has 4 samples in the student and 5"),
+        (([normal(4)], [normal(4)]), ValueError, "student's feature 0 must have shape"),
+        (([torch.ones(4, 2, dtype=int)], [normal(4, 2)]), TypeError, "feature 0 must be floating"),
+        ((["x"], [normal(4, 2)]), TypeError, "The student's feature 0 must be a tensor, got str"),
     ],
 )
 def test_features_that_do_not_fit(arguments, error, message):
@@ -334,7 +340,7 @@ def test_features_that_do_not_fit(arguments, error, message):
     [
         ((normal(4, 5), normal(4, 6)), ValueError, r"shape \(4, 5\) and the teacher's \(4, 6\)"),
         ((normal(4, 5, 2), normal(4, 5, 2)), ValueError, r"The student's logits must have shape \(B, classes\)"),
-        ((None, normal(4, 5)), TypeError, "The student's logits must be a tensor, got NoneType"),
+        ((None, normal(4, 5)), TypeError, "compares logits: the student's must be a tensor or Outputs.*got NoneType"),
         ((normal(4, 5), torch.ones(4, 5, dtype=int)), TypeError, "The teacher's logits must be floating"),
     ],
 )

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cka_probe.distill.baselines import CCLoss, DISTLoss, PKDLoss, RKDLoss, SPLoss
 from cka_probe.distill.losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
+from cka_probe.distill.losses.contract import Outputs
 from cka_probe.distill.losses.gather import batch_sizes, gather_batch, world_size
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,7 @@ def gradient_of(network, loss, x, logits, feature):
     out, hidden = network(x)
     if isinstance(loss, PKDLoss):
         hidden, feature = (z[:, :8].unflatten(1, (2, 2, 2)) for z in (hidden, feature))
-    value = loss(out, logits, [hidden], [feature])
+    value = loss(Outputs(out, (hidden,)), Outputs(logits, (feature,)))
     value.backward()
     return value.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 

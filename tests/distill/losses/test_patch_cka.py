@@ -84,7 +84,7 @@ def compare(loss, student, teacher, expected, tolerance=1e-10):
     student = [level.clone().requires_grad_() for level in student]
     reference_value = expected(student)
     gradients = torch.autograd.grad(reference_value, student)
-    value = loss(None, None, student, teacher)
+    value = loss(student, teacher)
     found = torch.autograd.grad(value, student)
     torch.testing.assert_close(value, reference_value, rtol=tolerance, atol=tolerance)
     for one, other in zip(found, gradients, strict=True):
@@ -163,7 +163,7 @@ def test_many_small_patches_take_the_estimators_route():
 def test_unbiased(relation):
     student, teacher = smooth(2, 3, 12, 16), smooth(2, 3, 12, 16, seed=10)
     stacks = [cut_by_hand(z, 4, relation) for z in (student, teacher)]
-    terms = PatchCKALoss(4, relation, 2, 3, estimator="unbiased", min_patches=1).terms(None, None, [student], [teacher])
+    terms = PatchCKALoss(4, relation, 2, 3, estimator="unbiased", min_patches=1).terms([student], [teacher])
     intra = np.mean([reference.cka(a.numpy(), b.numpy()) for a, b in zip(*stacks, strict=True)])
     inter = np.mean([reference.cka(a.T.numpy(), b.T.numpy()) for a, b in zip(*stacks, strict=True)])
     assert float(terms["intra"]) == pytest.approx(2 * (1 - intra), abs=1e-10)
@@ -184,7 +184,7 @@ def test_unbiased(relation):
 def test_gradcheck(settings):
     x, y = smooth(2, 1, 8, 8).requires_grad_(), smooth(2, 1, 8, 8, seed=10)
     loss = PatchCKALoss(4, min_patches=4, **settings)
-    assert torch.autograd.gradcheck(lambda z: loss(None, None, [z], [y]), x, atol=1e-6, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda z: loss([z], [y]), x, atol=1e-6, fast_mode=True)
 
 
 # --- the released code, written out from PAPER.md -----------------------------------------------------------------
@@ -246,21 +246,21 @@ def test_other_channels_need_an_adapter_that_learns():
     student, teacher = [smooth(2, 3, 16, 16, dtype=torch.float32)], [smooth(2, 6, 16, 16, dtype=torch.float32)]
     loss = PatchCKALoss(4)
     with pytest.raises(RuntimeError, match=r"no adapter for feature 0: call loss\.prepare"):
-        loss(None, None, student, teacher)
+        loss(student, teacher)
     loss.prepare(student, teacher)
     assert [p.shape for p in loss.parameters()] == [(6, 3, 1, 1), (6,)]
-    loss(None, None, student, teacher).backward()
+    loss(student, teacher).backward()
     assert float(loss.adapters.maps[0].weight.grad.abs().sum()) > 0
     free = PatchCKALoss(4, "sample")
     free.prepare(student, teacher)
     assert list(free.parameters()) == []
     with pytest.raises(RuntimeError, match="saw a teacher of other channels at level 0 than 4"):
-        loss(None, None, student, [teacher[0][:, :4]])
+        loss(student, [teacher[0][:, :4]])
 
 
 def test_mimic_is_the_mean_squared_difference_of_the_levels():
     student, teacher = [smooth(2, 3, 16, 16)], [smooth(2, 3, 8, 8, seed=10)]
-    terms = PatchCKALoss(4, mimic_weight=0.5).terms(None, None, student, teacher)
+    terms = PatchCKALoss(4, mimic_weight=0.5).terms(student, teacher)
     expected = (student[0] - F.interpolate(teacher[0], (16, 16), mode="bilinear")).square().mean()
     assert float(terms["mimic"]) == pytest.approx(0.5 * float(expected), rel=1e-12)
     assert list(terms) == ["intra", "mimic"]
@@ -269,8 +269,8 @@ def test_mimic_is_the_mean_squared_difference_of_the_levels():
 def test_a_perfect_match_is_zero():
     levels = [smooth(2, 3, 32, 32), smooth(2, 3, 16, 16)]
     loss = PatchCKALoss(8, inter_weight=10, mimic_weight=1)
-    assert abs(float(loss(None, None, levels, levels))) < 1e-12
-    assert abs(float(PatchCKALoss(8)(None, None, [5 * z - 3 for z in levels], levels))) < 1e-12
+    assert abs(float(loss(levels, levels))) < 1e-12
+    assert abs(float(PatchCKALoss(8)([5 * z - 3 for z in levels], levels))) < 1e-12
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -279,7 +279,7 @@ def test_one_patch(variant):
     x, y = smooth(2, 3, 16, 16).requires_grad_(), smooth(2, 3, 16, 16, seed=10)
     loss = PatchCKALoss(16, inter_weight=10, variant=variant, min_patches=1)
     with pytest.warns(UserWarning, match="1 patches of 16 x 16.* no intra term") if variant == "paper" else quiet():
-        terms = loss.terms(None, None, [x], [y])
+        terms = loss.terms([x], [y])
     sum(terms.values()).backward()
     assert float(terms["intra"].detach()) == pytest.approx(0 if variant == "paper" else -10)
     inter = by_slices(x.detach(), y, 16, "patch", cka if variant == "paper" else uncentred, inter=True)
@@ -287,7 +287,7 @@ def test_one_patch(variant):
     assert float(terms["inter"].detach()) == pytest.approx(float(expected), abs=1e-9)
     assert bool(torch.isfinite(x.grad).all())
     with quiet():  # the warning comes once
-        loss.terms(None, None, [x], [y])
+        loss.terms([x], [y])
 
 
 class quiet:  # noqa: N801 - reads as a statement
@@ -305,7 +305,7 @@ class quiet:  # noqa: N801 - reads as a statement
 @pytest.mark.parametrize("relation", ["patch", "sample", "pixel"])
 def test_a_batch_of_one(relation):
     x, y = smooth(1, 3, 16, 24).requires_grad_(), smooth(1, 3, 16, 24, seed=10)
-    value = PatchCKALoss(4, relation, inter_weight=10)(None, None, [x], [y])
+    value = PatchCKALoss(4, relation, inter_weight=10)([x], [y])
     value.backward()
     assert 0 < float(value.detach()) < 20
     assert bool(torch.isfinite(x.grad).all())
@@ -316,9 +316,9 @@ def test_half_precision_is_computed_in_float32(dtype):
     x = [(100 * smooth(2, 3, 32, 32)).to(dtype).requires_grad_()]
     y = [smooth(2, 3, 32, 32, seed=10, dtype=dtype)]
     loss = PatchCKALoss(8, inter_weight=10)
-    exact = loss(None, None, [x[0].detach().double()], [y[0].double()])
+    exact = loss([x[0].detach().double()], [y[0].double()])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(None, None, x, y)
+        value = loss(x, y)
     assert value.dtype == torch.float32
     assert float(value.detach()) == pytest.approx(float(exact), abs=1e-4)
     value.backward()
@@ -332,8 +332,8 @@ def test_float32_at_any_level_and_scale(offset, scale):
     x = (scale * (smooth(2, 3, 32, 32) + offset)).float()
     y = smooth(2, 3, 32, 32, seed=10, dtype=torch.float32)
     loss = PatchCKALoss(8, inter_weight=10)
-    exact = loss(None, None, [x.double()], [y.double()])
-    assert float(loss(None, None, [x], [y])) == pytest.approx(float(exact), abs=2e-5)
+    exact = loss([x.double()], [y.double()])
+    assert float(loss([x], [y])) == pytest.approx(float(exact), abs=2e-5)
 
 
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
@@ -343,7 +343,7 @@ def test_float32_where_the_first_patch_is_an_outlier(factor):
     x[:, :, :8, :8] *= factor
     exact, rough = x.clone().requires_grad_(), x.float().requires_grad_()
     loss = PatchCKALoss(8)
-    values = [loss(None, None, [a], [b]) for a, b in ((exact, y), (rough, y.float()))]
+    values = [loss([a], [b]) for a, b in ((exact, y), (rough, y.float()))]
     gradients = [torch.autograd.grad(value, a)[0] for value, a in zip(values, (exact, rough), strict=True)]
     assert float(values[1].detach()) == pytest.approx(float(values[0].detach()), abs=2e-5)
     torch.testing.assert_close(gradients[1].double(), gradients[0], rtol=0, atol=1e-4 * float(gradients[0].abs().max()))
@@ -354,14 +354,14 @@ def test_a_map_in_channels_last_order():
     last = x.to(memory_format=torch.channels_last).requires_grad_()
     first = x.clone().requires_grad_()
     for z in (last, first):
-        PatchCKALoss(4)(None, None, [z], [y]).backward()
+        PatchCKALoss(4)([z], [y]).backward()
     torch.testing.assert_close(last.grad, first.grad)
 
 
 def test_the_maps_are_left_as_they_are():
     x, y = smooth(1, 1, 8, 8), smooth(1, 1, 8, 8, seed=10)
     copies = x.clone(), y.clone()
-    PatchCKALoss(1, min_patches=1, inter_weight=10, relation="sample")(None, None, [x], [y])
+    PatchCKALoss(1, min_patches=1, inter_weight=10, relation="sample")([x], [y])
     assert torch.equal(x, copies[0])
     assert torch.equal(y, copies[1])
 
@@ -372,12 +372,12 @@ def test_dead_channels(patch, value):
     """Left out where the teacher's is dead, counted as 0 where the student's alone is; by either route."""
     x, y = smooth(2, 4, 32, 32, dtype=torch.float32), smooth(2, 4, 32, 32, seed=10, dtype=torch.float32)
     loss = PatchCKALoss(patch, inter_weight=10)
-    alive = loss.terms(None, None, [x[:, 2:]], [y[:, 2:]])
+    alive = loss.terms([x[:, 2:]], [y[:, 2:]])
     one, other = x.clone(), y.clone()
     one[:, 1] = value
     other[:, 0] = value
     one.requires_grad_()
-    terms = loss.terms(None, None, [one], [other])
+    terms = loss.terms([one], [other])
     for name in ("intra", "inter"):
         assert float(terms[name].detach()) == pytest.approx(10 - 2 * (10 - float(alive[name])) / 3, abs=1e-4)
     sum(terms.values()).backward()
@@ -388,10 +388,10 @@ def test_dead_channels(patch, value):
 def test_a_dead_teacher_and_infinite_students_are_named():
     x, y = smooth(2, 3, 16, 16), smooth(2, 3, 16, 16, seed=10)
     with pytest.raises(ValueError, match=r"The teacher's level 1, .* is constant over its patches in every slice"):
-        PatchCKALoss(4)(None, None, [x, x], [y, torch.ones_like(y)])
+        PatchCKALoss(4)([x, x], [y, torch.ones_like(y)])
     x[0, 1, 2, 3] = math.nan
     with pytest.raises(ValueError, match=r"The student's level 0, .* holds NaN or infinity"):
-        PatchCKALoss(4)(None, None, [x], [y])
+        PatchCKALoss(4)([x], [y])
 
 
 def test_the_report_gives_each_level_beside_its_chance_level():
@@ -402,7 +402,7 @@ def test_the_report_gives_each_level_beside_its_chance_level():
         (32, 48, 8, 24, 128),
         (8, 12, 2, 24, 8),
     ]
-    assert sum(1 - r["intra"] for r in rows) * 10 == pytest.approx(float(loss(None, None, student, teacher)))
+    assert sum(1 - r["intra"] for r in rows) * 10 == pytest.approx(float(loss(student, teacher)))
     assert all(0 < r[f"{name}_chance"] < 1 for r in rows for name in ("intra", "inter"))
 
 
@@ -451,7 +451,7 @@ def test_settings_that_cannot_be(settings, error, message):
 
 def test_matrices_are_no_maps():
     with pytest.raises(ValueError, match=r"the teacher's level 0 has shape \(2, 3\) instead of \(B, C, H, W\)"):
-        PatchCKALoss()(None, None, [smooth(2, 3, 8, 8)], [normal(2, 3)])
+        PatchCKALoss()([smooth(2, 3, 8, 8)], [normal(2, 3)])
 
 
 # --- score maps ---------------------------------------------------------------------------------------------------
@@ -525,7 +525,7 @@ def test_gradcheck_of_score_maps():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None, smooth(2, 3, 4, 4)), TypeError, "The student's class scores must be a tensor"),
+        ((None, smooth(2, 3, 4, 4)), TypeError, "compares logits: the student's must be a tensor"),
         ((smooth(2, 3, 4, 4), normal(2, 3)), ValueError, r"The teacher's class scores must have shape \(B, P, H, W\)"),
         ((smooth(2, 3, 4, 4), smooth(2, 4, 4, 4)), ValueError, "The student scores 3 classes and the teacher 4"),
         ((smooth(2, 3, 4, 4), torch.ones(2, 3, 4, 4, dtype=F64)), ValueError, "The teacher's score maps, .* constant"),

@@ -127,7 +127,7 @@ def test_taps_survive_in_place_operations_and_keep_the_graph():
     student = network(1)
     x = images(8).tensors[0]
     with TappedModel(student, ["norm", "fc"]) as tapped:
-        _, (norm, fc) = tapped(x)
+        norm, fc = tapped(x).features
     expected = student.norm(student.stem(x))
     assert torch.equal(norm, expected)
     assert (norm < 0).any()
@@ -148,12 +148,12 @@ def test_taps_copy_only_what_is_changed_in_place():
             student.train(mode)
             expected = student.norm(student.stem(x)).detach().clone()
             for first in (True, False):
-                _, (stem, norm) = tapped(x)
+                stem, norm = tapped(x).features
                 assert torch.allclose(norm, expected)
                 assert norm is not outputs["norm"]
                 assert (stem is outputs["stem"]) or first
         with torch.inference_mode():
-            _, (stem, norm) = tapped(x)
+            stem, norm = tapped(x).features
         assert torch.allclose(norm, expected)
 
 
@@ -174,7 +174,7 @@ def test_taps_do_not_hand_on_what_was_changed_unforeseen():
         model.changes = True
         with pytest.raises(RuntimeError, match="student's layer 'fc' was changed in place"):
             tapped(x)
-        _, (features,) = tapped(x)
+        (features,) = tapped(x).features
         assert torch.equal(features, model.fc(x))
 
 
@@ -195,7 +195,7 @@ def test_taps_on_tuples_dicts_and_repeated_layers():
 
     x = torch.randn(4, 4)
     with TappedModel(Odd(), ["pair"]) as tapped:
-        logits, features = tapped(x)
+        logits, features, _ = tapped(x)
     assert logits.shape == (4, 4)
     assert torch.equal(features[0], x * 2)
     with TappedModel(Odd(), ["twice"], "student") as tapped, pytest.raises(ValueError, match="more than once"):
@@ -249,8 +249,8 @@ def test_loss_with_its_own_parameters_is_prepared_and_trained():
             self.linear = nn.Linear(student_features[0].shape[1], teacher_features[0].shape[1])
             self.before = self.linear.weight.detach().clone()
 
-        def forward(self, student_logits, teacher_logits, student_features, teacher_features, target=None):
-            return F.mse_loss(self.linear(student_features[0].mean((2, 3))), teacher_features[0].mean((2, 3)))
+        def forward(self, student, teacher, target=None):
+            return F.mse_loss(self.linear(student.features[0].mean((2, 3))), teacher.features[0].mean((2, 3)))
 
     loss = Adapter()
     result = run(teacher=network(2, width=6), loss=loss, student_layers=["norm"])
@@ -283,6 +283,10 @@ def test_an_accelerator_of_ones_own_decides():
             run()
 
 
+def five_arguments(student_logits, teacher_logits, student_features, teacher_features, target=None):
+    return 0
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
@@ -301,6 +305,7 @@ def test_an_accelerator_of_ones_own_decides():
         ({"teacher": None}, ValueError, "teacher is None"),
         ({"loss": None, "ce_weight": 0}, ValueError, "nothing to minimise"),
         ({"loss": 3}, TypeError, "`loss` must be a module"),
+        ({"loss": five_arguments}, TypeError, r"a loss takes three: \(student, teacher, target=None\)"),
         ({"epochs": 0}, ValueError, "`epochs` must be at least 1"),
         ({"learning_rate": 0.0}, ValueError, "`learning_rate` must be positive"),
         ({"accumulation_steps": 0}, ValueError, "accumulation_steps"),
@@ -342,7 +347,7 @@ def test_layers_are_matched_only_for_a_loss_that_needs_features(tmp_path):
 
     class Needy(Mimic):
         def terms(self, *arguments):
-            if not arguments[2]:
+            if not arguments[0].features:
                 raise ValueError("no features")
             return super().terms(*arguments)
 

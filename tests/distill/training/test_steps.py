@@ -6,6 +6,7 @@ import torch
 from small_runs import cpu_accelerator, images, network, run, weights
 from torch import nn
 
+from cka_probe.distill.losses.contract import Outputs
 from cka_probe.distill.taps.tapped_model import TappedModel
 from cka_probe.distill.training.batches import Batch
 from cka_probe.distill.training.steps import accumulated_gradient, exact_gradient, weighted_terms
@@ -18,14 +19,14 @@ class PairDistances(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
 
-    def terms(self, student_logits, teacher_logits, student_features, teacher_features, target=None):
+    def terms(self, student, teacher, target=None):
         def distances(x):
             x = x.flatten(1)
             return (x[:, None] - x[None]).square().sum(-1).log1p()
 
         return {
-            "features": (self.scale * distances(student_features[0]) - distances(teacher_features[0])).square().mean(),
-            "logits": (distances(student_logits) - distances(teacher_logits)).square().mean(),
+            "features": (self.scale * distances(student.features[0]) - distances(teacher.features[0])).square().mean(),
+            "logits": (distances(student.logits) - distances(teacher.logits)).square().mean(),
         }
 
 
@@ -79,7 +80,7 @@ def test_both_passes_see_the_same_dropout_and_batch_norm_moves_once():
     torch.manual_seed(0)
     with TappedModel(student, ["norm"]) as pupil, TappedModel(teacher, ["norm"]) as master:
         outputs = [pupil(x[i : i + 2].double()) for i in range(0, 10, 2)]
-        whole = torch.cat([o[0] for o in outputs]), [torch.cat([o[1][0] for o in outputs])]
+        whole = Outputs(torch.cat([o.logits for o in outputs]), (torch.cat([o.features[0] for o in outputs]),))
         sum(weighted_terms(loss, 0.7, whole, master(x.double()), y).values()).backward()
     expected = torch.cat([p.grad.flatten() for p in [*student.parameters(), *loss.parameters()]])
     found, *_ = gradients(exact_gradient, 5, dropout=0.5)
