@@ -1,9 +1,9 @@
-"""Threads of gloo that still run: those that outlive their process group may abort the process at its end."""
+"""The running threads of gloo. A thread that outlives its process group may abort the process at its end."""
 
 from pathlib import Path
 
 
 def gloo_threads() -> list[str]:
-    """Their names; none where the system does not list a process's threads in /proc."""
+    """Names of the running threads of gloo; empty if the system does not list threads in /proc."""
     names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
     return sorted(name for name in names if "gloo" in name)

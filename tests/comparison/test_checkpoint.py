@@ -1,5 +1,6 @@
-"""compare(checkpoint=...): killed at any time, a later call gives the identical answer."""
+"""compare(checkpoint=...): a call that was killed is resumed by the next one, with the identical result."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class Interrupted:
             yield batch
 
 
-def test_a_killed_comparison_goes_on_with_the_identical_answer(tmp_path):
+def test_a_killed_comparison_is_resumed_with_the_identical_result(tmp_path):
     path = tmp_path / "run.ckpt"
     script = textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parents[1]), path=str(path)))
     killed = subprocess.run([sys.executable, "-c", script], check=False)
@@ -58,7 +59,7 @@ def test_a_killed_comparison_goes_on_with_the_identical_answer(tmp_path):
     assert not path.exists()
 
 
-def test_ctrl_c_saves_and_gives_the_partial_result(tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_returns_the_partial_result(tmp_path):
     path, data = tmp_path / "run.ckpt", image_batches(9)
     nets = small_network(0), small_network(1)
     partial = cp.compare(*nets, Interrupted(data, 6), checkpoint=path, progress=False)
@@ -76,13 +77,30 @@ def half_done(tmp_path):
     return path
 
 
-def test_other_samples_are_refused(half_done):
+def test_a_checkpoint_of_version_0_1_is_resumed(half_done):
+    """The header of 0.1 has exactly these keys, and each sum is an array of its own."""
+    with np.load(half_done) as archive:
+        header = json.loads(str(archive["header"]))
+        sums = {name: archive[name] for name in archive.files if name != "header"}
+    keys = "kernel estimator skewness samples batches format done order layers modes"
+    assert list(header) == keys.split()
+    assert header["format"] == "cka_probe.checkpoint"
+    assert header["layers"] == [[f"model_{side} (Sequential)", list("01234"), {}] for side in "xy"]
+    assert {"sum_cross", "sum_self_x", "sum_self_y"} < set(sums)
+    with half_done.open("wb") as file:
+        np.savez(file, header=np.array(json.dumps(header)), **sums)
+    nets = small_network(0), small_network(1)
+    resumed = cp.compare(*nets, image_batches(9), checkpoint=half_done, progress=False)
+    np.testing.assert_array_equal(resumed.values, cp.compare(*nets, image_batches(9), progress=False).values)
+
+
+def test_a_checkpoint_of_other_samples_is_an_error(half_done):
     with pytest.raises(ValueError, match="made from other samples, or in another order"):
         cp.compare(small_network(0), small_network(1), image_batches(9, seed=5), checkpoint=half_done, progress=False)
     assert half_done.exists()
 
 
-def test_another_comparison_is_refused(half_done):
+def test_a_checkpoint_of_another_comparison_is_an_error(half_done):
     nets = small_network(0), small_network(1)
     with pytest.raises(ValueError, match="unbiased HSIC with Linear"):
         cp.compare(*nets, image_batches(9), estimator="biased", checkpoint=half_done, progress=False)
@@ -92,14 +110,14 @@ def test_another_comparison_is_refused(half_done):
         cp.compare(*nets, image_batches(9), layers=["0", "4"], checkpoint=half_done, progress=False)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_a_damaged_checkpoint_is_an_error(tmp_path):
     path = tmp_path / "run.ckpt"
     path.write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"run\.ckpt is not a checkpoint of a comparison, or is damaged"):
         cp.compare(small_network(0), small_network(1), image_batches(2), checkpoint=path, progress=False)
 
 
-def test_samples_of_any_dtype_are_digested():
+def test_the_digest_takes_samples_of_any_dtype():
     from cka_probe.capture.streaming import SampleOrder
 
     digests = set()

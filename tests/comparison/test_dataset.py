@@ -1,3 +1,5 @@
+"""compare(scope="dataset"): exact values over all samples by every route, other measures, and notes."""
+
 import numpy as np
 import pytest
 import reference
@@ -30,7 +32,7 @@ def networks():
 
 @pytest.mark.parametrize(("estimator", "hsic"), [("unbiased", reference.hsic1), ("biased", reference.hsic0)])
 @pytest.mark.parametrize(("pooling", "route"), [("mean", "moments"), ("flatten", "blocks")])
-def test_both_exact_routes_are_the_definition(networks, estimator, hsic, pooling, route):
+def test_both_exact_routes_equal_the_definition(networks, estimator, hsic, pooling, route):
     data = [*image_batches(4), *image_batches(1, size=2, seed=3)]
     result = cp.compare(
         *networks, data, layers=["0", "2", "4"], scope="dataset", estimator=estimator, pooling=pooling, progress=False
@@ -42,7 +44,7 @@ def test_both_exact_routes_are_the_definition(networks, estimator, hsic, pooling
     assert any(note.startswith(f"route {route}") for note in result.notes)
 
 
-def test_batch_size_does_not_matter(networks):
+def test_the_batch_size_does_not_change_the_result(networks):
     images = torch.cat(image_batches(5))
     results = [
         cp.compare(
@@ -68,7 +70,7 @@ def test_the_kernel_is_used(networks):
     assert result.meta["route"] == "blocks"
 
 
-def test_a_sketch_takes_over_where_memory_ends(networks, monkeypatch):
+def test_a_sketch_is_used_beyond_the_memory_limit(networks, monkeypatch):
     data = image_batches(12)
     exact = cp.compare(*networks, data, layers=["0", "4"], scope="dataset", progress=False)
     monkeypatch.setattr(dataset_scope, "MEMORY", 1000)
@@ -79,7 +81,7 @@ def test_a_sketch_takes_over_where_memory_ends(networks, monkeypatch):
         cp.compare(*networks, data, layers=["0", "4"], scope="dataset", estimator="biased", progress=False)
 
 
-def test_a_constant_layer_is_undefined_for_itself_alone(networks):
+def test_a_constant_layer_gives_nan_and_leaves_other_layers_alone(networks):
     net = small_network(0)
     with torch.no_grad():
         net[4].weight.zero_()
@@ -91,7 +93,7 @@ def test_a_constant_layer_is_undefined_for_itself_alone(networks):
     ]
 
 
-def test_other_measures_are_those_of_the_estimators(networks):
+def test_other_measures_equal_their_functions(networks):
     from cka_probe.estimators.measures.catalogue import MEASURES
 
     data = image_batches(3)
@@ -113,7 +115,7 @@ def test_many_models_on_the_whole_data_set(networks):
     assert many.row_models == ("a", "a", "b", "b")
 
 
-def test_what_cannot_be_done_is_said(networks):
+def test_errors_for_options_that_do_not_fit(networks):
     data = image_batches(2)
     with pytest.raises(ValueError, match='`scope` must be "minibatch" or "dataset", got \'epoch\''):
         cp.compare(*networks, data, scope="epoch", progress=False)

@@ -1,4 +1,4 @@
-"""compare_features: features that were saved give what the definition gives, and mistakes are named."""
+"""compare_features: values by the definition, and errors that name the layer."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def others():
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-def test_values_are_the_definition(features, others, estimator):
+def test_values_equal_the_definition(features, others, estimator):
     result = cp.compare_features(features, others, estimator=estimator, names=("a.npz", "b.npz"), progress=False)
     for i, x in enumerate(features.values()):
         for j, y in ((0, others["counts"]), (2, others["one"])):
@@ -36,7 +36,7 @@ def test_values_are_the_definition(features, others, estimator):
     assert result.standard_error is not None
 
 
-def test_it_is_compare_on_what_extract_keeps():
+def test_equals_compare_on_extracted_features():
     networks, data = (small_network(0), small_network(1)), image_batches(4)
     x, y = (cp.extract(network, data, ["0", "2"], progress=False) for network in networks)
     kept = cp.compare_features(x, y, progress=False)
@@ -45,7 +45,7 @@ def test_it_is_compare_on_what_extract_keeps():
     np.testing.assert_allclose(kept.p_value, run.p_value, atol=1e-6)
 
 
-def test_one_side_alone_other_measures_and_kernels(features):
+def test_one_set_of_features_other_measures_and_kernels(features):
     own = cp.compare_features(features, progress=False)
     np.testing.assert_allclose(np.diag(own.values), 1, atol=1e-10)
     distances = cp.compare_features(features, measure="procrustes", progress=False)
@@ -55,6 +55,14 @@ def test_one_side_alone_other_measures_and_kernels(features):
     assert "kernel" not in distances.meta
     assert "estimator" not in distances.meta
     assert cp.compare_features(features, kernel=cp.RBF(), progress=False).meta["kernel"].startswith("RBF")
+
+
+def test_a_layer_that_rests_on_one_sample_gives_a_note(features):
+    far = {"fc": features["fc"].copy()}
+    far["fc"][7] += 100
+    result = cp.compare_features(features | {"wide": np.eye(30, 300)}, far, names=("a", "b"), progress=False)
+    note = "b: Two fifths of the weight of 'fc' rest on 1 of 30 samples (index 7), so that they alone can move its CKA"
+    assert [line.startswith(note) for line in result.notes if "Two fifths" in line] == [True]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +79,12 @@ def test_one_side_alone_other_measures_and_kernels(features):
         ),
     ],
 )
-def test_mistakes_name_the_layer(features, change, error, message):
+def test_errors_name_the_layer(features, change, error, message):
     with pytest.raises(error, match=message):
         cp.compare_features(features | change, progress=False)
 
 
-def test_other_mistakes(features):
+def test_errors_for_bad_arguments(features):
     with pytest.raises(TypeError, match="x: the features must be a mapping of layers to arrays, got ndarray"):
         cp.compare_features(features["conv"], progress=False)
     with pytest.raises(ValueError, match="y holds no features"):

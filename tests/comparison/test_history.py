@@ -1,3 +1,5 @@
+"""SimilarityHistory: results by training step, by hand and from the callbacks of Lightning and Hugging Face."""
+
 import copy
 import importlib.util
 
@@ -9,7 +11,7 @@ from small_networks import image_batches, small_network
 import cka_probe as cp
 
 
-def test_a_history_holds_what_compare_gives_at_each_step():
+def test_a_history_holds_the_result_of_compare_at_each_step():
     net, data = small_network(0), image_batches()
     history = cp.SimilarityHistory(copy.deepcopy(net), data)
     history.measure(net, step=0)
@@ -27,7 +29,7 @@ def test_a_history_holds_what_compare_gives_at_each_step():
     assert chosen.value.item() == expected.values[0, 4]
 
 
-def test_an_empty_history_is_an_empty_frame():
+def test_an_empty_history_gives_an_empty_frame():
     assert cp.SimilarityHistory(small_network(0), image_batches()).to_frame().empty
 
 

@@ -1,7 +1,6 @@
-"""The six laws of correctness, each with what peers do instead: that must fail the same check.
+"""Six laws of a correct comparison: our comparison keeps each law, and a flaw of a published tool breaks it.
 
-``simple`` below is a comparison as it is commonly written. Without a flaw it keeps every law (so the checks are fair);
-with one flaw, taken from a published tool, it breaks the law that the flaw belongs to.
+``simple`` below is a comparison as it is commonly written. Without a flaw it keeps every law, so the checks are fair.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import pytest
 import torch
 from activations import cloned, reference_cka
 from numpy.testing import assert_allclose
+from small_networks import Branches, Constant, Shifted
 from torch import nn
 
 import cka_probe as cp
@@ -22,7 +22,7 @@ def ours(model_x, model_y, data):
 
 
 def simple(model_x, model_y, data, flaw=None):
-    """Minibatch CKA over all leaves, float32, with a flaw."""
+    """Minibatch CKA over all leaves in float32, with one flaw."""
 
     def features(model, batch):
         found, calls = {}, {}
@@ -96,7 +96,7 @@ def simple(model_x, model_y, data, flaw=None):
 
 
 def broken_by(*flaws):
-    """Run a law for our comparison and the simple one, and for each flaw, where it must not hold."""
+    """Check a law on our comparison, on `simple`, and on `simple` with each flaw, where the check must fail."""
     return pytest.mark.parametrize("flaw", ["ours", "none", *flaws])
 
 
@@ -129,7 +129,7 @@ def network(seed=0, *, inplace=True):
     )
 
 
-# 1. The Gram is taken inside the hook ---------------------------------------------------------------------------------
+# 1. The Gram is taken inside the hook --------------------------------------------------------------------------------
 
 
 @broken_by("keeps a reference")
@@ -138,7 +138,7 @@ def test_law_1_an_in_place_operation_after_a_layer_changes_nothing(flaw):
 
 
 class Watched(nn.Module):
-    """Counts how many outputs of its kind are alive when the next one is made."""
+    """Counts how many outputs of `Watched` layers are still alive when it makes its own."""
 
     def __init__(self, alive):
         super().__init__()
@@ -157,33 +157,24 @@ class Watched(nn.Module):
 
 
 def test_law_1_memory_does_not_grow_with_depth():
-    """When the last of 12 layers runs, the outputs of the first ones are gone."""
+    """While a layer runs, at most one earlier output is still alive."""
     alive = []
     net = nn.Sequential(*(Watched(alive) for _ in range(12)))
     cp.compare(net, net, normal(10), progress=False)
     assert max(layer.most for layer in net) <= 1
-    # The same check on a comparison that keeps references:
+    # Negative control: a comparison that keeps references.
     alive.clear()
     simple(net, net, normal(10), "keeps a reference")
     assert max(layer.most for layer in net) == 11
 
 
-# 2. Accurate for any mean and scale; never clamped --------------------------------------------------------------------
-
-
-class Affine(nn.Module):
-    def __init__(self, mean, scale):
-        super().__init__()
-        self.mean, self.scale = mean, scale
-
-    def forward(self, x):
-        return (x + self.mean) * self.scale
+# 2. Accurate for any mean and scale; never clamped -------------------------------------------------------------------
 
 
 @broken_by("does not centre")
 @pytest.mark.parametrize("mean", [1e3, 1e5])
 def test_law_2_a_mean_far_above_the_spread(flaw, mean):
-    net = nn.Sequential(Affine(mean, 1.0), nn.BatchNorm1d(12), nn.Tanh())
+    net = nn.Sequential(Shifted(mean, 1.0), nn.BatchNorm1d(12), nn.Tanh())
     net[1].running_mean.fill_(mean)
     hold(lambda compare: check_values(compare, net, net, normal(64, 64)), flaw)
 
@@ -191,13 +182,13 @@ def test_law_2_a_mean_far_above_the_spread(flaw, mean):
 @broken_by("adds an epsilon")
 @pytest.mark.parametrize("scale", [1e-6, 1e-10])
 def test_law_2_tiny_activations(flaw, scale):
-    net = nn.Sequential(Affine(0.0, scale), nn.Tanh())
+    net = nn.Sequential(Shifted(0.0, scale), nn.Tanh())
     hold(lambda compare: check_values(compare, net, net, normal(64, 64)), flaw)
 
 
 @broken_by("clamps")
 def test_law_2_unrelated_features_have_a_mean_of_zero(flaw):
-    """At 16 samples the values lie on both sides of 0; their mean over 60 pairs tells whether they were cut off."""
+    """At 16 samples the values lie on both sides of 0; clamping at 0 would raise their mean over 60 pairs."""
 
     def law(compare):
         generator = torch.Generator().manual_seed(0)
@@ -219,30 +210,12 @@ def test_law_2_unrelated_features_have_a_mean_of_zero(flaw):
     hold(law, flaw)
 
 
-# 3. A dead layer is NaN with a note; the others stay right ------------------------------------------------------------
-
-
-class Constant(nn.Module):
-    def __init__(self, value):
-        super().__init__()
-        self.value = value
-
-    def forward(self, x):
-        return torch.full_like(x, self.value) + 0 * x.sum()
-
-
-class SideBySide(nn.Module):
-    def __init__(self, *parts):
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x):
-        return [part(x) for part in self.parts]
+# 3. A constant layer is NaN with a note; the others stay right -------------------------------------------------------
 
 
 @broken_by("adds an epsilon", "does not centre")
-def test_law_3_a_dead_layer_is_nan_for_itself_alone(flaw):
-    net = SideBySide(nn.Tanh(), Constant(0.3), nn.ReLU())
+def test_law_3_a_constant_layer_is_nan_and_leaves_others_alone(flaw):
+    net = Branches(nn.Tanh(), Constant(0.3), nn.ReLU())
 
     def law(compare):
         values = compare(net, net, normal(20, 20))[2]
@@ -254,18 +227,18 @@ def test_law_3_a_dead_layer_is_nan_for_itself_alone(flaw):
     hold(law, flaw)
 
 
-def test_law_3_notes_name_the_dead_layer_and_errors_name_what_is_not_finite():
-    net = SideBySide(nn.Tanh(), Constant(0.3))
+def test_law_3_notes_name_the_constant_layer_and_errors_the_layer_with_nan():
+    net = Branches(nn.Tanh(), Constant(0.3))
     notes = cp.compare(net, net, normal(20), progress=False).notes
     assert any("'parts.1' is constant" in note for note in notes)
-    broken = SideBySide(nn.Tanh(), Constant(float("nan")))
-    with pytest.raises(cp.CaptureError, match=r"Layer 'parts.1' of model_x \(SideBySide\) gave NaN .* in batch 0"):
+    broken = Branches(nn.Tanh(), Constant(float("nan")))
+    with pytest.raises(cp.CaptureError, match=r"Layer 'parts.1' of model_x \(Branches\) gave NaN .* in batch 0"):
         cp.compare(broken, broken, normal(20), progress=False)
-    # A peer hands NaN on without a word.
+    # Other tools return NaN without an error.
     assert np.isnan(simple(broken, broken, normal(20))[2]).any()
 
 
-# 4. Batches of unequal size -------------------------------------------------------------------------------------------
+# 4. Batches of unequal size ------------------------------------------------------------------------------------------
 
 
 @broken_by("weighs all batches alike", "takes the mean of ratios", "scales each batch by itself")
@@ -275,17 +248,17 @@ def test_law_4_batches_weigh_by_their_samples(flaw):
 
 @broken_by("weighs all batches alike", "takes the mean of ratios")
 @pytest.mark.parametrize("last", [1, 2, 3])
-def test_law_4_a_small_last_batch_spoils_nothing(flaw, last):
+def test_law_4_a_small_last_batch_is_not_lost(flaw, last):
     batches = normal(16, 16, last)
     joined = [batches[0], torch.cat(batches[1:])]
     hold(lambda compare: check_values(compare, network(0), network(1), batches, joined), flaw)
 
 
-# 5. Both models see the same samples, in one pass ---------------------------------------------------------------------
+# 5. Both models see the same samples, in one pass --------------------------------------------------------------------
 
 
 class Shuffled:
-    """A loader that shuffles anew in every pass, as loaders for training do."""
+    """A loader that gives another order in every pass, as loaders for training do."""
 
     def __init__(self):
         self.passes = 0
@@ -322,11 +295,11 @@ def test_law_5_the_same_model_runs_once(flaw):
     hold(law, flaw)
 
 
-# 6. Every kind of module; everything as before on the way out ---------------------------------------------------------
+# 6. Every kind of module; everything is restored ---------------------------------------------------------------------
 
 
 class Twice(nn.Module):
-    """One ReLU and one linear layer, each called twice."""
+    """Calls one ReLU and one linear layer twice."""
 
     def __init__(self):
         super().__init__()
@@ -362,7 +335,7 @@ class Falls(nn.Module):
 
 @broken_by("does not clean up")
 @pytest.mark.parametrize("error", [ValueError("out of luck"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-def test_law_6_nothing_is_left_behind(flaw, error):
+def test_law_6_hooks_modes_and_gradients_are_restored(flaw, error):
     def law(compare):
         net = nn.Sequential(nn.Linear(12, 4), nn.Dropout(), Falls(error))
         with contextlib.suppress(ValueError, KeyboardInterrupt):

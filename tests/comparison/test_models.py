@@ -29,7 +29,7 @@ def resnet18():
 
 
 def test_the_float64_reference_equals_the_brute_force_definition(rng):
-    """The fast oracle of these tests against loops over samples."""
+    """The fast reference of these tests against loops over samples."""
     batches = [{"a": rng.normal(size=(n, 3)), "b": rng.normal(size=(n, 5)) + 4} for n in (6, 9)]
     for estimator in ("unbiased", "biased"):
         expected = reference.minibatch_cka([(b["a"], b["b"]) for b in batches], estimator)
@@ -50,7 +50,7 @@ def test_resnet18_with_itself_over_all_leaves(resnet18, estimator):
 
 
 def test_keeping_outputs_without_a_copy_is_wrong_on_resnet18(resnet18):
-    """Negative control of the oracle: torchvision's ReLUs work in place, so a kept output changes after its hook."""
+    """Negative control: torchvision's ReLUs work in place, so an output that is not copied changes after its hook."""
     batches = random_images(1, 24)
     kept = {}
     handles = [

@@ -29,7 +29,7 @@ def test_layers_y_selects_layers_of_the_second_model():
 
 
 def test_one_model_with_different_layers_and_layers_y():
-    """compare(net, net, layers=a, layers_y=b): the same numbers as the block of the whole."""
+    """The values are the block of the full matrix."""
     net = small_network(0)
     whole = compared(net, net, image_batches())
     part = compared(net, net, image_batches(), layers=["0", "2"], layers_y=["4", "1"])
@@ -61,7 +61,7 @@ def test_nan_and_infinity_are_errors_with_every_kernel(value, kernel, everywhere
 
 
 def test_very_large_activations_do_not_overflow():
-    """1e25 in float32: the squares in the Gram matrix are beyond its range, the similarity is not."""
+    """Squares of 1e25 in the Gram matrix are beyond the range of float32, the similarity is not."""
     net = Branches(nn.Identity(), Shifted(0.0, 1e25), Shifted(0.0, 1e-25))
     x = torch.randn(12, 7, generator=torch.Generator().manual_seed(0))
     assert_allclose(compared(net, net, x).values, 1.0, atol=1e-6)

@@ -29,7 +29,7 @@ class Fails(nn.Module):
 
 
 def mixed_modes(net):
-    """A network in train mode with one part in eval mode, as in fine-tuning."""
+    """The network in train mode with one part in eval mode, as in fine-tuning."""
     net.train()
     net[1].eval()
     return net

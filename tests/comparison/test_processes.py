@@ -1,4 +1,4 @@
-"""Two and three processes on shards of the data give the answer of one process."""
+"""Two and three processes on shards of the data give the result of one process."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ def worker(rank: int, world: int, port: int, folder: str, per_rank: list[list[in
     [(2, []), (2, [[0, 1, 2, 3, 4, 5], []]), (3, [[5], [], [4, 3, 2, 1, 0]])],
     ids=["every other batch", "a rank without data", "uneven shards"],
 )
-def test_shards_give_the_answer_of_one_process(world, per_rank, tmp_path):
+def test_shards_give_the_result_of_one_process(world, per_rank, tmp_path):
     mp.spawn(worker, args=(world, free_port(), str(tmp_path), per_rank), nprocs=world)
     alone = cp.compare(small_network(0), small_network(1), batches(), progress=False)
     for rank in range(world):
@@ -53,12 +53,12 @@ def test_shards_give_the_answer_of_one_process(world, per_rank, tmp_path):
         assert result.rows == alone.rows
 
 
-def test_shards_cover_the_data_once():
+def test_shards_hold_each_batch_once():
     shards = [list(cp.Shard(range(7), rank=rank, world=3)) for rank in range(3)]
     assert sorted(batch for shard in shards for batch in shard) == list(range(7))
 
 
-def test_a_shard_needs_to_know_its_rank():
+def test_a_shard_without_a_valid_rank_is_an_error():
     with pytest.raises(RuntimeError, match="start with torchrun"):
         cp.Shard([1, 2])
     with pytest.raises(ValueError, match="`rank` must be between 0 and world - 1, got 3 of 3"):

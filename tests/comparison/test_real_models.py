@@ -1,4 +1,4 @@
-"""Networks as people have them, with random weights, against float64 on cloned activations."""
+"""compare() on networks of torchvision, timm and Hugging Face against a float64 reference on copied activations."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def images(side, n=8, seed=0):
 
 
 def check(net, batch, layers, **how):
-    """Compare ``net`` with itself and with the float64 oracle; the result."""
+    """The result of ``net`` against itself, after a check against the float64 reference."""
     result = cp.compare(net, net, batch, layers=layers, progress=False)
     rows = set(result.rows)
     oracle = cloned(net, batch, lambda name, _m: name in rows or f"{name}#2" in rows, **how)
@@ -31,12 +31,12 @@ def check(net, batch, layers, **how):
 
 
 def unmeasured(net, result):
-    """Leaves of the network that are no row of the result."""
+    """Leaves of the network that are not a row of the result."""
     rows = {name.partition("#")[0] for name in result.rows}
     return {name for name, m in net.named_modules() if not list(m.children()) and name not in rows}
 
 
-# --- torchvision --------------------------------------------------------------------------------------------------
+# --- torchvision ---------------------------------------------------------------------------------------------------
 
 MODELS = {
     # name: (arguments, side of the images, rows of "leaves", rows of "blocks")
@@ -67,12 +67,12 @@ def test_torchvision_leaves(torchvision_model):
     net, batch, count, _ = torchvision_model
     result = check(net, batch, "leaves")
     assert len(result.rows) == count
-    # Left out: projections of attention whose weights are used by a function. Their result is there all the same: as
-    # the attention itself, or as the input of the dropout or stochastic depth that follows.
+    # Left out: projections of attention, because a function uses their weights and the module does not run. Their
+    # result is compared all the same, as the output of the attention or of the dropout that follows.
     assert {name.rpartition(".")[2] for name in unmeasured(net, result)} <= {"out_proj", "qkv", "proj"}
 
 
-def test_attention_is_there_where_its_projection_is_not():
+def test_attention_is_compared_although_its_projection_does_not_run():
     torch.manual_seed(0)
     net = torchvision.models.vit_b_16(image_size=32)
     result = cp.compare(net, net, images(32), layers="*.self_attention", progress=False)
@@ -80,8 +80,8 @@ def test_attention_is_there_where_its_projection_is_not():
     assert not result.notes
 
 
-def test_windows_of_swin_v2_are_left_out_with_their_reason():
-    """Its position bias does not depend on the samples at all; one note says so, not sixty."""
+def test_layers_of_swin_v2_without_samples_are_left_out_with_one_note():
+    """The position bias does not depend on the samples; one note for each reason says so, not one for each layer."""
     torch.manual_seed(0)
     net = torchvision.models.swin_v2_t()
     result = check(net, images(64, n=6), "leaves")
@@ -104,7 +104,7 @@ def test_a_detector_by_its_backbone():
     assert len(result.rows) > 100
 
 
-# --- timm ---------------------------------------------------------------------------------------------------------
+# --- timm ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_timm(name, arguments, leaves, blocks):
     if leaves is not None:
         result = check(net, images(side), "leaves")
         assert len(result.rows) == leaves
-        assert {n.rpartition(".")[2] for n in unmeasured(net, result)} <= {"attn_drop"}  # inside a fused function
+        assert {n.rpartition(".")[2] for n in unmeasured(net, result)} <= {"attn_drop"}  # runs inside a fused function
 
 
-# --- Hugging Face -------------------------------------------------------------------------------------------------
+# --- Hugging Face --------------------------------------------------------------------------------------------------
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "vocab_size": 90}
 
@@ -162,7 +162,7 @@ def sentences(*, extra=0, left=False):
 
 
 def over_real_tokens(mask):
-    """The mean over real tokens, sample by sample; what has no tokens as it is."""
+    """The mean over real tokens of each sample; activations without tokens are flattened."""
 
     def features(x):
         if x.ndim < 3:
@@ -190,7 +190,7 @@ def test_language_models_with_padded_batches(name, layers):
     ]
     assert_allclose(result.values, reference_cka(oracle), atol=1e-6)
     assert list(oracle[0]) == list(result.rows)
-    # One note for what has no samples, one for parts of fused functions, one for the only token type there is.
+    # One note for layers without samples, one for parts of fused functions, one for the constant token type.
     assert len(result.notes) <= 3
     if layers == "blocks":
         assert len(result.rows) == 2
@@ -201,7 +201,7 @@ def test_language_models_with_padded_batches(name, layers):
 
 
 def test_padding_on_the_left_of_a_model_with_relative_positions():
-    """Rotary positions: the left is as good as the right, to the rounding of the network itself."""
+    """With rotary positions, padding on the left gives the same result up to the rounding of the network."""
     net = hugging_face("llama")
     right, left = (
         cp.compare(net, net, sentences(left=side), layers="blocks", progress=False) for side in (False, True)
@@ -210,7 +210,7 @@ def test_padding_on_the_left_of_a_model_with_relative_positions():
 
 
 def test_models_with_different_tokenizers():
-    """The same sentences with other ids and lengths for the second model."""
+    """The second model gets the same sentences with other ids and lengths."""
     bert, gpt2 = hugging_face("bert"), hugging_face("gpt2")
     other = [
         {
@@ -265,7 +265,7 @@ def test_batches_of_a_hugging_face_tokenizer():
     assert np.array_equal(by_hand.values, expected)
 
 
-# --- networks of one's own ----------------------------------------------------------------------------------------
+# --- custom networks -----------------------------------------------------------------------------------------------
 
 
 class DoubleConv(nn.Sequential):
@@ -314,7 +314,7 @@ def test_a_u_net_with_skip_connections():
 
 
 class Reader(nn.Module):
-    """A recurrent network whose cell is called step by step, beside a layer that takes all steps at once."""
+    """A recurrent network with a cell that runs once per step, and an LSTM that takes all steps at once."""
 
     def __init__(self):
         super().__init__()

@@ -1,3 +1,5 @@
+"""Signatures give the result of compare, survive saving, and refuse what cannot be compared."""
+
 import re
 
 import numpy as np
@@ -15,7 +17,7 @@ def signatures():
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-def test_two_signatures_give_what_compare_gives(estimator):
+def test_two_signatures_give_the_result_of_compare(estimator):
     data, (x, y) = image_batches(), (small_network(0), small_network(1))
     direct = cp.compare(x, y, data, estimator=estimator, progress=False)
     left, right = (cp.signature(net, data, estimator=estimator, progress=False) for net in (x, y))
@@ -41,21 +43,33 @@ def test_a_signature_with_itself_is_one_on_the_diagonal(signatures):
     np.testing.assert_allclose(np.diag(cp.compare_signatures(x, x).values), 1, atol=1e-12)
 
 
-def test_other_samples_or_another_order_are_refused(signatures):
+def test_a_constant_layer_of_either_signature_gives_a_note():
+    nets = small_network(0), small_network(1)
+    with torch.no_grad():
+        nets[1][4].weight.zero_()
+    x, y = (cp.signature(net, image_batches(), progress=False) for net in nets)  # both are called Sequential
+    for pair in ((x, y), (y, x), (y, y)):
+        notes = [note for note in cp.compare_signatures(*pair).notes if "constant" in note]
+        assert notes == [
+            "Sequential: '4' is constant over the samples of every batch, so its similarity is undefined",
+        ]
+
+
+def test_signatures_of_another_order_are_an_error(signatures):
     data, x, _ = signatures
     shuffled = cp.signature(small_network(1), data[::-1], progress=False)
     with pytest.raises(ValueError, match="differ in their samples, their order or their batch size"):
         cp.compare_signatures(x, shuffled)
 
 
-def test_other_settings_are_refused(signatures):
+def test_signatures_of_other_settings_are_an_error(signatures):
     data, x, _ = signatures
     rbf = cp.signature(small_network(1), data, kernel=cp.RBF(), progress=False)
     with pytest.raises(ValueError, match=re.escape("kernel Linear() of 'net0' and RBF(")):
         cp.compare_signatures(x, rbf)
 
 
-def test_files_that_are_no_signature_are_named(tmp_path):
+def test_files_that_are_not_signatures_are_an_error(tmp_path):
     (tmp_path / "text.npz").write_text("not an archive")
     np.savez(tmp_path / "other.npz", values=np.eye(3))
     for name in ("text.npz", "other.npz"):

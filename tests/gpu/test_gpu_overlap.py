@@ -1,4 +1,4 @@
-"""overlap=True: the values of one stream, also where the side stream lies far behind, and no waiting."""
+"""overlap=True gives the values of one stream, also when the side stream is late, and the host never waits."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from cka_probe.comparison.grams.side_stream import CudaStreams, SideStream
 
 
 def resnet():
-    """Every ReLU in place, every sum in place."""
+    """A network with every ReLU and every sum in place."""
     torch.manual_seed(0)
     return torchvision.models.resnet18(num_classes=10).cuda()
 
@@ -29,7 +29,7 @@ NETWORKS = pytest.mark.parametrize("network", [resnet, vit, convolutional])
 
 
 class LateStreams(CudaStreams):
-    """Every read comes milliseconds after the forward has gone on."""
+    """Every read comes milliseconds after the forward pass went on."""
 
     def launch(self, work):
         def late():
@@ -45,7 +45,7 @@ def late(monkeypatch):
 
 
 def both(*nets, data=None, **options):
-    """Values on one stream and on two."""
+    """Values on two streams, and on one."""
     with full_precision_convolutions():
         results = [
             cp.compare(*nets, images() if data is None else data, overlap=overlap, progress=False, **options)
@@ -57,17 +57,17 @@ def both(*nets, data=None, **options):
 
 @NETWORKS
 @pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.RBF(bandwidth=20.0)], ids=repr)
-def test_gives_what_one_stream_gives(network, kernel):
+def test_equals_one_stream(network, kernel):
     assert_allclose(*both(network(), network(), kernel=kernel), atol=1e-6)
 
 
 @NETWORKS
-def test_gives_what_one_stream_gives_when_every_read_is_late(network, late):
+def test_equals_one_stream_when_every_read_is_late(network, late):
     assert_allclose(*both(network(), convolutional(50.0)), atol=1e-6)
 
 
-def test_late_reads_without_the_review_are_wrong(late, monkeypatch):
-    """Otherwise the test above would pass on anything."""
+def test_late_reads_without_judging_are_wrong(late, monkeypatch):
+    """Negative control of the test above."""
     monkeypatch.setattr(SideStream, "_judge", lambda *_: None)
     with full_precision_convolutions():
         found = cp.compare(resnet(), resnet(), images(), overlap=True, progress=False).values
@@ -85,7 +85,7 @@ def test_by_cupy(cupy, late):
 
 
 @NETWORKS
-def test_waits_for_nothing_after_the_first_batch(no_waiting, network):
+def test_the_host_does_not_wait_after_the_first_batch(no_waiting, network):
     data = images()
 
     def watched():

@@ -1,6 +1,6 @@
-"""The CUDA kernels of capture/cuda.py on the CPU: their own source, compiled as C++, called as by CuPy.
+"""The CUDA kernels of grams/cuda.py on the CPU: their source is compiled as C++ and called as CuPy would.
 
-One thread of the CPU for each thread of a block, blocks one after the other, a barrier for ``__syncthreads``.
+Each thread of a block is a thread of the CPU, blocks run one after the other, and ``__syncthreads`` is a barrier.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ def library(tmp_path_factory):
 
 
 class RawKernel:
-    """As CuPy's: a grid, a block, and arguments of exactly the types of the kernel, which nothing checks there."""
+    """Stands in for CuPy's class, and checks that the arguments have the types of the kernel, as CuPy does not."""
 
     used: ClassVar[set[str]] = set()
 
@@ -107,7 +107,7 @@ class RawKernel:
 
 
 def syrk(trans, a, out, lower):
-    """Writes one triangle only, as cublas does."""
+    """Write one triangle only, as cublas does."""
     assert (trans, lower) == ("N", True)
     assert a.flags.c_contiguous
     out[:] = np.nan
@@ -117,7 +117,7 @@ def syrk(trans, a, out, lower):
 
 @pytest.fixture
 def cupy(library, monkeypatch):
-    """CuPy whose arrays are numpy's."""
+    """A stand-in for CuPy whose arrays are numpy arrays."""
     module = ModuleType("cupy")
     module.RawKernel = lambda source, name: RawKernel(library, source, name)
     module.cublas = SimpleNamespace(syrk=syrk)
@@ -133,7 +133,7 @@ def cupy(library, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
-def test_cudas_own_compiler_takes_the_source(tmp_path):
+def test_the_cuda_compiler_accepts_the_source(tmp_path):
     (tmp_path / "kernels.cu").write_text(cuda.KERNELS)
     command = ["nvcc", "-ptx", "-Werror", "all-warnings", "-allow-unsupported-compiler", "kernels.cu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -141,7 +141,7 @@ def test_cudas_own_compiler_takes_the_source(tmp_path):
 
 
 def rbf(x, width):
-    """By its definition."""
+    """The Gram matrix of the RBF kernel by its definition."""
     squared = ((x[:, None, :] - x[None, :, :]) ** 2).sum(-1)
     return np.exp(-squared / (2 * width**2))
 
@@ -157,7 +157,7 @@ class TestRBF:
         assert_array_equal(np.diagonal(found), 1.0)
         assert_array_equal(found, found.T)
 
-    def test_equal_samples_are_exactly_one_or_rounded_down(self, cupy, rng):
+    def test_equal_samples_give_values_up_to_one(self, cupy, rng):
         x = np.repeat(rng.normal(size=(7, 30)).astype(np.float32) * 100, 2, axis=0)
         found = cuda.fused_rbf(torch.tensor(x), 1e4).numpy()
         assert found.max() == 1.0
@@ -166,7 +166,7 @@ class TestRBF:
     def test_constant_features_give_ones(self, cupy):
         assert_array_equal(cuda.fused_rbf(torch.full((5, 3), 0.1), 0.5).numpy(), np.ones((5, 5)))
 
-    def test_a_distance_below_zero_is_zero_and_nan_stays(self, cupy):
+    def test_a_negative_squared_distance_counts_as_zero_and_nan_stays(self, cupy):
         gram, out = np.ones((4, 4), dtype=np.float32), np.empty((4, 4), dtype=np.float32)
         gram[1, 0], gram[2, 0], gram[3, 3] = 1.1, np.nan, np.inf
         gram[np.triu_indices(4, 1)] = 7.0  # is not read
@@ -176,7 +176,7 @@ class TestRBF:
         assert_array_equal(out, [[1, 1, nan, 0], [1, 1, 1, 0], [nan, 1, 1, 0], [0, 0, 0, nan]])
 
     @pytest.mark.parametrize("width", [1e-30, 1e30])
-    def test_widths_whose_squares_leave_float32(self, cupy, width):
+    def test_widths_whose_squares_overflow_or_underflow_float32(self, cupy, width):
         x = torch.tensor([[0.0], [1.0]])
         expected = np.eye(2) if width < 1 else np.ones((2, 2))
         assert_array_equal(cuda.fused_rbf(x, width).numpy(), expected)
@@ -187,7 +187,7 @@ class TestRBF:
 
     @pytest.mark.parametrize("fixed", [True, False])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_only_where_the_bandwidth_is_a_number(self, cupy, rng, monkeypatch, fixed, dtype):
+    def test_is_used_for_fixed_bandwidths_and_float32_only(self, cupy, rng, monkeypatch, fixed, dtype):
         calls = []
         fused = cuda.fused_rbf
         monkeypatch.setattr(cuda, "fused_rbf", lambda *args: calls.append(1) or fused(*args))
@@ -206,7 +206,7 @@ def test_syrk_is_mirrored(cupy, rng, shape):
 
 class TestUCentring:
     @pytest.mark.parametrize("n", [4, 5, 9, 33])
-    def test_equals_torchs(self, cupy, rng, n):
+    def test_equals_centring_by_torch(self, cupy, rng, n):
         grams = torch.tensor(rng.normal(size=(3, n, n)), dtype=torch.float32)
         grams = grams + grams.mT + 3
         grams[1], grams[2] = 0, 1 / 3

@@ -1,4 +1,4 @@
-"""GramKeeper: what a GPU does without waiting, run on the CPU; notes and errors at the end."""
+"""GramKeeper: the deferred decisions of a GPU, run on the CPU; its review, notes and errors."""
 
 import array_api_strict
 import numpy as np
@@ -20,7 +20,7 @@ from cka_probe.estimators.layer_grams import FEW, layer_gram, mean_over_spread, 
 
 @pytest.fixture
 def deferred(monkeypatch):
-    """Every compare runs as on a GPU: decisions of the first batch repeated, findings read at the end."""
+    """Let compare work as on a GPU: repeat the decisions of the first batch, and read the findings at the end."""
     monkeypatch.setattr(minibatch, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, deferred=True))
 
 
@@ -38,7 +38,7 @@ def batches(count=4, n=FEW):
 
 
 def u_centred_measure(x):
-    """|mean|^2 over n times the spread, from the definition."""
+    """`mean_over_spread` by its definition: |mean|^2 over n times the spread."""
     n = len(x)
     K = x @ x.T
     np.fill_diagonal(K, 0)
@@ -55,14 +55,14 @@ class TestMeanOverSpread:
         expected = np.array([u_centred_measure(x) for x in layers]) * 2.0**-52 / 2.0**-23
         assert_allclose(to_numpy(mean_over_spread(stack)), expected, rtol=1e-9)
 
-    def test_is_what_layer_gram_decides_by(self, rng):
+    def test_layer_gram_decides_by_it(self, rng):
         for mean in (0.1, 1.0, 3.0):
             x = (rng.normal(size=(FEW, 40)) + mean).astype(np.float32)
             measured = float(mean_over_spread(unit_stack([x @ x.T], [1.0])[0])[0])
             for limit in (measured * 0.99, measured * 1.01):
                 assert layer_gram(x, limit=limit).mode == ("shifted" if limit < measured else "raw")
 
-    def test_not_finite_zero_and_constant(self, xp):
+    def test_of_nan_infinity_zero_and_constant(self, xp):
         grams = np.stack([np.eye(4), np.zeros((4, 4)), np.ones((4, 4)), np.eye(4), np.eye(4)])
         grams[3, 1, 1], grams[4, 2, 0] = np.nan, np.inf
         found = to_numpy(mean_over_spread(xp.asarray(grams)))
@@ -71,7 +71,7 @@ class TestMeanOverSpread:
 
 
 @pytest.mark.parametrize("mode", ["raw", "shifted", "scaled"])
-def test_a_repeated_gram_is_the_first_one_prepared_alike(xp, rng, mode):
+def test_a_repeated_gram_is_prepared_as_its_mode_says(xp, rng, mode):
     x = rng.normal(size=(8, 5)) + 2
     found = repeated_gram(xp.asarray(x), mode)
     assert found.mode == mode
@@ -96,7 +96,7 @@ def test_array_api_strict_repeats_and_measures():
 class TestDeferred:
     @pytest.mark.parametrize("kernel", [None, RBF()], ids=["linear", "rbf"])
     @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-    def test_equals_what_the_cpu_does(self, monkeypatch, kernel, estimator):
+    def test_equals_the_cpu(self, monkeypatch, kernel, estimator):
         expected = cp.compare(net(), net(50.0), batches(), kernel=kernel, estimator=estimator, progress=False)
         monkeypatch.setattr(minibatch, "GramKeeper", lambda *args, **kw: GramKeeper(*args, **kw, deferred=True))
         found = cp.compare(net(), net(50.0), batches(), kernel=kernel, estimator=estimator, progress=False)
@@ -129,13 +129,13 @@ class TestDeferred:
         monkeypatch.undo()
         assert keeper.finish("net", list(layers)) == []
 
-    def test_names_model_layer_and_batch_of_a_nan(self, deferred):
+    def test_the_error_for_nan_names_model_layer_and_batch(self, deferred):
         data = batches()
         data[2][3, 1] = torch.nan
         with pytest.raises(CaptureError, match=r"Layer '0' of model_x \(Sequential\) gave NaN or infinity in batch 2"):
             cp.compare(net(), net(), data, progress=False)
 
-    def test_names_the_nan_of_another_kernel(self, deferred):
+    def test_the_error_for_infinity_with_another_kernel(self, deferred):
         data = batches()
         data[1][0, 0] = torch.inf
         with pytest.raises(CaptureError, match=r"Layer '0' of model_x .* in batch 1"):
@@ -147,7 +147,7 @@ class TestDeferred:
         with pytest.raises(CaptureError, match="in batch 0"):
             cp.compare(net(), net(), data, progress=False)
 
-    def test_a_nan_stops_a_checkpoint(self, deferred, tmp_path, monkeypatch):
+    def test_no_checkpoint_is_saved_after_a_nan(self, deferred, tmp_path, monkeypatch):
         monkeypatch.setattr("cka_probe.comparison.minibatch.CHECKPOINT_EVERY", 2)
         data = batches()
         data[1][0, 0] = torch.nan
@@ -155,7 +155,7 @@ class TestDeferred:
             cp.compare(net(), net(), data, checkpoint=tmp_path / "run.ckpt", progress=False)
         assert not list(tmp_path.iterdir())
 
-    def test_notes_a_mean_that_grows(self, deferred):
+    def test_a_growing_mean_gives_a_note(self, deferred):
         data = batches(5)
         for later in data[3:]:
             later += 15.0
@@ -165,7 +165,7 @@ class TestDeferred:
         assert "model_x (Sequential): in 2 of 5 batches" in note[0]
         assert "The rounding error of its values there is " in note[0]
 
-    def test_a_layer_dead_in_one_batch_is_no_note(self, deferred):
+    def test_a_layer_that_is_constant_in_one_batch_gives_no_note(self, deferred):
         data = batches()
         data[2][:] = -1.0
         model = nn.Sequential(nn.ReLU())
@@ -195,7 +195,7 @@ class TestDeferred:
 
 
 class Drifting(nn.Module):
-    """Features whose mean and spread are set by each batch itself, in its last two columns."""
+    """Features whose mean and spread are the last two columns of the batch."""
 
     def __init__(self):
         super().__init__()
@@ -208,11 +208,11 @@ class Drifting(nn.Module):
 
 
 class TestReview:
-    """On the CPU a layer repeats what it did before; where that turns out wrong, the batch is run again."""
+    """On the CPU a layer repeats its last decision; if that was wrong, the batch runs again."""
 
     @pytest.mark.parametrize("drift", [(300.0, 1.0), (3e4, 1.0), (0.0, 1e-20), (7.0, 0.0)])
     @pytest.mark.parametrize("first", [(0.0, 1.0), (50.0, 1.0)], ids=["raw", "shifted"])
-    def test_a_later_batch_that_needs_more_care(self, first, drift):
+    def test_a_later_batch_for_which_the_decision_is_wrong_runs_again(self, first, drift):
         torch.manual_seed(0)
         net, n = Drifting().double(), 2 * FEW
         stream = [
@@ -228,10 +228,10 @@ class TestReview:
         for x, y in pairs:
             x, y = x - x.mean(0), y - y.mean(0)
             sums += [float(cp.hsic(a, b)) for a, b in ((x, y), (x, x), (y, y))]
-        # The sums of a large mean and a small spread are rounded by the network itself.
+        # The network itself rounds features of a large mean and a small spread.
         assert_allclose(result.values[0, 0], sums[0] / np.sqrt(sums[1] * sums[2]), atol=1e-6 + 1e-7 * drift[0])
 
-    def test_not_finite_is_found_in_any_batch(self):
+    def test_nan_is_found_in_a_later_batch(self):
         net = torch.nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
         stream = [torch.randn(FEW, 8) for _ in range(4)]
         stream[2][3, 3] = torch.nan
@@ -251,13 +251,13 @@ class TestReview:
         assert keeper.review({"fc": keeper("fc", x)})
 
 
-def test_half_gram_where_the_device_cannot_multiply_halves_into_float32(rng):
+def test_half_gram_on_a_device_without_products_into_float32(rng):
     x = torch.tensor(rng.normal(size=(6, 9)), dtype=torch.bfloat16)
     assert half_gram(x).dtype == torch.float32
     assert_allclose(half_gram(x).numpy(), (x.double() @ x.double().T).numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_half_gram_on_a_torch_that_can(monkeypatch, rng):
+def test_half_gram_with_products_into_float32(monkeypatch, rng):
     calls = []
 
     def mm(a, b, out_dtype=None):
@@ -271,7 +271,7 @@ def test_half_gram_on_a_torch_that_can(monkeypatch, rng):
     assert calls == [torch.float32]
 
 
-def test_tf32_is_given_back():
+def test_tf32_is_restored_after_an_error():
     device = torch.device("cuda")
     settings = matmul_settings(device)
     before = settings.fp32_precision

@@ -1,4 +1,4 @@
-"""Work beside the forward, on two make-believe streams: late reads, changes in place, references, no waiting."""
+"""SideStream on two stand-in streams: late reads, changes in place, references, and no waiting of the host."""
 
 import weakref
 
@@ -15,7 +15,7 @@ from cka_probe.comparison.grams.side_stream import LAG, CudaStreams, SideStream
 
 
 class LateEvent:
-    """Has no way to be waited for by the host."""
+    """An event that the host can query but not wait for."""
 
     def __init__(self, streams):
         self.streams, self.done, self.asked = streams, False, 0
@@ -28,7 +28,7 @@ class LateEvent:
 
 
 class MainStream:
-    """Runs at once what it is given, so that to wait is to have the other stream do its work now."""
+    """The stream of the forward. It runs everything at once, so waiting for an event means doing its work now."""
 
     def __init__(self, streams):
         self.streams, self.waits = streams, 0
@@ -39,9 +39,9 @@ class MainStream:
 
 
 class LateStreams:
-    """A side stream that reads its input only when it must: its results are NaN until then.
+    """A side stream that reads its input as late as possible; its results are NaN until then.
 
-    ``patience``: how often an event is asked for before the work is found done; None for never.
+    ``patience`` is the number of queries until an event is done; None means that it is done only by a wait.
     """
 
     def __init__(self, patience=None):
@@ -64,10 +64,10 @@ class LateStreams:
         return result, event
 
     def carry_out(self, event):
-        """All work up to this event, in order."""
+        """Do all work up to this event, in order."""
         while self.pending and not event.done:
             done, work, result = self.pending.pop(0)
-            with torch.autocast("cpu", enabled=False):  # a GPU does what it was given, whatever is on by now
+            with torch.autocast("cpu", enabled=False):  # a GPU does the work as it was launched
                 again = work()
             for out, late in zip(tensors(result), tensors(again), strict=True):
                 out.copy_(late)
@@ -87,12 +87,12 @@ class TestSideStream:
         assert side.settle()
         assert side.takes("a", torch.ones(2, 2))
 
-    def test_leaves_alone_what_has_no_version(self):
+    def test_does_not_take_tensors_without_a_version(self):
         side = begun(LateStreams())
         with torch.inference_mode():
             assert not side.takes("a", torch.ones(2, 2))
 
-    def test_leaves_alone_what_runs_on_another_stream(self):
+    def test_does_not_take_tensors_of_another_stream(self):
         streams = LateStreams()
         side = begun(streams)
         streams.main = MainStream(streams)
@@ -100,7 +100,7 @@ class TestSideStream:
         assert side.settle()
         assert side.takes("a", torch.ones(2, 2))
 
-    def test_both_streams_wait_when_the_forward_ends_on_another(self):
+    def test_both_streams_wait_if_the_forward_ends_on_another(self):
         streams = LateStreams()
         side, first = begun(streams), streams.main
         side.run("a", torch.ones(2, 2), lambda: torch.ones(1))
@@ -108,7 +108,7 @@ class TestSideStream:
         assert side.settle()
         assert (first.waits, streams.main.waits) == (1, 1)
 
-    def test_results_are_there_after_settling(self):
+    def test_results_are_complete_after_settle(self):
         side, x = begun(LateStreams()), torch.ones(2, 2)
         found = side.run("a", x, lambda: x @ x)
         assert found.isnan().all()
@@ -117,7 +117,7 @@ class TestSideStream:
 
     @pytest.mark.parametrize("view", [lambda x: x, lambda x: x.flatten(1), lambda x: x.transpose(0, 1)])
     @pytest.mark.parametrize("when", ["at the end", "at the next layer"])
-    def test_a_change_before_the_read_is_known_to_be_over(self, view, when):
+    def test_a_change_before_the_read_is_over_is_doubtful(self, view, when):
         side, x = begun(LateStreams(), lag=1 if when == "at the next layer" else LAG), torch.ones(2, 3, 4)
         features = view(x)
         side.run("a", features, features.sum)
@@ -130,13 +130,13 @@ class TestSideStream:
         assert not side.takes("a", features)
         assert side.takes("b", features)
 
-    def test_a_change_is_not_forgiven_because_the_read_is_over_when_it_is_seen(self):
+    def test_a_change_before_the_read_is_seen_to_be_over_is_doubtful(self):
         side, x = begun(LateStreams(patience=0)), torch.ones(2, 2)
         side.run("a", x, x.sum)
         x.add_(1)
         assert not side.settle()
 
-    def test_a_change_after_the_read_was_seen_to_be_over_is_none(self):
+    def test_a_change_after_the_read_was_seen_to_be_over_is_harmless(self):
         side, x = begun(LateStreams(patience=0)), torch.ones(2, 2)
         side.run("a", x, x.sum)
         assert side.takes("b", x)
@@ -144,7 +144,7 @@ class TestSideStream:
         assert side.settle()
         assert side.spoilt == set()
 
-    def test_a_change_after_the_end_of_the_forward_is_none(self):
+    def test_a_change_after_the_end_of_the_forward_is_harmless(self):
         side, x = begun(LateStreams()), torch.ones(2, 2)
         found = side.run("a", x, x.sum)
         assert side.settle()
@@ -152,14 +152,14 @@ class TestSideStream:
         assert side.settle()
         assert (float(found), side.spoilt) == (4.0, set())
 
-    def test_a_copy_may_be_followed_by_changes_of_the_original(self):
+    def test_a_change_of_the_original_of_a_copy_is_harmless(self):
         side, x = begun(LateStreams()), torch.ones(2, 2)
         copy = x + 0
         side.run("a", copy, copy.sum)
         x.add_(1)
         assert side.settle()
 
-    def test_lets_go_of_what_is_read(self):
+    def test_releases_tensors_that_were_read(self):
         streams = LateStreams(patience=1)
         side, x = begun(streams), torch.ones(2, 2)
         alive = weakref.ref(x)
@@ -171,7 +171,7 @@ class TestSideStream:
         assert alive() is None
         assert streams.main.waits == 0
 
-    def test_keeps_no_more_than_it_may_by_letting_the_forward_wait(self):
+    def test_the_forward_waits_when_too_many_reads_are_outstanding(self):
         streams, alive = LateStreams(), []
         side = begun(streams)
         for layer in range(3 * LAG):
@@ -185,7 +185,7 @@ class TestSideStream:
         assert side.settle()
         assert not any(ref() is not None for ref in alive)
 
-    def test_a_change_after_the_forward_was_made_to_wait_is_none(self):
+    def test_a_change_after_the_forward_has_waited_is_harmless(self):
         side, x = begun(LateStreams(), lag=1), torch.ones(2, 2)
         found = side.run("a", x, x.sum)
         assert side.takes("b", x)
@@ -195,7 +195,7 @@ class TestSideStream:
 
 
 class Block(nn.Module):
-    """Changes in place what both convolutions gave."""
+    """Changes the outputs of both convolutions in place."""
 
     def __init__(self, width):
         super().__init__()
@@ -236,7 +236,7 @@ def images(count=5, n=20):
 
 @pytest.fixture
 def beside(monkeypatch):
-    """compare as on a GPU, with a second stream of the given patience; without one when that is "no"."""
+    """compare as on a GPU, with a side stream of the given patience; "no" means without a side stream."""
 
     def compare(patience, *nets, **options):
         made = []
@@ -261,7 +261,7 @@ PATIENCE = pytest.mark.parametrize("patience", [None, 0, 1, 3])
 @PATIENCE
 @pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF()], ids=["linear", "rbf"])
 @pytest.mark.parametrize("offset", [0.0, 40.0], ids=["raw", "shifted"])
-def test_compare_gives_what_it_gives_on_one_stream(beside, patience, kernel, offset):
+def test_compare_equals_compare_on_one_stream(beside, patience, kernel, offset):
     expected, _ = beside("no", residual(offset), tidy(), kernel=kernel)
     found, launched = beside(patience, residual(offset), tidy(), kernel=kernel)
     assert launched > 4 * len(tidy())
@@ -270,7 +270,7 @@ def test_compare_gives_what_it_gives_on_one_stream(beside, patience, kernel, off
     assert found.notes == expected.notes
 
 
-def test_the_first_spoilt_minibatch_runs_twice_and_no_other(beside):
+def test_only_the_first_spoilt_minibatch_runs_twice(beside):
     net, other = residual(), tidy()
     beside(None, net, other)
     assert (net.passes, other.passes) == (5 + 1, 5)
@@ -284,21 +284,21 @@ def test_half_precision_and_pooled_features(beside):
         assert_array_equal(found.values, expected.values)
 
 
-def test_the_streams_of_this_file_show_the_hazard(beside, monkeypatch):
-    """Otherwise the tests above would pass on anything."""
+def test_without_judging_reads_the_values_are_wrong(beside, monkeypatch):
+    """Negative control of the tests above."""
     expected, _ = beside("no", residual(), tidy())
     monkeypatch.setattr(SideStream, "_judge", lambda *_: None)
     found, _ = beside(None, residual(), tidy())
     assert abs(found.values - expected.values).max() > 1e-2
 
 
-def test_results_are_not_used_before_they_are_settled(beside, monkeypatch):
+def test_results_that_are_used_before_settle_are_nan(beside, monkeypatch):
     monkeypatch.setattr(SideStream, "settle", lambda self: setattr(self, "_home", self._streams.current()) or True)
     with pytest.raises(cp.CaptureError, match="gave NaN"):
         beside(None, residual(), tidy())
 
 
-def test_nan_is_named(beside, monkeypatch):
+def test_the_error_for_nan_names_layer_and_batch(beside, monkeypatch):
     data = images()
     data[3][2, 0] = torch.nan
     monkeypatch.setitem(globals(), "images", lambda: data)
@@ -307,7 +307,7 @@ def test_nan_is_named(beside, monkeypatch):
             beside(None, residual(), tidy(), kernel=kernel)
 
 
-def test_without_a_recorder_that_reviews_nothing_runs_beside():
+def test_without_a_reviewing_recorder_the_side_stream_is_not_used():
     streams = LateStreams()
     keeper = GramKeeper(cp.Linear(), overlap=True, deferred=True, streams=lambda _: streams)
     for _ in range(3):
@@ -315,7 +315,7 @@ def test_without_a_recorder_that_reviews_nothing_runs_beside():
     assert streams.launched == 0
 
 
-class TestRefused:
+class TestErrors:
     @pytest.mark.parametrize("call", ["compare", "compare_many"])
     def test_on_the_cpu(self, call):
         nets = (tidy(), tidy()) if call == "compare" else ({"a": tidy()},)
