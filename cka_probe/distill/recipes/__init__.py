@@ -1,6 +1,6 @@
-"""Recipes: runs described in TOML files, and tables of methods and seeds.
+"""Recipes: runs described in TOML files, and tables over methods and seeds.
 
-Names are imported when they are first used: a recipe is read without torch.
+Names are imported when they are first used, so a recipe is read without torch.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""A recipe becomes a run: networks, data and loss are made, the student trained, and all of it written down."""
+"""Run a recipe: build networks, data and loss, train the student, write the results."""
 
 from __future__ import annotations
 
@@ -15,59 +15,64 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ... import __version__
+from ...atomic_write import atomic_write
 from .. import data as datasets
 from ..models.sources import load_model
-from ..training.checkpoints import write_whole
 from ..training.classification import distill
 from ..training.diagnostics import Diagnostics
 from ..training.result import DistillationResult
 from ..training.schedules import CosineDecay, StepDecay
 from .methods import METHODS, build_loss
-from .recipe import Data, Recipe, Schedule
+from .recipe import DataSection, Recipe, ScheduleSection
 
 __all__ = ["environment", "finished", "load_datasets", "load_teacher", "run_directory", "run_recipe"]
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) -> DistillationResult:
-    """The result of a recipe's run, which goes on where an earlier process stopped.
+    """Run a recipe and return its result. A run that was stopped continues from its last checkpoint.
 
-    Beside the weights and the history the run's directory holds ``recipe.toml`` as it was run, ``environment.json``
-    and, when all is done, ``result.json``.
+    The run's directory holds weights and history, ``recipe.toml`` as it was run, ``environment.json`` and, at the end
+    of the run, ``result.json``.
 
     Parameters
     ----------
     recipe : Recipe
-        Whose method and seed are run.
+        The recipe; its method and seed are run.
     resume : bool
-        False starts again.
+        Continue from a checkpoint if there is one. False starts again.
     progress : bool
-        Whether progress bars are shown.
+        Show progress bars.
 
     Returns
     -------
     DistillationResult
-        Its ``output_dir`` is `run_directory` of the recipe.
+        Its ``output_dir`` is ``run_directory(recipe)``.
 
     Raises
     ------
     FileNotFoundError, ValueError, TypeError
         If data, weights or options are missing or wrong.
+    ModuleNotFoundError
+        If a library that training needs is not installed.
+    OSError
+        If a file cannot be written.
     """
     train, test, classes = load_datasets(recipe.data)
     alone = recipe.loss.name == "ce"
     teacher = None if alone else load_teacher(recipe, classes, progress)
-    torch.manual_seed(recipe.train.seed)  # one initial student for all methods
+    torch.manual_seed(recipe.train.seed)  # every method starts from the same student
     student = load_model(recipe.student.model, recipe.student.weights, num_classes=classes)
     loss = build_loss(recipe.loss.name, recipe.loss.options)
     weight = recipe.loss.ce_weight
-    look = recipe.diagnostics
+    diagnostics = recipe.diagnostics
     directory = run_directory(recipe)
     directory.mkdir(parents=True, exist_ok=True)
     result_file = directory / "result.json"
     if not resume:
         result_file.unlink(missing_ok=True)
-    write_whole(directory / "recipe.toml", recipe.to_toml())
-    write_whole(directory / "environment.json", json.dumps(environment(recipe.train.seed), indent=1))
+    atomic_write(directory / "recipe.toml", recipe.to_toml())
+    atomic_write(directory / "environment.json", json.dumps(environment(recipe.train.seed), indent=1))
     cache = recipe.output.directory / "teacher_outputs" if recipe.output.teacher_cache and not alone else None
     result = distill(
         teacher,
@@ -87,7 +92,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         checkpoint_steps=recipe.output.checkpoint_steps,
         tensorboard=recipe.output.tensorboard,
         teacher_cache=cache,
-        diagnostics=None if look is None or alone else Diagnostics(**look.model_dump()),
+        diagnostics=None if diagnostics is None or alone else Diagnostics(**diagnostics.model_dump()),
         progress=progress,
         **_training(recipe.train),
     )
@@ -101,27 +106,27 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         "seconds": float(result.history["seconds"].sum()),
         "notes": list(result.notes),
     }
-    write_whole(result_file, json.dumps(facts, indent=1))
+    atomic_write(result_file, json.dumps(facts, indent=1))
     return result
 
 
 def run_directory(recipe: Recipe) -> Path:
-    """Where a recipe's run is written: directory / name / method / seed_N."""
+    """The directory of a recipe's run: ``output.directory``/name/method/seed_N."""
     return recipe.output.directory / recipe.name / recipe.loss.name / f"seed_{recipe.train.seed}"
 
 
 def finished(recipe: Recipe) -> dict[str, Any] | None:
-    """What ``result.json`` says of a recipe's run, or None while it is not done.
+    """The content of ``result.json`` of a recipe's run; None if the run is not finished.
 
     Raises
     ------
     ValueError
-        If the run in that directory was made by another recipe.
+        If the directory holds the run of another recipe.
     """
     directory = run_directory(recipe)
     if not (directory / "result.json").exists():
         return None
-    # What a recipe is read into decides, not the text: a later version may write another default.
+    # Compare the parsed recipes, not the texts: a later version may write other defaults.
     before = Recipe.load(directory / "recipe.toml")
     different = [
         section
@@ -136,19 +141,21 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
     return json.loads((directory / "result.json").read_text())
 
 
-def load_datasets(data: Data) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """Training data, test data and the number of classes of a recipe's section ``data``.
+def load_datasets(data: DataSection) -> tuple[Dataset[Any], Dataset[Any], int]:
+    """Training data, test data and number of classes of a recipe's section ``data``.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If the files are missing or damaged; nothing is downloaded.
+    ModuleNotFoundError
+        If the digits are wanted and scikit-learn is not installed.
     """
     if data.name == "digits":
         options = {"train_per_class": data.train_per_class, "size": data.size, "seed": data.seed}
         train, test = datasets.digits(**{key: value for key, value in options.items() if value is not None})
         return train, test, 10
-    assert data.root is not None  # the recipe was validated
+    assert data.root is not None  # validation makes sure of it
     augment = data.augment is not False
     if data.name == "cifar100":
         pair: Any = datasets.cifar100(data.root, augment=augment)
@@ -158,18 +165,18 @@ def load_datasets(data: Data) -> tuple[Dataset[Any], Dataset[Any], int]:
 
 
 def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Module:
-    """The teacher of a recipe: with weights from its file, trained here, or, with a warning, random.
+    """The teacher of a recipe: loaded from its weights, trained here, or random (with a warning).
 
-    A teacher that is trained here is kept in the directory ``teacher`` beside the runs, and trained once.
+    A teacher that is trained here is saved in the directory ``teacher`` beside the runs and is trained only once.
 
     Parameters
     ----------
     recipe : Recipe
-        With its section ``teacher``.
+        The recipe; its section ``teacher`` is used.
     classes : int
         Length of the logits.
     progress : bool
-        Whether a progress bar is shown.
+        Show a progress bar.
 
     Returns
     -------
@@ -178,8 +185,10 @@ def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Modu
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If there is no such network or file, or they do not fit.
+    FileNotFoundError
+        If the file of the weights does not exist.
+    ValueError
+        If there is no such network, or the weights do not fit it.
     """
     section = recipe.teacher
     torch.manual_seed(0)
@@ -200,9 +209,9 @@ def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Modu
 
 
 def environment(seed: int) -> dict[str, Any]:
-    """Versions, machine, seed and git commit: what a reader needs to repeat a run."""
-    versions = {}
-    for name in ("cka-probe", "torch", "torchvision", "numpy", "accelerate", "torchmetrics"):
+    """Versions, machine, seed and git commit: the facts that are needed to repeat a run."""
+    versions = {"cka-probe": __version__}
+    for name in ("torch", "torchvision", "numpy", "accelerate", "torchmetrics"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -217,7 +226,7 @@ def environment(seed: int) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of the working directory and whether files differ from it; None outside a repository."""
+    """The commit of the working directory, and whether files differ from it; None outside a repository."""
 
     def ask(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
@@ -229,8 +238,8 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _training(section: Schedule) -> dict[str, Any]:
-    """The arguments of `distill` that a section ``train`` gives."""
+def _training(section: ScheduleSection) -> dict[str, Any]:
+    """The arguments of `distill` that a section ``train`` sets."""
     schedule: Any = CosineDecay(warmup=section.warmup)
     if section.schedule == "step":
         options: dict[str, Any] = {"warmup": section.warmup}

@@ -1,4 +1,4 @@
-"""Distillation methods by name, for recipes and tables; light enough for reading a recipe without torch."""
+"""Distillation methods by name, for recipes and tables. Importing this module loads no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["METHODS", "Method", "build_loss", "check_options"]
 
 
 class Method(NamedTuple):
-    """Where a method's loss is, its usual name, and the weight of the cross-entropy that goes with it."""
+    """A method: its usual name, the module and the class of its loss, and its default weight of the cross-entropy."""
 
     title: str
     module: str | None
@@ -40,7 +40,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Nothing, or an error that names the method or the option that does not exist.
+    """Raise ValueError if the method or one of its options does not exist.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If there is no such method, or its loss has no such option; with the nearest name.
+        If there is no such method, or its loss has no such option. The message names the nearest ones.
     """
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}. {nearest_hint(name, METHODS, most=1)}")
@@ -66,14 +66,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def build_loss(name: str, options: Mapping[str, Any]) -> Any:
-    """The loss of a method, or None for training with the labels alone.
+    """The loss of a method; None for "ce", which trains on the labels alone.
 
     Parameters
     ----------
     name : str
         A key of `METHODS`.
     options : mapping
-        Keyword arguments of the loss; a kernel is given as text, such as "rbf(fraction=0.5)".
+        Keyword arguments of the loss; a kernel is text, such as "rbf(fraction=0.5)".
 
     Returns
     -------
@@ -82,8 +82,10 @@ def build_loss(name: str, options: Mapping[str, Any]) -> Any:
 
     Raises
     ------
-    ValueError, TypeError
-        If the method, an option or its value is wrong.
+    ValueError
+        If the method or an option does not exist, or a value is out of range.
+    TypeError
+        If a value has the wrong type.
     """
     check_options(name, options)
     factory = _factory(name)

@@ -1,4 +1,4 @@
-"""A distillation experiment as a TOML file: read, validated with messages that name the key, changed, saved."""
+"""Recipes: read a distillation experiment from TOML, validate, change and save it. Messages name the wrong key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...capture.nearest import nearest, nearest_hint
 from .methods import METHODS, check_options
 
-__all__ = ["Recipe"]
+__all__ = ["DataSection", "Recipe", "ScheduleSection"]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -22,7 +22,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Network(_Section):
+class NetworkSection(_Section):
     """A network, the file of its weights, and the layers that are tapped."""
 
     model: str
@@ -30,8 +30,8 @@ class Network(_Section):
     layers: list[str] | Literal["auto"] = "auto"
 
 
-class Data(_Section):
-    """The data set and how it is loaded."""
+class DataSection(_Section):
+    """The data set and how to load it."""
 
     name: Literal["digits", "cifar100", "imagenet"]
     root: Path | None = None
@@ -54,8 +54,8 @@ class Data(_Section):
         return self
 
 
-class Schedule(_Section):
-    """What the learning rate does."""
+class ScheduleSection(_Section):
+    """Epochs, optimizer and learning rate."""
 
     epochs: Count = 240
     batch_size: Annotated[int, Field(ge=4)] = 64
@@ -78,31 +78,31 @@ class Schedule(_Section):
         return self
 
 
-class Train(Schedule):
-    """How the student is trained."""
+class TrainSection(ScheduleSection):
+    """The training of the student."""
 
     accumulation_steps: Count = 1
     accumulation: Literal["exact", "mean"] = "exact"
     seed: int = 0
 
 
-class Teacher(Network):
-    """The teacher; with a section ``train`` it is trained from the labels first, on ``data`` if that differs."""
+class TeacherSection(NetworkSection):
+    """The teacher. With a section ``train`` it is first trained on the labels of ``data``, by default the student's."""
 
-    train: Schedule | None = None
-    data: Data | None = None
+    train: ScheduleSection | None = None
+    data: DataSection | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.weights is not None and self.train is not None:
             raise ValueError("give `weights` or a section `train`, not both")
         if self.data is not None and self.train is None:
-            raise ValueError("`data` is what the teacher is trained on, but there is no section `train`")
+            raise ValueError("`data` is the training data of the teacher, but there is no section `train`")
         return self
 
 
-class Method(BaseModel):
-    """The options of a method: those of its loss, and the weight of the cross-entropy with the labels."""
+class MethodSection(BaseModel):
+    """The options of a method: those of its loss, and the weight of the cross-entropy."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     ce_weight: Annotated[float, Field(ge=0)] | None = None
@@ -113,7 +113,7 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Loss(Method):
+class LossSection(MethodSection):
     """The method and its options."""
 
     name: str = "rcka"
@@ -124,8 +124,8 @@ class Loss(Method):
         return self
 
 
-class Look(_Section):
-    """When the run is looked into."""
+class DiagnosticsSection(_Section):
+    """How often the run is diagnosed."""
 
     every: Count = 10
     samples: Annotated[int, Field(ge=4)] = 512
@@ -133,8 +133,8 @@ class Look(_Section):
     heatmap_layers: str | list[str] | None = None
 
 
-class Output(_Section):
-    """Where results go, and what else is written."""
+class OutputSection(_Section):
+    """The directory of the results, and which further files are written."""
 
     directory: Path = Path("runs")
     checkpoint_steps: Count | None = None
@@ -148,21 +148,21 @@ class Recipe(_Section):
     Parameters
     ----------
     name : str
-        Names the folder of its results; the file's name where it comes from a file.
-    teacher : Teacher
-        ``model``, ``weights`` and ``layers``, or ``train`` (and ``data``) to train it here.
-    student : Network
+        Name of the folder of its results; by default the name of the file.
+    teacher : TeacherSection
+        ``model``, ``weights`` and ``layers``, or ``train`` (and ``data``) to train it first.
+    student : NetworkSection
         ``model``, ``weights`` to start from, ``layers``.
-    data : Data
+    data : DataSection
         ``name`` ("digits", "cifar100", "imagenet") and its options.
-    loss : Loss
-        ``name`` of the method, ``ce_weight``, and the options of its loss.
-    methods : dict of str to Method
+    loss : LossSection
+        ``name`` of the method, ``ce_weight`` and the options of its loss.
+    methods : dict of str to MethodSection
         Options of other methods, for tables.
     train, output, diagnostics
-        Sections; diagnostics are off without one.
+        Further sections. Without a section ``diagnostics`` there are no diagnostics.
     paper : dict of str to float
-        Published accuracies in percent by method, and of the "teacher".
+        Published accuracies in percent, by method and for the "teacher".
 
     Examples
     --------
@@ -174,14 +174,14 @@ class Recipe(_Section):
     """
 
     name: str = "recipe"
-    teacher: Teacher
-    student: Network
-    data: Data
-    loss: Loss = Loss()
-    methods: dict[str, Method] = {}
-    train: Train = Train()
-    output: Output = Output()
-    diagnostics: Look | None = None
+    teacher: TeacherSection
+    student: NetworkSection
+    data: DataSection
+    loss: LossSection = LossSection()
+    methods: dict[str, MethodSection] = {}
+    train: TrainSection = TrainSection()
+    output: OutputSection = OutputSection()
+    diagnostics: DiagnosticsSection | None = None
     paper: dict[str, float] = {}
 
     @model_validator(mode="after")
@@ -195,26 +195,26 @@ class Recipe(_Section):
 
     @classmethod
     def load(cls, path: Path | str, changes: Sequence[str] = ()) -> Self:
-        """The recipe of a TOML file.
+        """Read a recipe from a TOML file.
 
         Parameters
         ----------
         path : path
             The file. Paths in it are relative to the working directory.
         changes : sequence of str
-            "section.key=value", the value as TOML; what is no TOML is text.
+            "section.key=value". The value is read as TOML; if it is not TOML, it is text.
 
         Returns
         -------
         Recipe
-            Validated.
+            The validated recipe.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is no TOML, or a key or value is wrong: the message names the key.
+            If the file is not TOML, or a key or value is wrong. The message names the key.
         """
         path = Path(path)
         if not path.is_file():
@@ -229,7 +229,7 @@ class Recipe(_Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise ValueError(f"{path}: {explain(error, content)}") from None
+            raise ValueError(f"{path}: {_explain(error, content)}") from None
 
     def with_method(self, name: str, seed: int | None = None) -> Self:
         """The same experiment with another method and seed.
@@ -237,14 +237,14 @@ class Recipe(_Section):
         Parameters
         ----------
         name : str
-            A method; its options come from ``methods``, or from ``loss`` where that has the same name.
+            The method. Its options come from ``loss`` if that has the same name, else from ``methods``.
         seed : int, optional
-            Of the student and the run.
+            Seed of the student and of the run. The seed of the recipe by default.
 
         Returns
         -------
         Recipe
-            A new one.
+            A new recipe.
 
         Raises
         ------
@@ -253,34 +253,21 @@ class Recipe(_Section):
         """
         loss = self.loss
         if name != self.loss.name:
-            method = self.methods.get(name, Method())
+            method = self.methods.get(name, MethodSection())
             check_options(name, method.options)
-            loss = Loss(name=name, ce_weight=method.ce_weight, **method.options)
+            loss = LossSection(name=name, ce_weight=method.ce_weight, **method.options)
         train = self.train if seed is None else self.train.model_copy(update={"seed": seed})
         return self.model_copy(update={"loss": loss, "train": train})
 
     def to_toml(self) -> str:
-        """The recipe as TOML text that `load` reads, all defaults written out."""
+        """The recipe as TOML text that `load` can read; it contains all defaults."""
         import tomli_w
 
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
 
-def explain(error: ValidationError, content: Mapping[str, Any]) -> str:
-    """What is wrong with a recipe, one sentence for each key, with the nearest key for an unknown one.
-
-    Parameters
-    ----------
-    error : pydantic.ValidationError
-        Of a `Recipe`.
-    content : mapping
-        What was validated.
-
-    Returns
-    -------
-    str
-        Sentences separated by spaces.
-    """
+def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
+    """One sentence for each wrong key of a recipe; for an unknown key it names the nearest one."""
     sentences = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
@@ -303,7 +290,7 @@ def explain(error: ValidationError, content: Mapping[str, Any]) -> str:
 
 
 def _fields(path: Sequence[str]) -> Mapping[str, Any]:
-    """The keys of a section, by its path; none where it has any."""
+    """The fields of the section at a path; empty if the section accepts any key."""
     section: Any = Recipe
     for part in path:
         field = section.model_fields.get(part)

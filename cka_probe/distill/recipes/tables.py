@@ -1,4 +1,4 @@
-"""Methods x seeds: runs what is missing, and the table with mean, deviation, the paper's number and a paired test."""
+"""Tables over methods and seeds: run what is missing; mean, deviation, the paper's number and a paired test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from ..training.checkpoints import write_whole
+from ...atomic_write import atomic_write
 from .experiment import finished, run_recipe
 from .methods import METHODS
 from .recipe import Recipe
@@ -27,20 +27,20 @@ def run_grid(
     resume: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The accuracies of every recipe, method and seed; runs that are done are read, the others made or gone on with.
+    """The accuracies of every recipe, method and seed. Finished runs are read, the others are started or continued.
 
     Parameters
     ----------
     recipes : sequence of Recipe
-        With different names.
+        Recipes with different names.
     methods : sequence of str
         Keys of `METHODS`.
     seeds : sequence of int
-        One run each.
+        One run for each seed.
     resume : bool
-        False makes all runs again.
+        False repeats all runs.
     progress : bool
-        Whether progress bars are shown.
+        Show progress bars.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def run_grid(
     Raises
     ------
     ValueError
-        If two recipes have one name, a method does not exist, or a run was made by another recipe.
+        If two recipes have the same name, a method does not exist, or a directory holds the run of another recipe.
     """
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
@@ -73,29 +73,29 @@ def run_grid(
 
 
 def summarise(runs: pd.DataFrame, recipes: Sequence[Recipe] = (), against: str | None = None) -> pd.DataFrame:
-    """Mean and deviation over seeds of each recipe and method, the paper's number, and the difference to a method.
+    """Mean and standard deviation over seeds for each recipe and method, beside the paper's number.
 
     Parameters
     ----------
     runs : DataFrame
-        From `run_grid`.
+        The result of `run_grid`.
     recipes : sequence of Recipe
-        For the published numbers.
+        Recipes with published numbers.
     against : str, optional
-        The method that the others are compared with, seed by seed, by their last accuracy.
+        Compare the last accuracy of every other method with that of this one, seed by seed.
 
     Returns
     -------
     DataFrame
-        Columns recipe, method, seeds, last_mean, last_sd, best_mean, best_sd, paper, difference, p: percent, and
-        percentage points of the last accuracy. ``sd`` is that of a sample (NaN for one seed). ``p`` is two-sided, of a
-        paired t-test, adjusted by Holm over the methods of a recipe; NaN where there are fewer than two pairs or no
-        spread.
+        Columns recipe, method, seeds, last_mean, last_sd, best_mean, best_sd, paper, difference, p. Accuracies are in
+        percent, differences of the last accuracy in percentage points. ``sd`` is the sample standard deviation (NaN
+        for one seed). ``p`` is the two-sided p-value of a paired t-test, adjusted by Holm over the methods of a
+        recipe; NaN if there are fewer than two pairs or all differences are equal.
 
     Raises
     ------
     ValueError
-        If `against` is not among the methods.
+        If `against` is not one of the methods.
 
     References
     ----------
@@ -143,19 +143,19 @@ def summarise(runs: pd.DataFrame, recipes: Sequence[Recipe] = (), against: str |
 
 
 def format_markdown(table: pd.DataFrame, against: str | None = None) -> str:
-    """The table as Markdown, the best mean of each recipe in bold.
+    """The table as Markdown, with the best mean of each recipe in bold.
 
     Parameters
     ----------
     table : DataFrame
-        From `summarise`.
+        The result of `summarise`.
     against : str, optional
-        The method that was compared with, for the heading.
+        The method that the others were compared with; it is named in the heading.
 
     Returns
     -------
     str
-        With a final line break.
+        Ends with a line break.
     """
     heading, rows = _cells(table, against, bold="**{}**", plus_minus="±")
     lines = [heading, ["---"] * 2 + ["---:"] * (len(heading) - 2), *rows]
@@ -163,19 +163,19 @@ def format_markdown(table: pd.DataFrame, against: str | None = None) -> str:
 
 
 def format_latex(table: pd.DataFrame, against: str | None = None) -> str:
-    r"""The table as a LaTeX tabular with booktabs' rules, the best mean of each recipe in bold.
+    r"""The table as a LaTeX tabular with the rules of booktabs, with the best mean of each recipe in bold.
 
     Parameters
     ----------
     table : DataFrame
-        From `summarise`.
+        The result of `summarise`.
     against : str, optional
-        The method that was compared with, for the heading.
+        The method that the others were compared with; it is named in the heading.
 
     Returns
     -------
     str
-        ``\begin{tabular}`` to ``\end{tabular}``.
+        From ``\begin{tabular}`` to ``\end{tabular}``.
     """
     heading, rows = _cells(table, against, bold=r"\textbf{{{}}}", plus_minus=r"$\pm$")
     lines = [" & ".join(cell.replace("_", r"\_") for cell in line) + r" \\" for line in (heading, *rows)]
@@ -185,21 +185,28 @@ def format_latex(table: pd.DataFrame, against: str | None = None) -> str:
 
 
 def save_table(table: pd.DataFrame, runs: pd.DataFrame, directory: Path, against: str | None = None) -> list[Path]:
-    """Saves table.csv, table.md, table.tex and runs.csv, and returns their paths.
+    """Save table.csv, table.md, table.tex and runs.csv, and return their paths.
 
     Parameters
     ----------
-    table, runs : DataFrame
-        From `summarise` and `run_grid`.
+    table : DataFrame
+        The result of `summarise`.
+    runs : DataFrame
+        The result of `run_grid`.
     directory : path
-        Made when it does not exist.
+        The folder of the files; it is created if needed.
     against : str, optional
-        For the headings.
+        The method that the others were compared with.
 
     Returns
     -------
     list of Path
-        The files.
+        The four files.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     contents = {
@@ -209,12 +216,12 @@ def save_table(table: pd.DataFrame, runs: pd.DataFrame, directory: Path, against
         "runs.csv": runs.to_csv(index=False),
     }
     for name, content in contents.items():
-        write_whole(directory / name, content)
+        atomic_write(directory / name, content)
     return [directory / name for name in contents]
 
 
 def _cells(table: pd.DataFrame, against: str | None, bold: str, plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows as text; columns without any number are left out."""
+    """Heading and rows as text, without the columns that have no numbers."""
     spread = {True: f" {plus_minus} {{sd:.2f}}", False: ""}
 
     def accuracy(line: Any, which: str) -> str:
@@ -241,14 +248,14 @@ def _title(method: str | None) -> str:
 
 
 def _paired_p(differences: NDArray[np.float64]) -> float:
-    """The two-sided p-value of a paired t-test; NaN without two pairs or without spread."""
+    """The two-sided p-value of a paired t-test; NaN for fewer than two pairs or equal differences."""
     if len(differences) < 2 or np.ptp(differences) == 0:
         return np.nan
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def _holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's adjusted p-values; NaN stays and counts as no test."""
+    """Holm's adjusted p-values. A NaN stays NaN and does not count as a test."""
     adjusted = p.copy()
     order = [i for i in np.argsort(p) if np.isfinite(p[i])]
     largest = 0.0

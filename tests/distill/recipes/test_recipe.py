@@ -1,4 +1,4 @@
-"""Recipes: messages that name the key; every recipe of examples/recipes runs one step on files of the right format."""
+"""Recipes: messages name the key; every recipe of examples/recipes runs one step on small files of the right format."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def test_there_is_a_recipe_for_every_pair():
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A tiny CIFAR-100 archive and ImageNet tree where the recipes expect them, and a way to write weights."""
+    """Write a tiny CIFAR-100 archive and ImageNet tree where the recipes expect them; return a writer of weights."""
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     folder = tmp_path / "data" / "cifar-100-python"
@@ -117,7 +117,7 @@ def test_every_recipe_runs_one_step(path, files):
         (["loss.ce_weight=-1"], "'loss.ce_weight': input should be greater than or equal to 0"),
         (["paper.rkca=70"], "paper: there is no 'rkca'. Did you mean 'rcka'"),
         (["teacher.weights=a.pth", "teacher.train.epochs=3"], "teacher: give `weights` or a section `train`, not both"),
-        (["teacher.data.name=digits"], "teacher: `data` is what the teacher is trained on, but there is no section"),
+        (["teacher.data.name=digits"], "teacher: `data` is the training data of the teacher, but there is no section"),
         (["student.model=3"], "'student.model': input should be a valid string, got 3"),
         (["epochs"], "written section.key=value, got 'epochs'"),
         (["name.x=1"], "'name' is not a section"),
@@ -188,7 +188,7 @@ def test_every_method_has_its_loss(name):
 def test_a_teacher_without_weights_is_noted(tmp_path):
     with pytest.warns(UserWarning, match=r"teacher resnet8 has no weights.*Set teacher.weights"):
         run_recipe(recipe(tmp_path), progress=False)
-    run_recipe(recipe(tmp_path).with_method("ce"), progress=False)  # which needs no teacher
+    run_recipe(recipe(tmp_path).with_method("ce"), progress=False)  # "ce" needs no teacher
 
 
 def test_the_teacher_is_trained_once_and_results_are_refused_to_other_recipes(tmp_path):
