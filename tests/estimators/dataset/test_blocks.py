@@ -1,3 +1,5 @@
+"""``blocked_cka`` against the n x n definition, and ``choose_route``."""
+
 import numpy as np
 import pytest
 import reference
@@ -17,7 +19,7 @@ def layers(rng):
 
 @pytest.mark.parametrize("block", [1, 16, 53, 200])
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-def test_linear_blocks_are_the_definition(xp, layers, estimator, block):
+def test_linear_kernel_equals_the_definition(xp, layers, estimator, block):
     xs, ys = layers
     values = blocked_cka([xp.asarray(x) for x in xs], [xp.asarray(y) for y in ys], estimator=estimator, block=block)
     expected = [[reference.cka(x, y, estimator) for y in ys] for x in xs]
@@ -28,7 +30,7 @@ def test_linear_blocks_are_the_definition(xp, layers, estimator, block):
 
 @pytest.mark.parametrize("kernel", [RBF(bandwidth=3.0), Polynomial(), Cosine()], ids=repr)
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-def test_other_kernels_are_those_of_the_whole_arrays(layers, kernel, estimator):
+def test_other_kernels_equal_cka_of_the_whole_arrays(layers, kernel, estimator):
     xs, ys = layers
     values = blocked_cka(xs, ys, kernel=kernel, estimator=estimator, block=20)
     expected = [[float(cka(x, y, kernel=kernel, estimator=estimator)) for y in ys] for x in xs]
@@ -53,7 +55,7 @@ def test_one_network_with_itself_is_symmetric_with_ones(layers):
 
 
 @pytest.mark.parametrize("kernel", [Linear(), RBF(bandwidth=2.0), RBF()], ids=repr)
-def test_a_constant_layer_is_undefined_for_itself_alone(layers, kernel):
+def test_only_a_constant_layer_is_nan(layers, kernel):
     xs, ys = layers
     values = blocked_cka([*xs, np.full((53, 4), 5.1)], ys, kernel=kernel, block=16)
     assert np.isnan(values[2]).all()
@@ -69,7 +71,7 @@ def test_float32_features_of_any_mean_and_scale(rng, mean, scale):
     assert value == pytest.approx(reference.cka(x.astype(float), y.astype(float)), abs=1e-6)
 
 
-def test_mistakes_are_said(rng):
+def test_error_messages(rng):
     x = rng.normal(size=(10, 3))
     with pytest.raises(ValueError, match="`block` must be at least 1, got 0"):
         blocked_cka([x], block=0)
@@ -100,6 +102,6 @@ def test_the_cheapest_route_that_fits(samples, widths, kernel, memory, name):
     assert route.reason
 
 
-def test_no_route_at_all_is_an_error():
+def test_an_error_when_no_route_fits():
     with pytest.raises(ValueError, match="has no sketch"):
         choose_route(10**6, [10**6], kernel=Cosine())

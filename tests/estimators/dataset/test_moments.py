@@ -1,4 +1,4 @@
-"""MomentCKA: the n x n definition over the whole data set, merging, law 2, its jackknife error, its messages."""
+"""MomentCKA: the n x n definition over the whole data set, merging, float32 accuracy, jackknife error, messages."""
 
 import array_api_strict
 import numpy as np
@@ -24,14 +24,14 @@ def layers(rng, n=40, widths=(3, 7, 5), mean=2.0):
 
 
 def definition(xs, estimator, ys=None):
-    """CKA of all pairs by the n x n matrices, in float64."""
+    """CKA of all pairs from the n x n matrices, in float64."""
     grams_x = [reference.centred_linear_gram(x) for x in xs]
     grams_y = grams_x if ys is None else [reference.centred_linear_gram(y) for y in ys]
     return np.array([[reference.cka_grams(K, L, estimator) for L in grams_y] for K in grams_x])
 
 
 def feed(xs, sizes=(7,), xp=np, split=None, statistics=None, **settings):
-    """Statistics of layers that come in batches of ``sizes``, in turn; with ``split`` of the first against the rest."""
+    """Feed layers in batches of ``sizes``, in turn; ``split`` compares the first layers with the rest."""
     statistics = statistics or MomentCKA(**settings)
     start, turn = 0, 0
     while start < len(xs[0]):
@@ -81,9 +81,9 @@ class TestDefinition:
         ys = None if split is None else twice[split:]
         assert_allclose(to_numpy(statistics.compute(estimator)), definition(twice[:split], estimator, ys), rtol=1e-10)
 
-    def test_merge_is_the_whole_with_other_shifts_and_scales(self, xp, rng, estimator):
+    def test_merged_parts_equal_the_whole_for_other_shifts_and_scales(self, xp, rng, estimator):
         xs = layers(rng)
-        # The second shard begins elsewhere and at another scale.
+        # The second part has another mean and scale.
         xs = [np.concatenate([x[:15], 50 + 300 * x[15:]]) for x in xs]
         expected = definition(xs, estimator)
         for split in (None, 1):
@@ -107,7 +107,7 @@ class TestDefinition:
         whole = feed(xs, (8,), xp)
         half = feed([x[:16] for x in xs], (8,), xp)
         state = half.state_dict()
-        for _ in range(2):  # going on from a state leaves the state as it was
+        for _ in range(2):  # continuing from a state leaves the state unchanged
             resumed = MomentCKA()
             resumed.load_state_dict(state)
             feed([x[16:] for x in xs], (8,), xp, statistics=resumed)
@@ -115,7 +115,7 @@ class TestDefinition:
             assert (resumed.samples, resumed.batches) == (40, 5)
         assert_allclose(to_numpy(half.compute(estimator)), definition([x[:16] for x in xs], estimator), rtol=1e-10)
 
-    def test_a_constant_layer_is_nan_for_itself_alone(self, xp, rng, estimator):
+    def test_only_a_constant_layer_is_nan(self, xp, rng, estimator):
         xs = layers(rng)
         alone = definition(xs, estimator)
         constant = np.full((40, 6), 1 / 3)
@@ -126,12 +126,12 @@ class TestDefinition:
         found = to_numpy(feed([*xs, constant], (9,), xp, split=2).compute(estimator))
         assert np.isnan(found[:, 1]).all()
         assert_allclose(found[:, 0], alone[:2, 2], rtol=1e-10)
-        # Merged from two sides whose first batches differ.
+        # Merged from two accumulators with different first batches.
         merged = feed([x[:20] for x in [*xs, constant]], (9,), xp)
         merged.merge(feed([x[20:] for x in [*xs, constant]], (9,), xp))
         assert np.isnan(to_numpy(merged.compute(estimator))[3]).all()
 
-    def test_error_is_the_whole_jackknife_while_all_samples_are_kept(self, xp, rng, estimator):
+    def test_error_is_the_full_jackknife_when_all_samples_are_kept(self, xp, rng, estimator):
         xs = layers(rng, n=24)
         K, L = (reference.centred_linear_gram(x) for x in xs[:2])
         expected = reference.jackknife_error(reference.leave_one_out(K, L, estimator))
@@ -144,7 +144,7 @@ class TestDefinition:
 
 
 class TestError:
-    def test_some_samples_stand_for_all(self, rng):
+    def test_error_from_some_samples_is_near_that_from_all(self, rng):
         xs = layers(rng, n=4000)
         whole = feed(xs, (100,), error_samples=4000).standard_error()
         some = np.array([feed(xs, (100,), error_samples=400, seed=seed).standard_error() for seed in range(8)])
@@ -153,7 +153,7 @@ class TestError:
         assert_allclose(some.mean(axis=0)[off], whole[off], rtol=0.05)
         assert (np.abs(some / whole - 1)[:, off] < 0.25).all()
 
-    def test_every_sample_is_as_likely_to_be_kept_also_after_merging(self, rng):
+    def test_every_sample_is_equally_likely_to_be_kept_after_merging(self, rng):
         n, counts = 60, np.zeros(60)
         for seed in range(400):
             parts = [MomentCKA(error_samples=12, seed=2 * seed + k) for k in range(2)]
@@ -164,7 +164,7 @@ class TestError:
             kept = parts[0].state_dict()["sums"]["rows"][:, 0].astype(int)
             assert len(set(kept)) == 12
             counts[kept] += 1
-        # 400 draws of one fifth: 80 each, standard deviation 8.
+        # 400 draws of one fifth: mean 80, standard deviation 8.
         assert np.abs(counts - 80).max() < 4 * 8
         assert abs(counts[:20].mean() - 80) < 6
 
@@ -180,18 +180,18 @@ class TestError:
         assert 0.87 <= np.mean(inside) <= 1
 
     @pytest.mark.parametrize("settings", [{"error_samples": 0}, {}])
-    def test_nan_where_there_is_none(self, rng, settings):
+    def test_nan_without_an_error(self, rng, settings):
         xs = layers(rng, n=4 if not settings else 40)
         assert np.isnan(feed(xs, **settings).standard_error()).all()
 
-    def test_constant_layers_have_none(self, rng):
+    def test_nan_for_constant_layers(self, rng):
         error = feed([*layers(rng), np.ones((40, 2))]).standard_error()
         assert np.isnan(error[3]).all()
         assert np.isfinite(error[:3, :3]).all()
 
 
 class TestAccuracy:
-    """Law 2: errors below 1e-6 in float32 against float64 on the same numbers."""
+    """Errors of float32 features are below 1e-6, against float64 on the same numbers."""
 
     @staticmethod
     def error(xs, size=64, split=None):
@@ -216,13 +216,13 @@ class TestAccuracy:
         assert self.error([scale * xs[0], xs[1]], split=1) < 1e-6
 
     @pytest.mark.parametrize("at", [3, 300])
-    def test_a_sample_far_out(self, xs, at):
+    def test_a_sample_far_away(self, xs, at):
         for x in xs:
             x[at] *= 300
         assert self.error(xs) < 1e-6
 
-    def test_float32_alone_would_not_do(self, xs, monkeypatch):
-        """The negative control: without float64 for samples far out, the same data is wrong by far more."""
+    def test_float32_alone_is_not_enough(self, xs, monkeypatch):
+        """Negative control: without float64 for samples far away, the error is much larger."""
         for x in xs:
             x[300] *= 300
         monkeypatch.setattr(moment_sums, "FAR", np.inf)
@@ -234,11 +234,11 @@ class TestAccuracy:
     def test_sparse_layers(self, xs):
         assert self.error([np.maximum(x - 4, 0) for x in xs]) < 1e-6
 
-    def test_data_that_drift_away_from_the_first_batch(self, xs):
+    def test_data_far_from_the_first_batch(self, xs):
         assert self.error([np.concatenate([x[:100], x[100:] + 1000]) for x in xs]) < 1e-6
 
     @pytest.mark.parametrize("factor", [0.0, 1e-6])
-    def test_a_layer_that_wakes_up_late(self, xs, factor):
+    def test_a_layer_that_is_nearly_constant_at_first(self, xs, factor):
         assert self.error([np.concatenate([factor * x[:100], 1e12 * x[100:]]) for x in xs], size=32) < 1e-6
 
     def test_batches_of_one(self, xs):
@@ -268,7 +268,7 @@ class TestInvariances:
         changed = [xs[0], scale * (xs[1] @ turn) + shift * scale, -xs[2]]
         assert_allclose(feed(changed).compute(), feed(xs).compute(), atol=1e-8)
 
-    def test_not_to_a_general_linear_map(self, rng):
+    def test_not_invariant_to_a_general_linear_map(self, rng):
         xs = layers(rng)
         skewed = [xs[0], xs[1] @ np.diag([10.0, 1, 1, 1, 1, 1, 1]), xs[2]]
         assert np.abs(feed(skewed).compute() - feed(xs).compute()).max() > 0.01
@@ -290,7 +290,7 @@ def test_memory_does_not_grow_with_the_samples(rng):
     assert numbers(200) == numbers(1000)
 
 
-def test_batches_may_be_overwritten_by_what_follows(rng):
+def test_batches_may_be_overwritten_after_update(rng):
     xs = layers(rng)
     statistics = MomentCKA()
     batch = [x.copy() for x in xs]
@@ -324,7 +324,7 @@ class TestMessages:
         with pytest.raises(ValueError, match="`error_samples` must not be negative, got -1"):
             MomentCKA(error_samples=-1)
 
-    def test_other_layers_than_before(self, rng):
+    def test_layers_that_differ_from_before(self, rng):
         xs = layers(rng)
         statistics = feed(xs)
         with pytest.raises(ValueError, match=r"this batch are of widths \[3, 7\], those before of widths \[3, 7, 5\]"):

@@ -1,4 +1,4 @@
-"""SketchCKA: unbiased over seeds where the naive sketch is not, its error, merging, RBF, its messages."""
+"""SketchCKA: no bias over seeds (the naive sketch has one), error, merging, RBF, messages."""
 
 import array_api_strict
 import numpy as np
@@ -14,7 +14,7 @@ from cka_probe.estimators.dataset.unit_sums import UnitSums
 
 
 def wide_pair(rng, n=150, d=1500, rank=60, noise=0.3):
-    """Two wide layers that share a space of ``rank`` dimensions."""
+    """Make two wide layers that share a space of ``rank`` dimensions."""
     shared = rng.normal(size=(n, rank)) * np.arange(1, rank + 1) ** -0.25
     return [shared @ rng.normal(size=(rank, d)) / np.sqrt(rank) + noise * rng.normal(size=(n, d)) + 3 for _ in range(2)]
 
@@ -36,10 +36,10 @@ def rbf_gram(x, bandwidth):
 
 
 class TestUnbiased:
-    """Over seeds, against the n x n definition; the tolerance is four standard errors of the mean."""
+    """Means over seeds against the n x n definition, within four standard errors."""
 
-    def test_where_the_naive_sketch_is_far_off(self, rng):
-        # MATH 2 in small: d = 6000, n = 400 gives 0.476 for 0.957.
+    def test_cka_where_the_naive_sketch_is_far_off(self, rng):
+        # A small version of the example in docs/theory.md, section 2.
         x, y = wide_pair(rng, n=100, d=600, rank=80)
         truth = reference.cka(x, y)
         found, naive = [], []
@@ -48,11 +48,11 @@ class TestUnbiased:
             projected = [Signs(z, 64, (seed, i))(z) for i, z in enumerate((x, y))]
             naive.append(reference.cka(*projected))
         error = np.std(found, ddof=1) / np.sqrt(len(found))
-        assert abs(np.mean(found) - truth) < 4 * error + 0.01  # a ratio of unbiased terms is biased by about 1/size
+        assert abs(np.mean(found) - truth) < 4 * error + 0.01  # the ratio of unbiased terms has a bias of about 1/size
         assert truth - np.mean(naive) > 0.3
 
-    def test_both_terms_are(self, rng):
-        """Cross and self terms over seeds, without the ratio."""
+    def test_cross_and_self_terms(self, rng):
+        """Each term alone, without the ratio."""
         x, y = wide_pair(rng, n=60, d=100, rank=10)
         K, L = (reference.centred_linear_gram(z) for z in (x, y))
         cross, own = [], []
@@ -92,10 +92,10 @@ class TestError:
         runs = [feed([x, y], size=64, seed=seed, split=split) for seed in range(60)]
         spread = np.std([run.compute()[at] for run in runs], ddof=1)
         error = np.sqrt(np.mean([run.projection_error()[at] ** 2 for run in runs]))
-        # The spread of 60 values is known to 9 %; the error may lie above it, never far below.
+        # The spread of 60 values has an error of 9 %. The estimate may be above it, never far below.
         assert 0.85 * spread < error < 1.6 * spread
 
-    def test_falls_with_the_root_of_the_size(self, rng):
+    def test_falls_with_the_square_root_of_the_size(self, rng):
         x, y = wide_pair(rng, n=100, d=800)
         small, large = (
             np.mean([feed([x, y], size=size, seed=seed).projection_error()[0, 0] for seed in range(8)])
@@ -122,7 +122,7 @@ class TestStream:
 
     @pytest.mark.parametrize("kernel", [None, RBF(bandwidth=20.0)], ids=repr)
     @pytest.mark.parametrize("split", [1, None])
-    def test_merge_is_the_whole_with_other_shifts(self, xp, rng, kernel, split):
+    def test_merged_parts_equal_the_whole_for_other_shifts(self, xp, rng, kernel, split):
         xs = wide_pair(rng, d=200)
         xs = [np.concatenate([x[:40], x[40:] + 5]) for x in xs]
         settings = {"size": 32, "kernel": kernel, "split": split}
@@ -147,7 +147,7 @@ class TestStream:
         assert (resumed.samples, resumed.batches) == (150, 3)
 
     @pytest.mark.parametrize("kernel", [None, RBF()], ids=repr)
-    def test_a_constant_layer_is_nan_for_itself_alone(self, xp, rng, kernel):
+    def test_only_a_constant_layer_is_nan(self, xp, rng, kernel):
         xs = wide_pair(rng, d=300)
         alone = to_numpy(feed(xs, xp, size=32, kernel=kernel, split=None).compute())
         found = to_numpy(feed([*xs, np.full((150, 9), 1 / 3)], xp, size=32, kernel=kernel, split=None).compute())
@@ -163,7 +163,7 @@ class TestStream:
         settings = {"size": 64, "kernel": kernel}
         assert_allclose(feed(xs, torch, **settings).compute(), feed(double, **settings).compute(), atol=1e-6)
 
-    def test_a_median_bandwidth_is_that_of_the_first_batch(self, rng):
+    def test_a_median_bandwidth_is_measured_on_the_first_batch(self, rng):
         xs = wide_pair(rng, d=50)
         statistics = feed(xs, size=32, kernel=RBF(fraction=0.5), batch=30)
         assert_allclose(statistics.bandwidths, [reference.median_distance(x[:30]) / 2 for x in xs])
@@ -177,11 +177,11 @@ class TestProjections:
         assert abs(signs.mean()) < 4 / np.sqrt(signs.size)
         assert_array_equal(Signs(x, 64, (0, 1))(x), signs)
         assert np.abs(Signs(x, 64, (0, 2))(x) - signs).max() > 1
-        # Different projections of different features are unrelated.
+        # Different projections are uncorrelated.
         assert np.abs(np.corrcoef(signs.T) - np.eye(64)).max() < 0.35
 
     def test_signs_of_one_seed_stay_the_same(self):
-        """A saved sketch goes on with the same signs: they come from raw bits, fixed for all versions of numpy."""
+        """A saved sketch continues with the same signs: they come from raw bits, the same in all versions of numpy."""
         x = np.eye(16)
         raw = np.random.PCG64([7, 0]).random_raw(4)
         bits = np.array(
@@ -189,25 +189,25 @@ class TestProjections:
         )
         assert_allclose(Signs(x, 16, (7, 0))(x), 2.0 * bits.reshape(16, 16) - 1, atol=1e-12)
 
-    def test_waves_give_the_kernel(self, rng):
+    def test_frequencies_give_the_rbf_kernel(self, rng):
         x = rng.normal(size=(12, 5)) + 100
         features = Frequencies(x, 40_000, (0, 0), 2.0)(x)
         assert_allclose(features @ features.T / 40_000, rbf_gram(x, 2.0), atol=0.02)
         other_shift = Frequencies(x[5:], 40_000, (0, 0), 2.0)(x)
         assert_allclose(other_shift, features, atol=1e-9)
 
-    def test_wider_than_a_piece(self, rng):
+    def test_features_wider_than_one_product(self, rng):
         x = rng.normal(size=(5, 9000))
         matrix = Signs(np.zeros((2, 9000)), 16, (0, 0)).matrix
         assert_allclose(Signs(x, 16, (0, 0))(x), x @ matrix, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_units_are_the_definition(xp, rng, size):
+def test_unit_sums_equal_the_definition(xp, rng, size):
     v = rng.normal(size=(30, 4 * size)) + 1
     parts = [UnitSums(size), UnitSums(size)]
     parts[0].add(xp.asarray(v[:10]))
-    parts[1].add(xp.asarray(v[10:] / 2 + 3))  # as if of another shift and scale
+    parts[1].add(xp.asarray(v[10:] / 2 + 3))  # as with another shift and scale
     back = parts[1].moved(xp.asarray(np.full(4 * size, 2.0)), xp.asarray(np.full(4 * size, -6.0)))
     parts[0].add_products(back.products)
     found = to_numpy(parts[0].centred().inner())
@@ -244,7 +244,7 @@ class TestMessages:
         with pytest.raises(TypeError, match="must come from one library"):
             feed(xs, torch, statistics=statistics)
 
-    def test_merging_what_does_not_belong_together(self, rng):
+    def test_merging_with_other_settings(self, rng):
         xs = wide_pair(rng, d=20)
         with pytest.raises(ValueError, match="Cannot merge: `size` is 16 on one side and 32 on the other"):
             feed(xs, size=16).merge(feed(xs, size=32))

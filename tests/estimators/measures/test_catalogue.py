@@ -1,4 +1,4 @@
-"""Every measure against its definition, its options, and the peers that are right."""
+"""Every measure against its definition and other libraries, and the options of the measures."""
 
 import itertools
 import math
@@ -47,7 +47,7 @@ from cka_probe.estimators import (
 )
 
 NAMES = list(MEASURES)
-# What the neighbours measures need in small tests.
+# With few samples, the measures of neighbours need a small k.
 OPTIONS = {"mutual_knn": {"k": 3}, "cknna": {"k": 4}}
 
 
@@ -58,7 +58,7 @@ def score(name, x, y):
 # --- definitions ------------------------------------------------------------------------------------------------------
 
 
-def test_every_measure_has_a_definition_here():
+def test_every_measure_has_a_definition():
     assert set(DEFINITIONS) == set(MEASURES)
 
 
@@ -69,7 +69,7 @@ class TestDefinition:
             value = score(name, xp.asarray(x), xp.asarray(y))
             assert_allclose(float(value), DEFINITIONS[name](x, y), rtol=1e-9, atol=1e-12)
 
-    def test_float64_of_the_caller_s_library(self, xp, pair, name):
+    def test_returns_float64_of_the_same_library(self, xp, pair, name):
         x, y = (xp.asarray(z, dtype=xp.float32) for z in pair)
         value = score(name, x, y)
         assert array_namespace(value) is array_namespace(x)
@@ -107,7 +107,7 @@ SHIFTED = [name for name in NAMES if "shift" in MEASURES[name].invariances and n
 
 @pytest.mark.parametrize("name", SHIFTED)
 def test_float32_features_of_every_scale_and_mean(name):
-    # 20 bits of spread: a shift by 2^10 times the spread loses none of them.
+    # Features with few bits: float32 holds them exactly after a shift by 1024.
     x, y = (np.round(z * 2**6) / 2**6 for z in np.random.default_rng(0).normal(size=(2, 30, 4)))
     expected = score(name, x, y)
     for scale in (2.0**-33, 2.0**33):
@@ -116,7 +116,7 @@ def test_float32_features_of_every_scale_and_mean(name):
 
 
 def test_more_features_than_samples(xp, rng):
-    """Procrustes and its kin reduce wide features; regression and CCA say 1."""
+    """Shape distances reduce the width; regression and CCA give 1."""
     x, y = rng.normal(size=(8, 20)), rng.normal(size=(8, 30))
     for name in ("procrustes", "angular", "nbs", "rsa", "mutual_knn", "cknna", "mmd", "uncentred_alignment"):
         value = float(score(name, xp.asarray(x), xp.asarray(y)))
@@ -127,7 +127,7 @@ def test_more_features_than_samples(xp, rng):
     assert_allclose(float(gulp(xp.asarray(x), xp.asarray(y))), np.linalg.norm(P - R), rtol=1e-9)
 
 
-def test_the_rank_counts_and_not_the_width(xp, rng):
+def test_dependent_features_change_nothing(xp, rng):
     x, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 4))
     wide = xp.asarray(np.concatenate([x, x @ rng.normal(size=(3, 3))], axis=1))
     y_ = xp.asarray(y)
@@ -138,7 +138,7 @@ def test_the_rank_counts_and_not_the_width(xp, rng):
     assert_allclose(correlations, [*rhos(x, y), 0.0], atol=1e-8)
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
+# --- other libraries --------------------------------------------------------------------------------------------------
 
 
 def test_cca_agrees_with_scikit_learn(rng):
@@ -181,7 +181,7 @@ def test_rsa_agrees_with_scipy(xp, pair, comparison, dissimilarity):
 
 
 def test_rsa_gives_ties_their_mean_rank(xp):
-    """Integers: many distances are exactly equal."""
+    """Distances between small integers are often exactly equal."""
     rng = np.random.default_rng(3)
     x, y = rng.integers(0, 2, size=(2, 12, 2)).astype(float)
     value = rsa(xp.asarray(x), xp.asarray(y), dissimilarity="euclidean")
@@ -200,7 +200,7 @@ def test_svcca_keeps_the_components_that_explain_the_variance(pair):
     assert_allclose(svcca(x, y, variance=1.0), mean_cca(x, y), rtol=1e-12)
 
 
-def test_gulp_from_subspaces_to_covariances(pair):
+def test_regularization_of_gulp(pair):
     x, y = pair
     for regularization in (0.0, 1e-3, 1.0, 1e6):
         expected = np.linalg.norm(smoother(x, regularization) - smoother(y, regularization))
@@ -208,7 +208,7 @@ def test_gulp_from_subspaces_to_covariances(pair):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 13])
-def test_neighbours(xp, pair, k):
+def test_number_of_neighbours(xp, pair, k):
     x, y = pair
     expected = np.mean([len(a & b) / k for a, b in zip(neighbours(x, k), neighbours(y, k), strict=True)])
     assert_allclose(float(mutual_knn(xp.asarray(x), xp.asarray(y), k=k)), expected, rtol=1e-12)
@@ -224,7 +224,7 @@ def test_cknna_with_all_neighbours_is_unbiased_cka(rng):
     assert_allclose(cknna(x, y, k=11), reference.cka_grams(K, L), rtol=1e-9)
 
 
-def test_kernels_of_the_layer_mmd(xp, pair):
+def test_kernels_of_layer_mmd(xp, pair):
     x, y = pair
     cases = [
         (Polynomial(degree=2, offset=0.0, gamma=1.0), lambda u, v: reference.linear(u, v) ** 2),
@@ -239,14 +239,14 @@ def test_kernels_of_the_layer_mmd(xp, pair):
     assert_allclose(float(linear), 0, atol=1e-14)
 
 
-def test_the_layer_mmd_is_the_one_that_the_theory_bounds(pair):
+def test_layer_mmd_equals_the_mmd_of_cka_mmd_bounds(pair):
     terms = cka_mmd_bounds(*pair, tau=1.7)
     assert_allclose(layer_mmd_squared(*pair, kernel=RBF(bandwidth=1.7)), terms.gaussian_mmd_squared, rtol=1e-12)
     quadratic = Polynomial(degree=2, offset=0.0, gamma=1.0)
     assert_allclose(layer_mmd_squared(*pair, kernel=quadratic), terms.quadratic_mmd_squared, rtol=1e-9)
 
 
-def test_the_table_in_the_documentation_is_that_of_the_code():
+def test_the_table_of_docs_measures_agrees_with_the_code():
     text = (Path(__file__).parents[3] / "docs" / "measures.md").read_text(encoding="utf-8")
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")

@@ -1,4 +1,4 @@
-"""Measures of all pairs of layers, as losses, and of bad input."""
+"""Measures over all pairs of layers, their gradients, and their error messages."""
 
 import math
 
@@ -30,7 +30,7 @@ from cka_probe.estimators import (
 )
 
 NAMES = list(MEASURES)
-# What the neighbours measures need in small tests.
+# With few samples, the measures of neighbours need a small k.
 OPTIONS = {"mutual_knn": {"k": 3}, "cknna": {"k": 4}}
 
 
@@ -49,7 +49,7 @@ def layers(rng):
 
 @pytest.mark.parametrize("name", NAMES)
 class TestMatrix:
-    def test_equals_the_pairs(self, xp, layers, name):
+    def test_equals_the_values_of_single_pairs(self, xp, layers, name):
         xs, ys = ([xp.asarray(z) for z in side] for side in layers)
         measure, options = MEASURES[name], OPTIONS.get(name, {})
         for left, right in ((xs, ys), (xs, None)):
@@ -64,14 +64,14 @@ class TestMatrix:
                 expected = [[float(measure.chance(a, b, **options)) for b in columns] for a in left]
                 assert_allclose(to_numpy(chance), expected, rtol=1e-9, atol=1e-12)
 
-    def test_a_dead_layer_is_nan_and_the_rest_is_not(self, layers, name):
+    def test_only_a_constant_layer_is_nan(self, layers, name):
         values = MEASURES[name].matrix(layers[0], **OPTIONS.get(name, {})).values
-        dead = np.zeros((4, 4), dtype=bool)
+        expected = np.zeros((4, 4), dtype=bool)
         if name != "uncentred_alignment":
-            dead[2, :] = dead[:, 2] = True
-        assert (np.isnan(values) == dead).all()
+            expected[2, :] = expected[:, 2] = True
+        assert (np.isnan(values) == expected).all()
 
-    def test_names_the_layer(self, layers, name):
+    def test_errors_name_the_layer(self, layers, name):
         xs, ys = layers
         with pytest.raises(ValueError, match=r"`ys\[1\]` holds NaN"):
             MEASURES[name].matrix(xs, [ys[0], ys[1] * np.nan])
@@ -91,11 +91,11 @@ def test_options_reach_the_matrix(layers):
     )
     kernel = Polynomial(degree=2, offset=0.0, gamma=1.0)
     assert_allclose(mmd_matrix(xs, ys, kernel=kernel), MEASURES["mmd"].matrix(xs, ys, kernel=kernel).values, rtol=0)
-    with pytest.raises(TypeError, match="`mean_cca` has no option `variance`. It has no options"):
+    with pytest.raises(TypeError, match=r"`mean_cca` has no option `variance`\. It has no options"):
         MEASURES["cca"].matrix(xs, ys, variance=0.5)
 
 
-def test_layers_with_batch_axes_have_no_matrix(rng):
+def test_layers_with_batch_axes_are_refused(rng):
     with pytest.raises(ValueError, match=r"`xs\[0\]` must have shape \(n, p\), got \(2, 8, 3\)"):
         MEASURES["nbs"].matrix([rng.normal(size=(2, 8, 3))])
 
@@ -124,14 +124,14 @@ def test_gradient(rng, function, width):
     assert torch.autograd.gradcheck(function, (x, y))
 
 
-def test_the_gradient_of_subspaces(rng):
+def test_gradient_through_subspaces(rng):
     x = torch.tensor(rng.normal(size=(8, 3)), requires_grad=True)
     y = torch.tensor(rng.normal(size=(8, 4)), requires_grad=True)
     for function in (linear_regression_r2, cca_r2, mean_cca):
         assert torch.autograd.gradcheck(function, (x, y))
 
 
-def test_the_gradient_of_a_distance_at_0_is_0(rng):
+def test_the_gradient_at_distance_0_is_finite(rng):
     x = torch.tensor(rng.normal(size=(6, 3)), requires_grad=True)
     for distance in (procrustes_distance, angular_distance):
         (gradient,) = torch.autograd.grad(distance(x, x.detach().clone()), x)
@@ -182,8 +182,8 @@ def test_bad_options(pair):
         layer_mmd_squared(*pair, kernel=RBF())
 
 
-def test_cca_says_nothing_when_samples_are_few(rng):
-    """Unrelated layers: the trap that the documentation warns of."""
+def test_cca_of_unrelated_layers_is_1_with_few_samples(rng):
+    """docs/measures.md warns of this."""
     x, y = rng.normal(size=(2, 10, 9))
     assert_allclose([mean_cca(x, y), cca_r2(x, y), pwcca(x, y)], 1, rtol=1e-9)
     assert_allclose(MEASURES["cca_r2"].chance(x, y), 1, rtol=1e-9)

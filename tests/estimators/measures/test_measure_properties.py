@@ -1,4 +1,4 @@
-"""What the measures are invariant to and what not, their limits, their chance levels."""
+"""Invariances of the measures with negative controls, limits, symmetry, and chance levels."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from cka_probe.estimators import MEASURES, angular_distance, gulp, normalized_bures_similarity, procrustes_distance, rsa
 
 NAMES = list(MEASURES)
-# What the neighbours measures need in small tests.
+# With few samples, the measures of neighbours need a small k.
 OPTIONS = {"mutual_knn": {"k": 3}, "cknna": {"k": 4}}
 
 
@@ -25,7 +25,7 @@ def score(name, x, y):
 
 SHIFT, SCALE, ROTATION, LINEAR, ORDER, SAMPLES = "shift", "scale", "rotation", "linear", "order", "samples"
 SHAPE = {SHIFT, SCALE, ROTATION, ORDER}
-INVARIANT = {  # of x, of y
+INVARIANT = {  # changes of x, changes of y
     "procrustes": (SHAPE, SHAPE),
     "angular": (SHAPE, SHAPE),
     "nbs": (SHAPE, SHAPE),
@@ -52,17 +52,17 @@ def changed(x, how, rng):
     if how == ROTATION:
         return x @ scipy.stats.ortho_group.rvs(p, random_state=rng)
     if how == LINEAR:
-        # No rotation, no scale: neither columns nor directions keep their lengths.
+        # Neither a rotation nor a scale: lengths of columns and directions change.
         return x @ (np.diag(np.geomspace(0.05, 20, p)) @ scipy.stats.ortho_group.rvs(p, random_state=rng))
     if how == ORDER:
         return x[:, rng.permutation(p)]
-    return x * rng.uniform(0.2, 5, size=(len(x), 1))  # each sample by a factor of its own
+    return x * rng.uniform(0.2, 5, size=(len(x), 1))  # a different factor for each sample
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", [SHIFT, SCALE, ROTATION, LINEAR, ORDER, SAMPLES])
 @pytest.mark.parametrize("side", [0, 1])
-def test_what_a_measure_is_invariant_to_and_what_not(name, how, side):
+def test_invariant_to_the_listed_changes_only(name, how, side):
     moved = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def test_what_a_measure_is_invariant_to_and_what_not(name, how, side):
         assert max(moved) > 1e-3
 
 
-def test_rsa_of_distances_is_invariant_to_shapes(pair):
+def test_rsa_of_distances_is_invariant_to_shift_scale_and_rotation(pair):
     x, y = pair
     value = rsa(x, y, dissimilarity="euclidean")
     for how in (SHIFT, SCALE, ROTATION, LINEAR):
@@ -99,9 +99,9 @@ def test_limits_and_symmetry(name, seed, n, p, q):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n, p)), rng.normal(size=(n, q))
     if name == "rsa" and min(p, q) < 3:
-        return  # the correlation of two features is 1 or -1, of one it is not defined
+        return  # the correlation over two features is 1 or -1, over one it is undefined
     if name == "cknna" and min(p, q) < 2:
-        return  # the cosine of one feature is 1 or -1: nearest neighbours are all tied
+        return  # the cosine of one feature is 1 or -1, so all nearest neighbours are ties
     measure = MEASURES[name]
     value = score(name, x, y)
     low, high = measure.limits
@@ -111,7 +111,7 @@ def test_limits_and_symmetry(name, seed, n, p, q):
         assert_allclose(score(name, y, x), value, rtol=1e-7, atol=1e-9)
 
 
-def test_what_is_not_symmetric(pair):
+def test_measures_that_are_not_symmetric(pair):
     for name, measure in MEASURES.items():
         forth, back = score(name, *pair), score(name, *pair[::-1])
         assert (abs(forth - back) > 1e-3) == (not measure.symmetric), name
@@ -128,7 +128,7 @@ def test_shape_distances_are_metrics(seed):
 
 @given(st.floats(1e-12, 1e-3))
 def test_small_distances_keep_their_digits(size):
-    """2 - 2 NBS would be rounding below 1e-8; so would the difference of the traces in GULP."""
+    """Below 1e-8, 2 - 2 NBS and the difference of traces in GULP would be rounding errors only."""
     rng = np.random.default_rng(0)
     x, direction = rng.normal(size=(2, 12, 3))
     ratio = [f(x, x + 2 * size * direction) / f(x, x + size * direction) for f in (procrustes_distance, gulp)]
@@ -156,6 +156,6 @@ def test_chance_where_the_ranks_differ():
             assert_allclose(MEASURES[name].chance(a, b), mean, rtol=1e-10)
 
 
-def test_mutual_knn_of_chance_is_k_over_n_less_1(rng):
+def test_chance_of_mutual_knn_is_k_over_n_minus_1(rng):
     x, y = rng.normal(size=(2, 31, 4))
     assert_allclose(MEASURES["mutual_knn"].chance(x, y), 10 / 30)
