@@ -12,7 +12,6 @@ from .hsic import (
     CentredGram,
     both_sides,
     center_gram,
-    centred_gram,
     centred_linear,
     inner,
     u_center_gram,
@@ -138,7 +137,7 @@ def cka_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased")
     1.0
     """
     xp, gram_x, gram_y = check_grams(gram_x, gram_y, minimum=check_estimator(estimator))
-    return _cka_of(xp, centred_gram(gram_x, estimator), centred_gram(gram_y, estimator))
+    return _cka_of(xp, CentredGram.of(gram_x, estimator), CentredGram.of(gram_y, estimator))
 
 
 def participation_ratio(gram: Array) -> Array:
@@ -155,7 +154,7 @@ def participation_ratio(gram: Array) -> Array:
         Between 1 and n - 1; NaN for a constant side.
     """
     xp = array_namespace(gram)
-    side = centred_gram(gram, "biased")
+    side = CentredGram.of(gram, "biased")
     trace = xp.sum(
         side.matrix * xp.eye(side.samples, dtype=gram.dtype, device=gram.device), axis=(-2, -1), dtype=xp.float64
     )
@@ -240,6 +239,6 @@ def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Ar
         side = centred_linear(x, centring, as_gram=True)
         assert isinstance(side, CentredGram)
         return unit_norm(xp, side.matrix)
-    matrix = centred_gram(kernel(x), centring).matrix
+    matrix = CentredGram.of(kernel(x), centring).matrix
     # A spread far below the values leaves a mean by rounding; a second centring takes that too.
     return unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))

@@ -98,6 +98,13 @@ class CentredGram:
     scale: Array
     samples: int
 
+    @classmethod
+    def of(cls, gram: Array, estimator: str) -> CentredGram:
+        """A Gram matrix (..., n, n), centred as ``estimator`` needs it and scaled."""
+        xp = array_namespace(gram)
+        centred, scale = _centred_and_scale(xp, gram, estimator)
+        return cls(centred / scale, xp.astype(scale[..., 0, 0], xp.float64), gram.shape[-1])
+
     def inner(self, other: CentredGram) -> Array:
         """<A, B>: the sum of the products of all entries, in units of both scales."""
         xp = array_namespace(self.matrix)
@@ -182,13 +189,6 @@ def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Arr
     return xp.where(noise, xp.zeros_like(centred), centred), scale
 
 
-def centred_gram(gram: Array, estimator: str) -> CentredGram:
-    """One side of an inner product from a Gram matrix (..., n, n)."""
-    xp = array_namespace(gram)
-    centred, scale = _centred_and_scale(xp, gram, estimator)
-    return CentredGram(centred / scale, xp.astype(scale[..., 0, 0], xp.float64), gram.shape[-1])
-
-
 def scaled_features(x: Array) -> tuple[Array, Array]:
     """Centred features divided by their largest magnitude, and that scale (...) in float64."""
     xp = array_namespace(x)
@@ -207,7 +207,7 @@ def centred_linear(x: Array, estimator: str, *, as_gram: bool) -> Centred:
         z, scale = scaled_features(xp.astype(x, xp.float64))
         return CentredFeatures(z, scale * scale, x.shape[-2], estimator == "unbiased")
     z, scale = scaled_features(x)
-    gram = centred_gram(Linear()(z), estimator)
+    gram = CentredGram.of(Linear()(z), estimator)
     return CentredGram(gram.matrix, gram.scale * scale * scale, gram.samples)
 
 
@@ -234,7 +234,7 @@ def both_sides(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: 
 def _one_gram(x: Array, kernel: Kernel, estimator: str) -> Centred:
     if isinstance(kernel, Linear):
         return centred_linear(x, estimator, as_gram=True)
-    return centred_gram(kernel(x), estimator)
+    return CentredGram.of(kernel(x), estimator)
 
 
 def inner(left: Centred, right: Centred) -> Array:
@@ -334,7 +334,7 @@ def hsic_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased"
     0.3333
     """
     _, gram_x, gram_y = check_grams(gram_x, gram_y, minimum=check_estimator(estimator))
-    return _hsic_of(centred_gram(gram_x, estimator), centred_gram(gram_y, estimator), estimator)
+    return _hsic_of(CentredGram.of(gram_x, estimator), CentredGram.of(gram_y, estimator), estimator)
 
 
 def flat_centred(grams: Array, estimator: str) -> Array:

@@ -91,7 +91,7 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     return squared * _off_diagonal(xp, x.shape[-2], x) if y is None else squared
 
 
-def _sqrt(xp, squared: Array) -> Array:
+def safe_sqrt(xp, squared: Array) -> Array:
     """Square root whose gradient at 0 is 0 instead of infinite (the diagonal of a distance matrix); NaN stays NaN."""
     zero = squared == 0
     return xp.where(zero, xp.zeros_like(squared), xp.sqrt(xp.where(zero, xp.ones_like(squared), squared)))
@@ -129,10 +129,10 @@ def median_distance(x: Array, y: Array | None = None) -> Array:
     squared = squared_distances(x) - (1 - _off_diagonal(xp, n, x))
     ordered = xp.sort(xp.reshape(squared, (*squared.shape[:-2], n * n)), axis=-1)
     pairs = n * (n - 1) // 2
-    upper = _sqrt(xp, ordered[..., n + 2 * (pairs // 2)])
+    upper = safe_sqrt(xp, ordered[..., n + 2 * (pairs // 2)])
     if pairs % 2:
         return upper
-    return (upper + _sqrt(xp, ordered[..., n + 2 * (pairs // 2 - 1)])) / 2
+    return (upper + safe_sqrt(xp, ordered[..., n + 2 * (pairs // 2 - 1)])) / 2
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Laplacian(_Bandwidth):
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The Gram matrix of ``x`` (..., n, n), or the cross-Gram matrix with ``y`` (..., n, m)."""
         xp = array_namespace(x)
-        return xp.exp(-_sqrt(xp, squared_distances(x, y)) / self.width(x, y))
+        return xp.exp(-safe_sqrt(xp, squared_distances(x, y)) / self.width(x, y))
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def _unit_rows(x: Array) -> Array:
     # The largest entry goes first, so that squares of very large or tiny features stay within range.
     largest = constant(xp.max(xp.abs(x), axis=-1, keepdims=True))
     x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-    norms = _sqrt(xp, xp.sum(x * x, axis=-1, keepdims=True))
+    norms = safe_sqrt(xp, xp.sum(x * x, axis=-1, keepdims=True))
     return x / xp.where(norms > 0, norms, xp.ones_like(norms))
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from .kernels import RBF, Kernel, Laplacian, Linear, _sqrt, center_features, squared_distances
+from .kernels import RBF, Kernel, Laplacian, Linear, center_features, safe_sqrt, squared_distances
 from .validation import Array, check_features, namespace
 
 MEDIAN_SAMPLES = 1000
@@ -22,7 +22,7 @@ ESTIMATORS = ("unbiased", "biased", "block", "linear")
 
 def distances(x: Array, y: Array | None = None) -> Array:
     """Euclidean distances (..., n, m) between all samples, with gradient 0 where two coincide."""
-    return _sqrt(array_namespace(x), squared_distances(x, y))
+    return safe_sqrt(array_namespace(x), squared_distances(x, y))
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Distance:
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The Gram matrix of ``x`` (..., n, n), or the cross-Gram matrix with ``y`` (..., n, m)."""
         xp = array_namespace(x)
-        norms_x, norms_y = (_sqrt(xp, xp.sum(z * z, axis=-1, keepdims=True)) for z in (x, x if y is None else y))
+        norms_x, norms_y = (safe_sqrt(xp, xp.sum(z * z, axis=-1, keepdims=True)) for z in (x, x if y is None else y))
         return (norms_x + xp.matrix_transpose(norms_y) - distances(x, y)) / 2
 
 

@@ -1,4 +1,4 @@
-"""The mean alignment of the slices of a map, from their small matrices or from their stacks, and its chance level."""
+"""Mean alignment over the slices of a map, from their small products or their stacks, and its chance level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...estimators.alignment import cka_of_features, ratio
-from ...estimators.hsic import CentredGram, centred_gram
+from ...estimators.hsic import CentredGram
 from ...estimators.kernels import Linear, center_features
 from .patches import PatchProducts, patch_products
 from .uncentred import uncentred_cka
@@ -22,30 +22,33 @@ __all__ = [
 
 
 def intra_of_products(products: PatchProducts, estimator: str) -> Tensor:
-    """The mean over slices of the alignment over patches, float64.
+    """Mean over slices of the alignment over patches, float64.
 
-    Slices that are constant in the teacher are left out; those constant in the student alone count as 0. NaN where
-    all are constant in the teacher, or anything is NaN.
+    A slice that is constant in the teacher is left out. One that is constant in the student alone counts as 0. NaN if
+    all are constant in the teacher, or if a slice holds NaN.
     """
     return _mean(*_intra(products, estimator))
 
 
 def inter_of_products(products: PatchProducts) -> Tensor:
-    """The mean over slices of the biased alignment over entries, by <X'X, Y'Y> = ||X Y'||^2; as `intra_of_products`."""
+    """Mean over slices of the biased alignment over entries, float64, by <X'X, Y'Y> = ||X Y'||^2.
+
+    Constant slices count as in `intra_of_products`.
+    """
     return _mean(*_inter(products))
 
 
 def both_of_matrix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The biased linear CKA of two matrices (n, p) over rows, and that of their transposes over columns, float64.
+    """Biased linear CKA of two matrices (n, p) over rows, and of their transposes over columns, float64.
 
-    From three small products instead of the five of two separate alignments. NaN where a side is constant.
+    Three small products give both; two separate alignments would need five. NaN if x or y is constant.
 
     References
     ----------
-    PAPER.md, Cost.
+    docs/paper.md, section 3.
     """
     wide = x.shape[0] <= x.shape[1]
-    # Rows as the patches of one sample, with a column in each channel.
+    # The rows become the patches of one sample; each column is a channel.
     maps = [(z.mT if wide else z)[None, :, :, None] for z in (x, y)]
     products = patch_products(maps[0], maps[1], 1, "sample", centred=True, inter=True)
     found = []
@@ -55,7 +58,7 @@ def both_of_matrix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cka_of_centred(gram_x: Tensor, gram_y: Tensor, estimator: str) -> Tensor:
-    """The CKA of Gram matrices (L, n, n) that are centred already, shape (L,), float64; NaN where one is zero."""
+    """CKA of centred Gram matrices (L, n, n), shape (L,), float64; NaN where one is zero."""
     left, right = (_one_side(gram, estimator) for gram in (gram_x, gram_y))
     return ratio(torch, left.inner(right), left.inner(left), right.inner(right))
 
@@ -64,13 +67,13 @@ Values = tuple[Tensor, Tensor, Tensor]
 
 
 def _intra(products: PatchProducts, estimator: str) -> Values:
-    """The alignment of each slice over patches, and which slices are constant in the student and in the teacher."""
+    """Alignment of each slice over patches, and which slices are constant in the student and in the teacher."""
     value = cka_of_centred(products.gram_x, products.gram_y, estimator)
     return value, _trace(products.gram_x) <= products.floors[0], _trace(products.gram_y) <= products.floors[1]
 
 
 def _inter(products: PatchProducts) -> Values:
-    """The same over entries."""
+    """Alignment of each slice over patch entries, and which slices are constant, as in `_intra`."""
     inner_x, inner_y = products.inner_x, products.inner_y
     scale_x, scale_y = _largest(inner_x), _largest(inner_y)
     value = ratio(
@@ -83,19 +86,22 @@ def _inter(products: PatchProducts) -> Values:
 
 
 def of_stacks(x: Tensor, y: Tensor, estimator: str, variant: str) -> Tensor:
-    """The same from stacks (L, n, m) and (L, n, m'), by the estimators' own choice of route."""
+    """Mean over slices of the alignment of stacks (L, n, m) and (L, n, m'), float64; the estimators choose the form.
+
+    Constant slices count as in `intra_of_products`.
+    """
     return _mean(_slice_values(x, y, estimator, variant), _constant(x, variant), _constant(y, variant))
 
 
 def value_and_chance(x: Tensor, y: Tensor, estimator: str, variant: str) -> tuple[float, float]:
-    """The mean alignment of stacks (L, n, m) and (L, n, m'), and its mean over all orders of the n samples.
+    """Mean alignment of stacks (L, n, m) and (L, n, m'), and its mean over all permutations of the n samples.
 
-    Slices without a defined alignment are left out of both; NaN where none is left.
+    Slices without a defined alignment are left out of both. NaN if none is left.
 
     References
     ----------
-    MATH 1, and for Gram matrices that are not centred: E <K, P L P'> = tr K tr L / n + (sum K - tr K)(sum L - tr L) /
-    (n (n - 1)).
+    docs/theory.md, section 1 (chance level). For Gram matrices that are not centred, over permutation matrices P:
+    E <K, P L P'> = tr K tr L / n + (sum K - tr K)(sum L - tr L) / (n (n - 1)).
     """
     value = _slice_values(x, y, estimator, variant)
     if x.shape[1] < 2:
@@ -122,9 +128,9 @@ def _slice_values(x: Tensor, y: Tensor, estimator: str, variant: str) -> Tensor:
 
 
 def _one_side(gram: Tensor, estimator: str) -> CentredGram:
-    """A Gram matrix that is centred as the variant wants it, as one side of an inner product."""
+    """Prepare a Gram matrix, already centred where the variant centres, for inner products."""
     if estimator == "unbiased":
-        return centred_gram(gram, estimator)
+        return CentredGram.of(gram, estimator)
     scale = _largest(gram)
     return CentredGram(gram / scale, scale[..., 0, 0].double(), gram.shape[-1])
 
@@ -135,7 +141,7 @@ def _mean(value: Tensor, dead_x: Tensor, dead_y: Tensor) -> Tensor:
 
 
 def _constant(x: Tensor, variant: str) -> Tensor:
-    """Which slices (L,) have no spread over samples beyond rounding, or are zero where nothing is centred."""
+    """Whether each slice (L,) has no spread over samples beyond rounding; for "released", whether it is zero."""
     x = x.detach()
     largest = x.abs().amax((1, 2))
     if variant == "released":
@@ -144,7 +150,7 @@ def _constant(x: Tensor, variant: str) -> Tensor:
 
 
 def _largest(x: Tensor) -> Tensor:
-    """The largest magnitude of each matrix (L, 1, 1), without gradient; 1 for zeros."""
+    """Largest magnitude of each matrix, (L, 1, 1), without gradient; 1 for a zero matrix."""
     largest = x.detach().abs().amax((1, 2), keepdim=True)
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 

@@ -6,7 +6,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..hsic import scaled_features
-from ..kernels import Cosine, _sqrt, squared_distances
+from ..kernels import Cosine, safe_sqrt, squared_distances
 from ..validation import Array, check_pair, constant
 
 __all__ = [
@@ -29,7 +29,7 @@ def dissimilarity_vector(x: Array, kind: str, *, squared: bool = False) -> Array
     xp = array_namespace(x)
     n = x.shape[-2]
     if kind == "euclidean":
-        matrix = squared_distances(x) if squared else _sqrt(xp, squared_distances(x))
+        matrix = squared_distances(x) if squared else safe_sqrt(xp, squared_distances(x))
     else:
         matrix = 1 - Cosine()(x if kind == "cosine" else x - xp.mean(x, axis=-1, keepdims=True))
     rows, columns = np.triu_indices(n, k=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace
 
-from ..kernels import _sqrt
+from ..kernels import safe_sqrt
 from ..validation import Array
 from .subspaces import Subspace, cross_products, prepare_pair, undefined
 
@@ -33,7 +33,7 @@ def predictor_distance(x: Subspace, y: Subspace) -> Array:
     cross = cross_products(x, y)
     rest = y.basis - x.basis @ cross
     w, v = x.shrinkage, y.shrinkage
-    root = _sqrt(xp, v)[..., None, :]
+    root = safe_sqrt(xp, v)[..., None, :]
     inside = xp.eye(w.shape[-1], dtype=w.dtype, device=w.device) * w[..., None, :] - (cross * v[..., None, :]) @ (
         xp.matrix_transpose(cross)
     )
@@ -45,7 +45,7 @@ def predictor_distance(x: Subspace, y: Subspace) -> Array:
         + 2 * xp.sum(between * between, axis=(-2, -1))
         + xp.sum(outside * outside, axis=(-2, -1))
     )
-    return _sqrt(xp, squared) + undefined(x, y)
+    return safe_sqrt(xp, squared) + undefined(x, y)
 
 
 def linear_regression_r2(x: Array, y: Array) -> Array:

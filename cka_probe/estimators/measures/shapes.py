@@ -7,7 +7,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from ..hsic import scaled_features
-from ..kernels import _sqrt
+from ..kernels import safe_sqrt
 from ..validation import Array, check_pair, constant
 
 __all__ = [
@@ -70,7 +70,7 @@ def squared_chord(x: Shape, y: Shape) -> Array:
 def distance(x: Shape, y: Shape) -> Array:
     """Procrustes distance of two prepared layers."""
     squared = squared_chord(x, y)
-    return _sqrt(array_namespace(squared), squared)
+    return safe_sqrt(array_namespace(squared), squared)
 
 
 def angle(x: Shape, y: Shape) -> Array:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from ..hsic import scaled_features
-from ..kernels import _sqrt
+from ..kernels import safe_sqrt
 from ..validation import Array, check_pair
 
 __all__ = ["Subspace", "cross_products", "prepare", "prepare_pair", "smaller_rank", "undefined"]
@@ -71,7 +71,7 @@ def prepare(x: Array, *, variance: float = 1.0, regularization: float = 0.0) -> 
     rank = xp.sum(weight, axis=-1)
     return Subspace(
         basis=basis * weight[..., None, :],
-        spread=_sqrt(xp, squares),
+        spread=safe_sqrt(xp, squares),
         rank=xp.where(rank > 0, rank, xp.full_like(rank, xp.nan)),
         features=z,
         shrinkage=squares / (squares + n * regularization + (1 - weight)),
