@@ -1,4 +1,4 @@
-"""Buffers: features of a whole data set on the device where they were made, as torch or, without a copy, as CuPy."""
+"""Hold the features of a whole data set on their device, within a memory budget; share them with CuPy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ import torch
 
 from .extras import require
 
+__all__ = ["Budget", "FeatureBuffer", "as_cupy", "require_cupy"]
+
 
 class Budget:
-    """Bytes that the buffers of one extraction may hold on their device together.
+    """Bytes that all buffers of one extraction together may hold on their device.
 
     Parameters
     ----------
     limit : int or None
-        None sets no limit.
+        Number of bytes; None for no limit.
+
+    Raises
+    ------
+    ValueError
+        If ``limit`` is negative.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -29,7 +36,7 @@ class Budget:
         self.used = 0
 
     def take(self, size: int) -> bool:
-        """Reserve ``size`` bytes (give back when negative); False, and nothing reserved, if that passes the limit."""
+        """Reserve ``size`` bytes, or release them if negative. Return False and reserve nothing above the limit."""
         if self.limit is not None and size > 0 and self.used + size > self.limit:
             return False
         self.used += size
@@ -37,28 +44,30 @@ class Budget:
 
 
 class FeatureBuffer:
-    """A growing (rows, width) array that stays on the device of what is appended.
+    """Growing array of features (rows, width) on the device of the features.
 
-    With ``rows`` known it is allocated once; otherwise it doubles. What does not fit the budget moves to page-locked
-    host memory, or with ``folder`` to a file there, mapped into memory.
+    It is allocated once if ``rows`` is given, and doubles its size otherwise. Above the budget, all rows move to
+    page-locked host memory, or to a file in ``folder`` that is mapped into memory.
 
     Parameters
     ----------
     rows : int, optional
-        How many rows will come, as far as that is known.
+        Expected number of rows.
     dtype : torch.dtype, optional
-        Kept as they come when left out.
+        Precision of the rows. By default that of the first features.
     budget : Budget, optional
-        Shared by several buffers.
+        May be shared by several buffers. By default there is no limit.
     folder : path, optional
-        Spill to a file here instead of host memory.
+        Folder of the file that is used instead of host memory.
 
     Attributes
     ----------
     place : "device", "host" or "file"
         Where the rows are now.
+    count : int
+        Number of rows so far.
     file : path or None
-        The file that holds the rows, if they were spilled to one. It is the caller's to delete.
+        File that holds the rows, if they were moved to one. The caller deletes it.
 
     Examples
     --------
@@ -87,12 +96,12 @@ class FeatureBuffer:
         self.file: Path | None = None
 
     def append(self, features: torch.Tensor) -> None:
-        """Copy ``features`` (n, width) to the end.
+        """Append ``features`` (n, width).
 
         Raises
         ------
         ValueError
-            If the width is not that of the rows before.
+            If their width differs from that of the rows before.
         """
         features = features.detach()
         if self.dtype is None:
@@ -152,29 +161,29 @@ class FeatureBuffer:
             file.write(features.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
 
     def rows(self) -> torch.Tensor:
-        """All rows so far (count, width): a view of the buffer, or of the mapped file.
+        """All rows so far (count, width), as a view of the buffer or of the mapped file.
 
         Raises
         ------
         ValueError
-            If nothing was appended.
+            If no features were appended.
         """
         if self.file is not None:
             assert self.dtype is not None
             mapped = np.memmap(self.file, dtype=np.uint8, mode="r+")
             return torch.from_numpy(mapped).view(self.dtype).view(self.count, self._width)
         if self._data is None:
-            raise ValueError("Nothing was appended to this buffer.")
+            raise ValueError("No features were appended to this buffer.")
         return self._data[: self.count]
 
 
 def require_cupy() -> Any:
-    """CuPy, or an error with the line that installs it.
+    """The module CuPy.
 
     Raises
     ------
     ModuleNotFoundError
-        If CuPy is not installed.
+        If CuPy is not installed; the message has the line that installs it.
     RuntimeError
         If there is no NVIDIA GPU.
     """
@@ -188,19 +197,19 @@ def require_cupy() -> Any:
 
 
 def as_cupy(tensor: torch.Tensor) -> Any:
-    """The same GPU memory as a CuPy array, by DLPack: nothing is copied.
+    """CuPy array on the memory of a GPU tensor, shared by DLPack without a copy.
 
     Raises
     ------
     ModuleNotFoundError, RuntimeError
-        Without CuPy or a GPU.
+        If CuPy is not installed or there is no GPU.
     ValueError
-        If the tensor is not on a GPU, or of a dtype that CuPy does not have (bfloat16).
+        If the tensor is not on a GPU, or its dtype is bfloat16, which CuPy does not have.
     """
     cupy = require_cupy()
     if not tensor.is_cuda:
         raise ValueError(
-            f"Only a tensor on a GPU can become a CuPy array without a copy; this one is on {tensor.device}."
+            f"Only a tensor on a GPU can share its memory with a CuPy array; this one is on {tensor.device}."
         )
     if tensor.dtype == torch.bfloat16:
         raise ValueError("CuPy has no bfloat16. Extract with dtype=torch.float32 or torch.float16.")

@@ -1,4 +1,4 @@
-"""Which layers: from names, globs, regular expressions, types, "leaves", "blocks" or a predicate to module paths."""
+"""Select layers by name, glob, regular expression, class, "leaves", "blocks" or predicate; list them in a table."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ from .nearest import nearest_hint
 from .state import borrowed
 from .trees import first_tensor
 
+__all__ = [
+    "Layers",
+    "Selection",
+    "block_layers",
+    "layer_table",
+    "leaf_layers",
+    "select_layers",
+    "unknown_layer",
+    "unwrap",
+]
+
 Layers = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Sequence[Any]
-"""What ``layers=`` may be; a sequence mixes the other forms."""
+"""Type of the argument ``layers``; a sequence may mix the other forms."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers, however nested.
+    """Network inside DataParallel, DistributedDataParallel and torch.compile wrappers, which may be nested.
 
-    Their forward is that of the network inside; hooks on the wrapper's replicas or compiled graphs would be lost.
+    Hooks on the replicas or compiled graphs of a wrapper would be lost.
     """
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -37,9 +48,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def leaf_layers(model: nn.Module) -> list[str]:
-    """Paths of all modules without children, in the order of their definition; a shared module once.
+    """Paths of all modules without children, in the order of definition; a shared module appears once.
 
-    MultiheadAttention counts as a leaf: it uses the weights of its child without calling it.
+    MultiheadAttention counts as a leaf, because it uses the weights of its child without calling it.
     """
     uncalled = {id(child) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
     return [
@@ -50,11 +61,11 @@ def leaf_layers(model: nn.Module) -> list[str]:
 
 
 def block_layers(model: nn.Module) -> list[str]:
-    """Paths of the outermost repeated blocks, in the order of their definition; a shared module once.
+    """Paths of the outermost repeated blocks, in the order of definition; a shared module appears once.
 
-    These are composite modules in a Sequential, ModuleList or ModuleDict (the residual blocks of a ResNet, the encoder
-    layers of a transformer, the dense blocks of a DenseNet), or three and more of one class side by side (the inception
-    modules of a GoogLeNet, the steps of a U-Net), with the single ones between them.
+    A block is a module with children in a Sequential, ModuleList or ModuleDict (residual block of a ResNet, encoder
+    layer of a transformer, dense block of a DenseNet). Three or more modules of one class with one parent are blocks
+    too (inception modules of a GoogLeNet, steps of a U-Net), and so are the other modules with children beside them.
     """
     seen: set[int] = set()
 
@@ -85,35 +96,35 @@ def _composite(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """Module paths, and which of them the caller named one by one: those must run, others may be missing."""
+    """Paths of the selected modules, and those that the caller wrote out: these must run, the others need not."""
 
     paths: tuple[str, ...]
     named: frozenset[str]
 
 
 def select_layers(model: nn.Module, layers: Layers = "leaves") -> Selection:
-    r"""The module paths that ``layers`` picks in ``model``.
+    r"""Paths of the modules of ``model`` that ``layers`` selects.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A network, wrapped or not.
+        The network. It may be wrapped (DataParallel, torch.compile).
     layers : str, type, callable or sequence of these
-        "leaves": every module without children. "blocks": the outermost repeated blocks. A module path
-        ("layer1.0.conv1"; "" is the network itself), a glob ("layer*.conv?"), a regular expression behind "re:"
+        "leaves" (every module without children), "blocks" (the outermost repeated blocks), a module path
+        ("layer1.0.conv1"; "" is the network itself), a glob ("layer*.conv?"), a regular expression after "re:"
         ("re:layer[12]\..*"), a module class, or a predicate of (path, module).
 
     Returns
     -------
     Selection
-        Paths in the order of the sequence, and in the order of definition within one pattern; no path twice.
+        Paths in the order of the sequence, and within one pattern in the order of definition. No path appears twice.
 
     Raises
     ------
     ValueError
-        If something picks no layer; a misspelt path is answered with the nearest ones.
+        If a part of ``layers`` selects no layer. The message names the layers nearest to a misspelt path.
     TypeError
-        If ``layers`` or one of its parts is none of the above.
+        If ``layers`` or one of its parts is of another type, or ``model`` is no module or in TorchScript.
 
     Examples
     --------
@@ -125,7 +136,7 @@ def select_layers(model: nn.Module, layers: Layers = "leaves") -> Selection:
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("A model in TorchScript runs no hooks inside. Pass the module that it was made from.")
+        raise TypeError("A model in TorchScript runs no hooks. Pass the module that it was made from.")
     modules = dict(model.named_modules(remove_duplicate=False))
     single = isinstance(layers, str | type) or callable(layers)
     parts: Any = [layers] if single else layers
@@ -144,7 +155,7 @@ def select_layers(model: nn.Module, layers: Layers = "leaves") -> Selection:
 
 
 def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[bool, list[str]]:
-    """Whether ``part`` is a path written out, and the paths that it picks."""
+    """Return whether ``part`` is a path written out, and the paths that it selects."""
     if isinstance(part, str):
         if part == "leaves":
             return False, leaf_layers(model)
@@ -152,8 +163,8 @@ def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[b
             found = block_layers(model)
             if not found:
                 raise ValueError(
-                    f"{type(model).__name__} has no repeated blocks (composite modules in a Sequential or ModuleList, "
-                    'or three of one class side by side). Use layers="leaves" or name its layers.'
+                    f"{type(model).__name__} has no repeated blocks: no modules with children in a Sequential or "
+                    'ModuleList, nor three of one class with one parent. Use layers="leaves" or name its layers.'
                 )
             return False, found
         if part in modules:
@@ -185,30 +196,30 @@ def _pick(model: nn.Module, modules: dict[str, nn.Module], part: Any) -> tuple[b
     if callable(part):
         found = [name for name, module in modules.items() if part(name, module)]
         if not found:
-            raise ValueError(f"The predicate in `layers` picked no layer of {type(model).__name__}.")
+            raise ValueError(f"The predicate in `layers` selects no layer of {type(model).__name__}.")
         return False, found
     raise TypeError(f"`layers` may hold names, patterns, types and functions, not {type(part).__name__}.")
 
 
 def unknown_layer(name: str, names: Iterable[str], model_name: str) -> str:
-    """The message for a layer path that is not there, with the nearest ones."""
+    """Message for a layer path that does not exist, with the nearest paths."""
     return f"{model_name} has no layer {name!r}. {nearest_hint(name, names, kind='Its layers')}"
 
 
 def layer_table(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple[str, str, str, int]]:
-    """Path, type, output shape and parameter count of every module, for people who choose layers.
+    """Path, class, output shape and number of parameters of every module.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The network.
+        The network. It is in eval mode during the run.
     run : callable
-        Runs the network once on an example; the network is in eval mode meanwhile.
+        Runs the network once on an example.
 
     Returns
     -------
-    list of (path, type, shape, parameters)
-        In the order of execution; modules that did not run come last with an empty shape.
+    list of (path, class, shape, parameters)
+        In the order of execution. Modules that did not run come last and have an empty shape.
     """
     model = unwrap(model)
     shapes: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The hint behind every message about a name that does not exist."""
+"""Hint for a message about a name that does not exist: the nearest names that do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 __all__ = ["nearest", "nearest_hint"]
 
 LISTED = 6
-"""Names that a hint lists when none is near."""
+"""Number of names that a hint lists if none is near."""
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known names that are nearest to ``name``, best first; upper and lower case count as the same.
+    """Known names nearest to ``name``, at most ``most``, the nearest first; upper and lower case count as the same.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 
 def nearest_hint(name: str, known: Iterable[str], *, kind: str = "Known names", most: int = 3) -> str:
-    """A sentence with the names nearest to ``name``; with the first six names if none is near.
+    """Sentence with the known names nearest to ``name``, or with the first six if none is near.
 
     Examples
     --------

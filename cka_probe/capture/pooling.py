@@ -1,7 +1,7 @@
-"""Pooling: from an activation of any shape to features (samples, width), with padding left out.
+"""Pool an activation of any shape to features (samples, width), without padding.
 
-Shapes: maps (n, c, h, w) and any number of spatial axes, square maps (n, h, h, c), tokens (n, t, d), matrices (n, d),
-scalars (n,). A mask (n, t) is 1 where a token is real.
+Activations may be maps (n, c, h, w) with any number of spatial axes, square maps (n, h, h, c), tokens (n, t, d),
+matrices (n, d) or scalars (n,). A mask (n, t) is 1 where a token is real and 0 where it is padding.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable
 
 import torch
 
+__all__ = ["POOLINGS", "Pooling", "check_pooling", "pool"]
+
 Pooling = str | Callable[[torch.Tensor], torch.Tensor]
+"""Name of a pooling, or a function from an activation (n, ...) to features (m, d)."""
 
 POOLINGS = {
-    "auto": "flatten, or the mean over real tokens when a batch brings an attention mask",
-    "flatten": "everything but the sample axis in one row; padded tokens count as 0",
-    "mean": "mean over positions of a map, or over real tokens",
+    "auto": "flatten, or the mean over real tokens if the batch has an attention mask",
+    "flatten": "all axes but the sample axis in one row; padded tokens count as 0",
+    "mean": "mean over the positions of a map, or over real tokens",
     "spatial": "every position of a map is a sample",
     "all": "every real token is a sample",
     "cls": "the first real token",
@@ -24,14 +27,14 @@ POOLINGS = {
 
 
 def check_pooling(pooling: Pooling) -> None:
-    """Raise unless ``pooling`` is a known name or callable.
+    """Raise an error unless ``pooling`` is a known name or callable.
 
     Raises
     ------
     ValueError
-        For an unknown name.
+        If it is an unknown name.
     TypeError
-        For anything but a name or a function.
+        If it is neither a string nor callable.
     """
     if callable(pooling):
         return
@@ -47,21 +50,22 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
     Parameters
     ----------
     activation : tensor (n, ...)
-        Output of a layer, samples on axis 0.
+        Output of a layer, with samples on axis 0.
     pooling : str or callable
         One of ``POOLINGS``, or a function from the activation to a tensor (m, d).
     mask : tensor (n, t), optional
-        1 for real tokens. Applied to activations whose first two axes are (n, t) and which have more.
+        1 for real tokens. It applies to activations of shape (n, t, ...) with three or more axes.
 
     Returns
     -------
     tensor (m, d)
-        A view of the activation where that is possible. m = n but for "spatial" and "all".
+        A view of the activation if possible. m is the number of positions or real tokens for "spatial" and "all", and
+        n for the other names.
 
     Raises
     ------
     ValueError
-        If the pooling does not suit the activation's shape.
+        If the pooling does not fit the shape of the activation.
 
     Examples
     --------
@@ -83,10 +87,10 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
         return activation.reshape(activation.shape[0], -1)
     real = mask.to(device=activation.device, dtype=torch.bool) if mask is not None and has_tokens else None
     if real is not None:
-        activation = activation.flatten(2)  # heads of a token belong to it
+        activation = activation.flatten(2)  # all heads of a token are its features
     if pooling == "flatten":
         if real is not None:
-            # A fill, not a product: padding may hold NaN. (torch.where with a number would wait for the GPU.)
+            # Not a product with the mask: padding may hold NaN. Not torch.where with a number: it waits for the GPU.
             activation = activation.masked_fill(~real[:, :, None], 0.0)
         return activation.reshape(activation.shape[0], -1)
     if activation.ndim == 3:
@@ -95,7 +99,7 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
 
 
 def _mean(activation: torch.Tensor, axis: int | tuple[int, ...]) -> torch.Tensor:
-    """In float32 at least: rounding a mean to half precision would cost CKA 1e-3."""
+    """Mean in float32 or better: a mean rounded to half precision would change CKA by 1e-3."""
     return activation.mean(axis, dtype=torch.promote_types(activation.dtype, torch.float32))
 
 
@@ -107,15 +111,15 @@ def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) 
         if pooling == "mean":
             return _mean(tokens, 1)
         return tokens[:, 0] if pooling == "cls" else tokens[:, -1]
-    # The first or last that is real: right for padding on either side.
+    # The first or last real token, with padding on either side.
     places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(real)
     last = pooling == "last"
     places = places.masked_fill(~real, -1 if last else tokens.shape[1])
     place = (places.amax(1) if last else places.amin(1)) % tokens.shape[1]
     found = tokens.take_along_dim(place[:, None, None], 1)
     if pooling == "mean":
-        # Differences to the first of them: a layer that is constant stays so, whatever the number of tokens. In float32
-        # at least. A fill, not a product: padding may hold NaN. A sample without any real token gives NaN.
+        # The mean of differences to the first real token: a constant layer stays exactly constant for any number of
+        # tokens. Not a product with the mask: padding may hold NaN. A sample without real tokens gives NaN.
         apart = tokens.to(torch.promote_types(tokens.dtype, torch.float32)) - found
         return found[:, 0] + apart.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True)
     return found[:, 0].masked_fill(~real.any(1, keepdim=True), torch.nan)
@@ -123,7 +127,7 @@ def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) 
 
 def _pool_map(maps: torch.Tensor, pooling: str) -> torch.Tensor:
     if maps.ndim == 4 and maps.shape[1] == maps.shape[2] != maps.shape[3]:
-        maps = maps.movedim(3, 1)  # (n, h, w, c), as Swin has it: a square map shows which axes are space
+        maps = maps.movedim(3, 1)  # (n, h, w, c), as in Swin; a square map shows which axes are spatial
     if pooling == "mean":
         return _mean(maps, tuple(range(2, maps.ndim)))
     if pooling in ("spatial", "all"):

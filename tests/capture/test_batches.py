@@ -1,26 +1,27 @@
-"""What loaders yield, how a model is called with it, and how small batches are joined."""
+"""Batches: the call of a model, the number of samples, the join of small batches, two loaders."""
 
 from collections import OrderedDict, UserDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from small_networks import image_batches, small_network
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import cka_probe as cp
 from cka_probe.capture.batches import (
     attention_mask,
+    batch_count,
     batch_size,
     call_model,
     certain_batch_size,
+    expected_samples,
     join,
     joined_batches,
     none_is_small,
 )
-from cka_probe.capture.trees import move
 
 Pair = namedtuple("Pair", "image target")
 
@@ -111,7 +112,7 @@ def test_only_the_first_of_several_parts_is_used_and_a_note_says_so():
     assert not cp.compare(net, net, DataLoader(TensorDataset(images, index), batch_size=6), progress=False).notes
 
 
-# --- masks, sizes, devices ----------------------------------------------------------------------------------------
+# --- masks and sizes ----------------------------------------------------------------------------------------------
 
 
 def test_the_attention_mask_of_a_batch():
@@ -139,7 +140,44 @@ def test_a_list_of_images_is_not_three_samples():
     assert certain_batch_size((torch.zeros(5, 3), torch.zeros(5))) == 5
     assert certain_batch_size((torch.zeros(5, 3), torch.zeros(4))) is None
     assert certain_batch_size({"x": torch.zeros(5, 3), "scale": torch.tensor(1.0)}) is None
+    assert certain_batch_size({"images": list(images), "scale": torch.zeros(3)}) is None
+    assert certain_batch_size((torch.zeros(5, 3), ["a"] * 5)) == 5
     assert certain_batch_size("text") is None
+
+
+class Stream(IterableDataset):
+    """A data set without a length: `len` of its DataLoader raises TypeError."""
+
+    def __iter__(self):
+        return iter(torch.randn(20, 4))
+
+
+def test_the_expected_number_of_samples():
+    x = torch.zeros(20, 3)
+    assert expected_samples(x) == 20
+    assert expected_samples({"x": x, "y": torch.zeros(20)}) == 20
+    assert expected_samples(DataLoader(TensorDataset(x), batch_size=8)) == 20
+    assert expected_samples([x, (x[:5], None)]) == 25
+    assert expected_samples(["a", "b"]) == 0
+    assert expected_samples(iter([x])) is None
+    assert expected_samples(iter([x]), 8) is None
+    assert expected_samples(range(3)) is None, "a loader of some other library, before its first batch"
+    assert expected_samples(range(3), 8) == 24
+    assert expected_samples(DataLoader(Stream(), batch_size=5), 5) is None
+
+
+def test_the_expected_number_of_batches():
+    assert batch_count(torch.zeros(20, 3)) == batch_count({"x": torch.zeros(20)}) == 1
+    assert batch_count(DataLoader(torch.zeros(20, 3), batch_size=8)) == 3
+    assert batch_count(iter([])) is None
+    assert batch_count(DataLoader(Stream(), batch_size=5)) is None
+
+
+@pytest.mark.parametrize("scope", ["minibatch", "dataset"])
+def test_a_stream_without_length_can_be_compared(scope):
+    net = nn.Linear(4, 3)
+    result = cp.compare(net, net, DataLoader(Stream(), batch_size=5), layers="", scope=scope)
+    assert result.meta["samples"] == 20
 
 
 def test_detectors_are_compared_on_lists_of_images():
@@ -164,41 +202,6 @@ def test_detectors_are_compared_on_lists_of_images():
     assert_allclose(result.values, expected.values, atol=1e-6)
 
 
-def test_moving_keeps_the_kinds():
-    class Graph:
-        def to(self, device):
-            return ("moved", device)
-
-    device = torch.device("meta")
-    packed = pack_sequence([torch.ones(3), torch.ones(2)])
-    batch = Pair((torch.ones(2), "name", Graph()), OrderedDict(x=[torch.ones(3)], packed=packed))
-    moved = move(batch, device)
-    assert isinstance(moved, Pair)
-    assert moved.image[0].device == device
-    assert moved.image[1:] == ("name", ("moved", device))
-    assert isinstance(moved.target, OrderedDict)
-    assert moved.target["x"][0].device == device
-    assert moved.target["packed"].data.device == device
-    assert moved.target["packed"].batch_sizes.device.type == "cpu"
-    assert batch.image[0].device.type == "cpu", "the batch itself is not changed"
-    assert batch.target["x"][0].device.type == "cpu"
-
-
-def test_a_batch_encoding_keeps_its_attributes():
-    transformers = pytest.importorskip("transformers")
-    batch = transformers.BatchEncoding({"input_ids": torch.ones(2, 3)})
-    moved = move(batch, torch.device("meta"))
-    assert moved.input_ids.device.type == "meta"
-    assert batch.input_ids.device.type == "cpu"
-
-
-def test_a_mapping_that_cannot_be_changed_becomes_a_dict():
-    from types import MappingProxyType
-
-    moved = move(MappingProxyType({"x": torch.ones(2)}), torch.device("meta"))
-    assert moved["x"].device.type == "meta"
-
-
 # --- joining ------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +218,24 @@ def test_join_puts_samples_behind_each_other_in_every_kind_of_nesting():
     assert a["x"].shape == (2, 3)
 
 
+@dataclass
+class Graph:
+    nodes: torch.Tensor
+    name: str | None = None
+
+
+def test_join_of_dataclasses():
+    joined = join([Graph(torch.ones(2))], [Graph(torch.zeros(1))])
+    assert torch.equal(joined[0].nodes, torch.tensor([1.0, 1.0, 0.0]))
+    assert join(Graph(torch.ones(2), "a"), Graph(torch.ones(2), "b")) is None
+    assert join(Graph(torch.ones(2)), Pair(torch.ones(2), None)) is None
+
+
+def test_join_of_named_tuples_without_tensors():
+    assert join(Pair("a", 1), Pair("a", 1)) == Pair("a", 1)
+    assert join(Pair("a", 1), Pair("b", 1)) is None
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -226,6 +247,10 @@ def test_join_puts_samples_behind_each_other_in_every_kind_of_nesting():
         ({"x": torch.ones(2), "t": 1}, {"x": torch.ones(2), "t": 2}),
         ((torch.ones(2),), (torch.ones(2), torch.ones(2))),
         (torch.ones(2), "text"),
+        ("text", torch.ones(2)),
+        (["a"], [torch.ones(2)]),
+        ([], ["a"]),
+        ({"x": 1}, ["x"]),
         (object(), object()),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_buffer_grows_to_what_comes(rows):
 
 
 def test_an_empty_buffer_and_a_negative_budget_are_errors():
-    with pytest.raises(ValueError, match="Nothing was appended"):
+    with pytest.raises(ValueError, match="No features were appended"):
         FeatureBuffer().rows()
     with pytest.raises(ValueError, match="`budget` must be a number of bytes"):
         Budget(-1)

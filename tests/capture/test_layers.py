@@ -1,4 +1,4 @@
-"""Which modules a selection picks, on networks as people write them, and what a misspelt one is told."""
+"""The modules that `layers` selects in small and real networks, its error messages, and the table of layers."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_every_way_to_choose(net, layers, picked):
     assert paths(net, layers) == picked
 
 
-def test_only_paths_written_out_must_run(net):
+def test_only_paths_that_are_written_out_count_as_named(net):
     selection = select_layers(net, ["head", "stages.*.conv"])
     assert selection.named == {"head"}
 
@@ -95,12 +95,12 @@ def test_a_path_with_the_characters_of_a_glob_is_still_a_path():
         ("re:decoder", r"The pattern 're:decoder' matches no layer of Net"),
         ("re:(", r"`layers`: '\(' is not a regular expression: "),
         (nn.LSTM, r"Net has no layer of type LSTM\."),
-        (lambda _name, _module: False, r"The predicate in `layers` picked no layer of Net\."),
+        (lambda _name, _module: False, r"The predicate in `layers` selects no layer of Net\."),
         ([], r"`layers` is empty: name at least one layer\."),
     ],
     ids=["typo", "typo-inside", "nothing-near", "glob", "regex", "bad-regex", "class", "predicate", "empty"],
 )
-def test_what_picks_nothing_is_told_so(net, layers, message):
+def test_errors_for_a_selection_without_layers(net, layers, message):
     with pytest.raises(ValueError, match=message):
         select_layers(net, layers)
 
@@ -113,7 +113,7 @@ def test_what_picks_nothing_is_told_so(net, layers, message):
         (int, r"`layers`: int is not a torch\.nn\.Module class\."),
     ],
 )
-def test_what_is_no_selection_is_told_so(net, layers, message):
+def test_errors_for_a_selection_of_the_wrong_type(net, layers, message):
     with pytest.raises(TypeError, match=message):
         select_layers(net, layers)
 
@@ -130,16 +130,16 @@ def test_a_model_that_is_no_module():
         select_layers(lambda x: x)
 
 
-@pytest.mark.filterwarnings("ignore:`?torch.jit")  # deprecated, and still around
+@pytest.mark.filterwarnings("ignore:`?torch.jit")  # deprecated in torch, but still in use
 def test_a_model_in_torchscript():
     scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(TypeError, match=r"A model in TorchScript runs no hooks inside\. Pass the module"):
+    with pytest.raises(TypeError, match=r"A model in TorchScript runs no hooks\. Pass the module"):
         select_layers(scripted)
 
 
 def test_a_model_without_blocks():
     with pytest.raises(
-        ValueError, match=r"Sequential has no repeated blocks .* Use layers=\"leaves\" or name its layers"
+        ValueError, match=r"Sequential has no repeated blocks: .* Use layers=\"leaves\" or name its layers"
     ):
         select_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "blocks")
 
@@ -160,7 +160,7 @@ def test_a_model_without_blocks():
     ],
 )
 def test_blocks_of_torchvision_networks(name, count, first, last):
-    with torch.device("meta"):  # no weights are needed
+    with torch.device("meta"):  # without memory for weights
         extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         found = paths(torchvision.models.get_model(name, weights=None, **extra), "blocks")
     assert (len(found), found[0], found[-1]) == (count, first, last)
@@ -191,18 +191,18 @@ def side_by_side(**children):
     return net
 
 
-def test_three_of_one_class_side_by_side_are_blocks_with_the_single_ones_between():
+def test_three_modules_of_one_class_are_blocks_and_so_are_the_composite_modules_beside_them():
     net = side_by_side(inc=DoubleConv(), d1=Down(), d2=Down(), d3=Down(), out=nn.Conv2d(3, 1, 1))
     assert paths(net, "blocks") == ["inc", "d1", "d2", "d3"]
 
 
-def test_a_backbone_beside_three_heads_is_still_looked_into():
+def test_a_backbone_beside_three_heads_gives_its_own_blocks():
     net = side_by_side(body=Backbone(), a=DoubleConv(), b=DoubleConv(), c=DoubleConv())
     assert paths(net, "blocks") == ["body.blocks.0", "body.blocks.1", "a", "b", "c"]
 
 
-def test_two_of_one_class_are_looked_into():
-    """An encoder and a decoder, or two towers: their layers are the blocks."""
+def test_two_modules_of_one_class_give_their_own_blocks():
+    """As in a network with an encoder and a decoder, or with two towers."""
     net = side_by_side(left=Backbone(), right=Backbone())
     assert paths(net, "blocks") == ["left.blocks.0", "left.blocks.1", "right.blocks.0", "right.blocks.1"]
 
@@ -214,7 +214,7 @@ def test_a_shared_module_is_one_layer():
     assert paths(net, "blocks") == ["blocks.0"]
 
 
-def test_attention_is_a_leaf_for_its_projection_is_never_called():
+def test_attention_is_a_leaf_because_its_projection_is_never_called():
     net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     assert "self_attn" in paths(net, "leaves")
     assert "self_attn.out_proj" not in paths(net, "leaves")

@@ -1,0 +1,198 @@
+"""Walk, move and rebuild nested tensors; the tensor that stands for a layer's output."""
+
+from collections import OrderedDict, UserDict, namedtuple
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import cka_probe as cp
+from cka_probe.capture.trees import alike, first_tensor, move, parts, samples_first, tensors
+
+META = torch.device("meta")
+Pair = namedtuple("Pair", "image target")
+Edges = namedtuple("Edges", "start to")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A dataclass as a model of a user may return it; `count` is no argument of its constructor."""
+
+    state: Any
+    weights: Any = None
+    count: int = field(default=3, init=False)
+
+
+@pytest.fixture
+def xs():
+    return [torch.full((2,), float(i)) for i in range(5)]
+
+
+# --- walking --------------------------------------------------------------------------------------------------------
+
+
+def test_every_tensor_is_found_in_order(xs):
+    a, b, c, d, e = xs
+    tree = (a, [None, {"x": b, "name": "text"}], Pair(c, 4), Output(d, (e,)))
+    found = list(tensors(tree))
+    assert len(found) == 5
+    assert all(one is other for one, other in zip(found, xs, strict=True))
+
+
+@pytest.mark.parametrize("leaf", [None, "text", 3, {1, 2}, object(), Output, torch.float32])
+def test_other_objects_are_leaves_without_tensors(leaf):
+    assert parts(leaf) is None
+    assert list(tensors(leaf)) == []
+    assert move(leaf, META) is leaf
+
+
+def test_a_tensor_has_no_parts(xs):
+    assert parts(xs[0]) is None
+
+
+@pytest.mark.parametrize("empty", [(), [], {}])
+def test_an_empty_container(empty):
+    assert list(parts(empty)) == list(tensors(empty)) == []
+    assert move(empty, META) == empty
+
+
+# --- rebuilding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [(1, 2), [1, 2], Pair(1, 2), {"a": 1, "b": 2}, OrderedDict(a=1, b=2), UserDict(a=1, b=2)],
+    ids=["tuple", "list", "named tuple", "dict", "OrderedDict", "UserDict"],
+)
+def test_a_container_is_rebuilt_with_other_parts(tree):
+    assert list(parts(tree)) == [1, 2]
+    rebuilt = alike(tree, [3, 4])
+    assert type(rebuilt) is type(tree)
+    assert list(parts(rebuilt)) == [3, 4]
+    assert list(parts(tree)) == [1, 2], "the container itself is not changed"
+
+
+def test_a_dataclass_is_rebuilt_field_by_field():
+    tree = Output(1, 2)
+    rebuilt = alike(tree, [4, 5, 6])
+    assert (rebuilt.state, rebuilt.weights, rebuilt.count) == (4, 5, 6)
+    assert (tree.state, tree.weights, tree.count) == (1, 2, 3)
+
+
+# --- moving ---------------------------------------------------------------------------------------------------------
+
+
+def test_moving_keeps_the_classes_of_containers():
+    class Graph:
+        def to(self, device):
+            return ("moved", device)
+
+    packed = pack_sequence([torch.ones(3), torch.ones(2)])
+    batch = Pair((torch.ones(2), "name", Graph()), OrderedDict(x=[torch.ones(3)], packed=packed))
+    moved = move(batch, META)
+    assert isinstance(moved, Pair)
+    assert moved.image[0].device == META
+    assert moved.image[1:] == ("name", ("moved", META))
+    assert isinstance(moved.target, OrderedDict)
+    assert moved.target["x"][0].device == META
+    assert moved.target["packed"].data.device == META
+    assert moved.target["packed"].batch_sizes.device.type == "cpu"
+    assert batch.image[0].device.type == "cpu", "the batch itself is not changed"
+    assert batch.target["x"][0].device.type == "cpu"
+
+
+def test_a_dataclass_is_moved(xs):
+    batch = Output(xs[0], [xs[1]])
+    moved = move(batch, META)
+    assert type(moved) is Output
+    assert moved.state.device == moved.weights[0].device == META
+    assert moved.count == 3
+    assert batch.state is xs[0]
+
+
+def test_a_field_named_to_is_no_method(xs):
+    moved = move(Edges(xs[0], xs[1]), META)
+    assert isinstance(moved, Edges)
+    assert moved.to.device == META
+
+
+def test_the_targets_of_a_detector_are_moved():
+    targets = [{"boxes": torch.zeros(3, 4), "labels": torch.zeros(3), "name": "a"}]
+    moved = move((torch.zeros(1, 3, 8, 8), targets), META)
+    assert type(moved) is tuple
+    assert moved[1][0]["boxes"].device == moved[1][0]["labels"].device == META
+    assert moved[1][0]["name"] == "a"
+    assert targets[0]["boxes"].device.type == "cpu"
+
+
+def test_a_batch_encoding_keeps_its_attributes():
+    transformers = pytest.importorskip("transformers")
+    batch = transformers.BatchEncoding({"input_ids": torch.ones(2, 3)})
+    moved = move(batch, META)
+    assert moved.input_ids.device.type == "meta"
+    assert batch.input_ids.device.type == "cpu"
+
+
+def test_a_model_output_keeps_its_class():
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    output = outputs.BaseModelOutput(last_hidden_state=torch.ones(2, 3), hidden_states=(torch.ones(2), torch.ones(2)))
+    moved = move(output, META)
+    assert type(moved) is outputs.BaseModelOutput
+    assert [x.device for x in tensors(moved)] == [META] * 3
+    assert moved.last_hidden_state is moved["last_hidden_state"]
+    assert output.last_hidden_state.device.type == "cpu"
+
+
+def test_a_mapping_that_cannot_be_changed_becomes_a_dict():
+    moved = move(MappingProxyType({"x": torch.ones(2)}), META)
+    assert type(moved) is dict
+    assert moved["x"].device.type == "meta"
+
+
+# --- the tensor that stands for an output ---------------------------------------------------------------------------
+
+
+def test_the_tensor_that_stands_for_an_output():
+    x, y = torch.ones(2), torch.zeros(2)
+    assert first_tensor(x) is x
+    assert first_tensor((None, [x, y])) is x
+    assert first_tensor({"past": y, "last_hidden_state": x}) is x
+    assert first_tensor({"loss": y, "logits": x}) is x
+    assert first_tensor((None, {"loss": y, "logits": x})) is x
+    assert first_tensor({"a": None, "b": x}) is x
+    assert first_tensor(Output(None, [x])) is x
+    assert first_tensor([]) is None
+    assert first_tensor("text") is None
+
+
+def test_the_output_of_a_hugging_face_model_is_its_last_hidden_state():
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    x = torch.ones(2, 3, 4)
+    assert first_tensor(outputs.BaseModelOutput(last_hidden_state=x, hidden_states=(x * 2,))) is x
+    assert first_tensor(outputs.CausalLMOutput(loss=torch.tensor(1.0), logits=x)) is x
+
+
+def test_a_layer_that_returns_a_dataclass_is_compared():
+    class Returns(nn.Module):
+        def forward(self, x):
+            return Output(x)
+
+    net, batch = nn.Sequential(nn.Linear(3, 4), Returns()), torch.randn(8, 3)
+    result = cp.compare(net, net, batch, progress=False)
+    assert result.rows == ("0", "1")
+    assert result.values[0, 1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_samples_are_put_first(layer, batch_first):
+    module = layer(4, 2, batch_first=batch_first)
+    x = torch.randn(5, 3, 4)
+    assert torch.equal(samples_first(module, x), x if batch_first else x.transpose(0, 1))
+    matrix = x[0]
+    assert samples_first(module, matrix) is matrix
+    assert samples_first(nn.Linear(4, 2), x) is x
