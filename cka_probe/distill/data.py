@@ -1,9 +1,9 @@
-"""Data sets as (train, test) pairs of torch data sets that give (image, label).
+"""Data sets as (train, test) pairs of torch data sets of (image, label).
 
-`digits` is built in; CIFAR-100 and ImageNet are read from local files. Nothing is downloaded unless it is asked for.
+The digits come with scikit-learn; CIFAR-100 and ImageNet are read from local files. Nothing is downloaded by default.
 
-The augmentations draw from torch's generator. `cka_probe.distill.distill` reseeds it for every batch; a DataLoader of
-your own repeats itself when it has workers and a seeded ``generator``, from which torch seeds the workers.
+The augmentations draw from torch's global generator. `cka_probe.distill.distill` seeds it for every batch. In your own
+DataLoader, workers and a seeded ``generator`` make the augmentations repeatable.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..capture.extras import require
 
 __all__ = ["cifar100", "digits", "imagenet"]
 
-# Of scikit-learn's 1,797 digits, this part is held out: about 72 of each class, so that one test image is 0.14 %.
+# Fraction of the 1,797 digits in the test set: about 72 of each class. One test image is 0.14 % of accuracy.
 DIGITS_TEST_FRACTION = 0.4
 
 CIFAR100_MEAN, CIFAR100_DEVIATION = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -30,32 +30,34 @@ def digits(
 ) -> tuple[TensorDataset, TensorDataset]:
     """The 1,797 handwritten digits of scikit-learn (8 x 8 pixels, 10 classes) as a (train, test) pair of data sets.
 
-    The images are resized bilinearly, then shifted and scaled to mean 0 and standard deviation 1 over the training
-    part. The split is stratified and depends on `seed` alone; with `train_per_class` the smaller training sets are
-    subsets of the larger ones, and test set and normalisation stay the same.
+    The images are resized bilinearly and normalised to mean 0 and standard deviation 1 over the training part. The
+    split is stratified and depends only on `seed`. `train_per_class` changes neither test set nor normalisation, and
+    smaller training sets are subsets of larger ones.
 
     Parameters
     ----------
     train_per_class : int, optional
-        Labelled training images of each class (1 to 104); all of them when None.
+        Training images of each class (1 to 104). All if None.
     seed : int
-        Chooses the split and which training images are kept.
+        Chooses the split and the training images.
     size : int
         Height and width of the images.
     channels : int
-        The grey image is repeated over this many channels.
+        Number of channels; each holds the same grey image.
 
     Returns
     -------
     train, test : TensorDataset
-        Of (image, label): float32 (channels, size, size) and int64 scalars, 0 to 9. 1,078 and 719 images.
+        1,078 and 719 pairs of image, float32 (channels, size, size), and label, an int64 scalar from 0 to 9.
 
     Raises
     ------
     TypeError
         If an argument is not an integer.
     ValueError
-        If an argument is out of range, or there are fewer than `train_per_class` images of a class.
+        If an argument is out of range, or a class has fewer than `train_per_class` images.
+    ModuleNotFoundError
+        If scikit-learn is not installed.
 
     Examples
     --------
@@ -102,28 +104,28 @@ def digits(
 def cifar100(root: str | Path, augment: bool = True, download: bool = False) -> tuple[CIFAR100, CIFAR100]:
     """CIFAR-100 (50,000 and 10,000 images of 32 x 32, 100 classes) as a (train, test) pair, read by torchvision.
 
-    Images are normalised with the mean and deviation of the distillation recipes.
+    Images are normalised with the channel means and standard deviations that distillation papers use.
 
     Parameters
     ----------
     root : str or Path
-        The folder that holds ``cifar-100-python``, the unpacked Python version of the data set.
+        The folder that contains ``cifar-100-python``, the unpacked Python version of the data set.
     augment : bool
-        Whether training images are padded by 4, cropped back to 32 x 32 at random and flipped with probability 1/2.
+        Pad training images by 4, crop them to 32 x 32 at a random position and flip them with probability 1/2.
     download : bool
-        Whether to fetch the archive (169 MB) into `root` when it is not there.
+        Download the archive (169 MB) into `root` if it is missing.
 
     Returns
     -------
     train, test : torchvision.datasets.CIFAR100
-        Of (image, label): float32 (3, 32, 32) and int, 0 to 99. The names are in ``classes``.
+        Pairs of image, float32 (3, 32, 32), and label, an int from 0 to 99. ``classes`` holds the names.
 
     Raises
     ------
     FileNotFoundError
-        If the files are not there and `download` is False.
+        If files are missing and `download` is False.
     ValueError
-        If a file is there but its checksum is wrong.
+        If the checksum of a file is wrong.
 
     Examples
     --------
@@ -136,7 +138,7 @@ def cifar100(root: str | Path, augment: bool = True, download: bool = False) -> 
         if missing:
             raise FileNotFoundError(
                 f"CIFAR-100 is not in {str(root)!r}: {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} missing. Unpack cifar-100-python.tar.gz there, or say "
+                f"{'is' if len(missing) == 1 else 'are'} missing. Unpack cifar-100-python.tar.gz there, or pass "
                 f"download=True; nothing is downloaded otherwise."
             )
     normalise = [transforms.ToTensor(), transforms.Normalize(CIFAR100_MEAN, CIFAR100_DEVIATION)]
@@ -147,40 +149,40 @@ def cifar100(root: str | Path, augment: bool = True, download: bool = False) -> 
     except RuntimeError as error:
         damaged = [name for name, checksum in checksums.items() if not check_integrity(str(folder / name), checksum)]
         if not damaged:
-            raise  # a download that failed: torchvision says why
+            raise  # the download failed; torchvision's message says why
         raise ValueError(
-            f"CIFAR-100 in {str(folder)!r} is damaged: the checksum of {', '.join(damaged)} is not the original's. "
+            f"CIFAR-100 in {str(folder)!r} is damaged: the checksum of {', '.join(damaged)} is wrong. "
             f"Delete the folder and unpack the archive again."
         ) from error
     return train, test
 
 
 def imagenet(root: str | Path, augment: bool = True) -> tuple[ImageFolder, ImageFolder]:
-    """An ImageNet tree as a (train, test) pair: folders ``train`` and ``val``, in each one folder of images per class.
+    """ImageNet as a (train, test) pair, from the folders ``train`` and ``val`` with one folder of images per class.
 
-    Test images are resized to 256 on their shorter side and cropped to the central 224 x 224; all are normalised with
-    ImageNet's mean and deviation.
+    The shorter side of test images is resized to 256, and the central 224 x 224 pixels are kept. All images are
+    normalised with ImageNet's channel means and standard deviations.
 
     Parameters
     ----------
     root : str or Path
-        The folder that holds ``train`` and ``val``.
+        The folder that contains ``train`` and ``val``.
     augment : bool
-        Whether training images are random resized crops, flipped with probability 1/2; else they are treated as test
-        images are.
+        Make random resized crops of training images and flip them with probability 1/2. If False, training images are
+        treated like test images.
 
     Returns
     -------
     train, test : torchvision.datasets.ImageFolder
-        Of (image, label): float32 (3, 224, 224) and int, in the alphabetical order of the class folders. The names are
-        in ``classes``.
+        Pairs of image, float32 (3, 224, 224), and label, an int in alphabetical order of the class folders. ``classes``
+        holds the names.
 
     Raises
     ------
     FileNotFoundError
-        If a folder is not there, has no class folders, or a class has no images.
+        If a folder is missing or has no class folders, or a class has no images.
     ValueError
-        If ``train`` and ``val`` do not have the same classes.
+        If ``train`` and ``val`` have different classes.
 
     Examples
     --------
@@ -192,7 +194,7 @@ def imagenet(root: str | Path, augment: bool = True) -> tuple[ImageFolder, Image
         differing = sorted(set(classes["train"]) ^ set(classes["val"]))
         raise ValueError(
             f"train and val in {str(root)!r} must have the same class folders: {len(classes['train'])} and "
-            f"{len(classes['val'])} were found, and only one of the two has {', '.join(differing[:5])}"
+            f"{len(classes['val'])} were found, and only one of them has {', '.join(differing[:5])}"
             f"{' ...' if len(differing) > 5 else ''}."
         )
     normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION)]
@@ -210,7 +212,7 @@ def _class_folders(root: Path, part: str) -> list[str]:
     if not found:
         problem = "has no class folders" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"{str(folder)!r} {problem}. Images are expected as "
+            f"{str(folder)!r} {problem}. Images are expected at "
             f"{root}/train/CLASS/*.JPEG and {root}/val/CLASS/*.JPEG; nothing is downloaded."
         )
     return found
@@ -220,7 +222,7 @@ def _image_folder(folder: Path, transform: transforms.Compose) -> ImageFolder:
     try:
         return ImageFolder(str(folder), transform=transform)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"In {str(folder)!r} some class folders are empty. {error}") from error
+        raise FileNotFoundError(f"Some class folders in {str(folder)!r} are empty. {error}") from error
 
 
 def _check_integer(argument: str, value: object, at_least: int) -> None:

@@ -1,4 +1,4 @@
-"""Digits, CIFAR-100 and ImageNet folders: contents, determinism, and what is said when files are missing."""
+"""Digits, CIFAR-100 and ImageNet folders: contents, determinism, messages about missing files."""
 
 import hashlib
 import pickle
@@ -37,7 +37,7 @@ def test_digits_are_the_images_of_scikit_learn():
     images = torch.cat([train.tensors[0], test.tensors[0]]).flatten(1).double()
     labels = torch.cat([train.tensors[1], test.tensors[1]])
     bunch = load_digits()
-    # Undo the normalisation by its two known ends: every image set spans 0 to 16.
+    # Undo the normalisation: the known minimum and maximum are 0 and 16.
     images = (images - images.min()) / (images.max() - images.min()) * 16
     ours = sorted((label.item(), *image.round().int().tolist()) for label, image in zip(labels, images, strict=True))
     theirs = sorted((label, *row.astype(int)) for label, row in zip(bunch.target, bunch.data, strict=True))
@@ -106,7 +106,7 @@ def test_digits_bad_arguments():
 
 @pytest.fixture
 def cifar_root(tmp_path, monkeypatch):
-    """Eight and four images in the files of the Python version, and torchvision told their checksums."""
+    """Write eight and four images as CIFAR-100 files, and give torchvision their checksums."""
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_a_seeded_loader_repeats_its_augmentation(cifar_root, workers):
     train, _ = cifar100(cifar_root)
 
     def batches():
-        torch.manual_seed(0)  # what the main process draws from when there are no workers
+        torch.manual_seed(0)  # without workers the augmentations draw from this generator
         generator = torch.Generator().manual_seed(5)
         return list(DataLoader(train, 4, shuffle=True, num_workers=workers, generator=generator))
 
@@ -197,7 +197,7 @@ def test_cifar100_damaged(cifar_root, name):
     path = cifar_root / "cifar-100-python" / name
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(
-        ValueError, match=rf"is damaged: the checksum of {name} is not the original's\. Delete the folder"
+        ValueError, match=rf"is damaged: the checksum of {name} is wrong\. Delete the folder"
     ):
         cifar100(cifar_root)
 
@@ -263,7 +263,7 @@ def test_imagenet_test_images_are_centre_crops(imagenet_root):
 
 
 def test_imagenet_missing(tmp_path):
-    expected = r"does not exist\. Images are expected as .*train/CLASS/\*\.JPEG and .*val/CLASS/\*\.JPEG; nothing is"
+    expected = r"does not exist\. Images are expected at .*train/CLASS/\*\.JPEG and .*val/CLASS/\*\.JPEG; nothing is"
     with pytest.raises(FileNotFoundError, match=rf"train' {expected}"):
         imagenet(tmp_path)
     (tmp_path / "train" / "cat").mkdir(parents=True)
@@ -278,13 +278,13 @@ def test_imagenet_empty_class(imagenet_root):
     for path in (imagenet_root / "val" / "n01443537").iterdir():
         path.unlink()
     folder = re.escape(str(imagenet_root / "val"))
-    with pytest.raises(FileNotFoundError, match=rf"In '{folder}' some class folders are empty\. .*n01443537"):
+    with pytest.raises(FileNotFoundError, match=rf"Some class folders in '{folder}' are empty\. .*n01443537"):
         imagenet(imagenet_root)
 
 
 def test_imagenet_classes_must_agree(imagenet_root):
     (imagenet_root / "val" / "n09999999").mkdir()
     with pytest.raises(
-        ValueError, match="same class folders: 2 and 3 were found, and only one of the two has n09999999"
+        ValueError, match="same class folders: 2 and 3 were found, and only one of them has n09999999"
     ):
         imagenet(imagenet_root)

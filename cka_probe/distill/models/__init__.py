@@ -1,4 +1,4 @@
-"""The networks of the paper by name, with the parameter counts and state-dict layout of the common CIFAR checkpoints.
+"""The paper's networks by name. Parameter counts and state dicts are those of the common CIFAR checkpoints.
 
 >>> student = build("resnet8x4", num_classes=100)
 >>> sum(parameter.numel() for parameter in student.parameters())
@@ -62,17 +62,17 @@ __all__ = ["NAMES", "build", "load_weights", *NAMES]
 
 
 def build(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.Module:
-    """A network with random weights, by its name; nothing is downloaded.
+    """Build a network with random weights from its name. Nothing is downloaded.
 
     Parameters
     ----------
     name : str
-        One of `NAMES` (made for 32 x 32 images, MobileNetV1 for 224 x 224), ``"torchvision:NAME"`` for a classification
+        One of `NAMES` (for 32 x 32 images; MobileNetV1 for 224 x 224), ``"torchvision:NAME"`` for a classification
         network of torchvision, or ``"timm:NAME"``.
     num_classes : int
         Length of the logits.
     in_channels : int
-        Channels of the images. torchvision's networks take 3.
+        Channels of the images. Must be 3 for networks of torchvision.
 
     Returns
     -------
@@ -84,8 +84,8 @@ def build(name: str, num_classes: int = 100, in_channels: int = 3) -> nn.Module:
     TypeError
         If `name` is not a string.
     ValueError
-        If there is no network of that name (the message has the nearest ones), or a number is not positive, or a
-        torchvision network is asked to take other than 3 channels.
+        If there is no network of that name (the message names the nearest ones), a number is not positive, or
+        `in_channels` is not 3 for a network of torchvision.
     ModuleNotFoundError
         If the name starts with "timm:" and timm is not installed.
 
@@ -120,10 +120,10 @@ def _build_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Modu
     if name not in names:
         raise ValueError(f"torchvision has no classification network {name!r}. {nearest_hint(name, names)}")
     if in_channels != 3:
-        raise ValueError(f"torchvision's networks take images of 3 channels, not {in_channels}; use a timm network.")
+        raise ValueError(f"torchvision's networks take images of 3 channels, not {in_channels}. Use a timm network.")
     options: dict[str, bool] = {}
     if name in ("googlenet", "inception_v3"):
-        # Without their auxiliary classifiers they give plain logits while training too.
+        # With auxiliary classifiers the output in train mode would not be plain logits.
         options = {"aux_logits": False, "init_weights": True}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 

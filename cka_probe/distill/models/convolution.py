@@ -1,4 +1,4 @@
-"""What every convolutional network here is made of: the plain convolution and the recipes' initialisation."""
+"""A convolution without bias and the initial weights, shared by the networks of this room."""
 
 from torch import nn
 
@@ -6,19 +6,19 @@ __all__ = ["convolution", "draw_weights"]
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps height and width at stride 1."""
+    """A convolution without bias, padded so that stride 1 keeps height and width."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 def draw_weights(network: nn.Module, classifier_deviation: float | None = None) -> None:
-    """Draw the weights as the recipes do: convolutions from N(0, 2 / fan_out), biases 0, batch norms 1 and 0.
+    """Draw initial weights: convolutions from N(0, 2 / fan_out), biases 0, batch norms with weight 1 and bias 0.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Changed in place.
+        The network; it is changed in place.
     classifier_deviation : float, optional
-        Linear layers are drawn from N(0, this squared) with bias 0; they keep torch's own draw when None.
+        Standard deviation of linear layers, whose biases become 0. If None, linear layers keep torch's initial weights.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -12,7 +12,7 @@ def _normalised(layer: nn.Conv2d) -> list[nn.Module]:
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1 x 1 convolution, filter each channel by itself, narrow again; x is added where the shape stays."""
+    """1 x 1 convolution to more channels, depthwise 3 x 3, 1 x 1 to fewer; plus x if the shape stays the same."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -32,17 +32,17 @@ class InvertedResidual(nn.Module):
 
 
 class SmallMobileNetV2(nn.Module):
-    """MobileNetV2 whose stem and second group keep more resolution than ImageNet's, for images of 32 x 32.
+    """MobileNetV2 for 32 x 32 images: stem and second group keep more resolution than in the version for ImageNet.
 
     Parameters
     ----------
     width : float
-        Factor on the channels of every group but the last 1280.
+        Factor of the number of channels, except for the last 1280.
     num_classes, in_channels : int
-        Size of the logits and of the images' channel axis.
+        Length of the logits, and channels of the images.
     """
 
-    # Channels at width 1, blocks, stride of the first, expansion.
+    # Channels at width 1, number of blocks, stride of the first block, expansion.
     groups = ((16, 1, 1, 1), (24, 2, 1, 6), (32, 3, 2, 6), (64, 4, 2, 6), (96, 3, 1, 6), (160, 3, 2, 6), (320, 1, 1, 6))
     stage_layers = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
 
@@ -73,15 +73,15 @@ class SmallMobileNetV2(nn.Module):
 
 
 class DepthwiseNet(nn.Module):
-    """MobileNetV1: 3 x 3 filters on each channel by itself, then 1 x 1 convolutions, thirteen times.
+    """MobileNetV1: thirteen pairs of a depthwise 3 x 3 and a 1 x 1 convolution.
 
     Parameters
     ----------
     num_classes, in_channels : int
-        Size of the logits and of the images' channel axis.
+        Length of the logits, and channels of the images.
     """
 
-    # Channels that come out, and stride.
+    # Output channels and stride.
     layers = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
     stage_layers = ("model.3", "model.5", "model.11", "model.13")
 
@@ -108,5 +108,5 @@ def MobileNetV2(num_classes: int = 100, in_channels: int = 3) -> SmallMobileNetV
 
 
 def MobileNetV1(num_classes: int = 100, in_channels: int = 3) -> DepthwiseNet:  # noqa: N802  the paper's own name
-    """MobileNetV1 for 224 x 224 images, the student of an ImageNet pair: 4,231,976 parameters at 1000 classes."""
+    """MobileNetV1 for 224 x 224 images, the student of a pair on ImageNet: 4,231,976 parameters at 1000 classes."""
     return DepthwiseNet(num_classes, in_channels)

@@ -1,9 +1,8 @@
 """Residual networks for 32 x 32 images: slim ones of three stages (resnet8 ... resnet110, x4), wide ones of four.
 
-Parameter names follow the common CIFAR distillation checkpoints, which are not of one mind: the slim networks call the
-projection of a block ``downsample`` and the classifier ``fc``, the four-stage ones say ``shortcut`` and ``linear``.
-No activation works in place, so an output that a hook holds stays what it was, and every activation is a module of
-its own, so each can be tapped by its path.
+Parameter names follow the common CIFAR checkpoints for distillation: the slim networks call the projection of a block
+``downsample`` and the classifier ``fc``, the four-stage ones ``shortcut`` and ``linear``. No activation works in place,
+so an output that a hook holds does not change. Every activation is a module, so each can be tapped by its path.
 """
 
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ __all__ = [
 
 
 class BasicBlock(nn.Module):
-    """relu(x + two 3 x 3 convolutions of x); ``x`` is projected by ``skip_name`` where its shape changes."""
+    """relu(x + two 3 x 3 convolutions of x); the submodule ``skip_name`` projects x if the shape changes."""
 
     expansion = 1
 
@@ -49,7 +48,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """relu(x + a 3 x 3 convolution between two 1 x 1 ones), with four times ``width`` channels coming out."""
+    """relu(x + a 3 x 3 convolution between two 1 x 1 ones), with ``4 * width`` output channels."""
 
     expansion = 4
 
@@ -77,14 +76,14 @@ class Bottleneck(nn.Module):
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The path around a block: empty (the identity) where the shape stays, else a strided 1 x 1 convolution."""
+    """The skip connection of a block: the identity if the shape stays the same, else a strided 1 x 1 convolution."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     return nn.Sequential(convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(nn.Module):
-    """A residual network for small images: the first stage keeps the resolution of the image, each later one halves it.
+    """A residual network for small images: the first stage keeps the resolution, each later stage halves it.
 
     Parameters
     ----------
@@ -95,9 +94,9 @@ class ResNet(nn.Module):
     widths : list of int
         Channels of the stem, then the width of each stage.
     num_classes, in_channels : int
-        Size of the logits and of the images' channel axis.
+        Length of the logits, and channels of the images.
     skip_name, classifier_name : str
-        What the checkpoints of this family call a block's projection and the last linear layer.
+        Names of a block's projection and of the last linear layer in the checkpoints of this family.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class ResNet(nn.Module):
 
 
 def _slim(depth: int, widths: list[int], num_classes: int, in_channels: int) -> ResNet:
-    # Two convolutions in each block and three stages, plus the stem and the classifier: depth = 6 n + 2.
+    # Three stages of n blocks with two convolutions each, the stem and the classifier: depth = 6 n + 2.
     blocks = [(depth - 2) // 6] * 3
     return ResNet(BasicBlock, blocks, widths, num_classes, in_channels, skip_name="downsample", classifier_name="fc")
 

@@ -1,4 +1,4 @@
-"""ShuffleNet, first and second version, for 32 x 32 images: a 1 x 1 stem and no pooling before the stages."""
+"""ShuffleNetV1 and ShuffleNetV2 for 32 x 32 images: a 1 x 1 stem and no pooling before the stages."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ STEM_CHANNELS = 24
 
 
 class ChannelShuffle(nn.Module):
-    """Deal the channels of `groups` equal groups out in turn: channel j of group i goes to place j * groups + i."""
+    """Interleave `groups` equal groups of channels: channel j of group i moves to position j * groups + i."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -23,17 +23,17 @@ class ChannelShuffle(nn.Module):
 
 
 class GroupedUnit(nn.Module):
-    """A unit of ShuffleNetV1: grouped 1 x 1, shuffle, depthwise 3 x 3, grouped 1 x 1, and the way around added.
+    """A unit of ShuffleNetV1: grouped 1 x 1, shuffle, depthwise 3 x 3, grouped 1 x 1, plus the input.
 
-    At stride 2 the pooled input is joined instead, so the convolutions only make ``out_channels - in_channels``.
+    At stride 2 the pooled input is concatenated instead; the convolutions then give ``out_channels - in_channels``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
         super().__init__()
         self.joins = stride == 2
-        made = out_channels - in_channels if self.joins else out_channels
-        middle = made // 4
-        first_groups = 1 if in_channels == STEM_CHANNELS else groups  # the stem is too narrow to be grouped
+        convolved = out_channels - in_channels if self.joins else out_channels
+        middle = convolved // 4
+        first_groups = 1 if in_channels == STEM_CHANNELS else groups  # the stem has too few channels for groups
         self.conv1 = convolution(in_channels, middle, 1, groups=first_groups)
         self.bn1 = nn.BatchNorm2d(middle)
         self.relu1 = nn.ReLU()
@@ -41,8 +41,8 @@ class GroupedUnit(nn.Module):
         self.conv2 = convolution(middle, middle, 3, stride, groups=middle)
         self.bn2 = nn.BatchNorm2d(middle)
         self.relu2 = nn.ReLU()
-        self.conv3 = convolution(middle, made, 1, groups=groups)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3 = convolution(middle, convolved, 1, groups=groups)
+        self.bn3 = nn.BatchNorm2d(convolved)
         self.shortcut = nn.AvgPool2d(3, stride=2, padding=1) if self.joins else nn.Identity()
         self.relu3 = nn.ReLU()
 
@@ -51,12 +51,12 @@ class GroupedUnit(nn.Module):
         out = self.shuffle1(self.relu1(self.bn1(self.conv1(x))))
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        around = self.shortcut(x)
-        return self.relu3(torch.cat([out, around], dim=1) if self.joins else out + around)
+        skip = self.shortcut(x)
+        return self.relu3(torch.cat([out, skip], dim=1) if self.joins else out + skip)
 
 
 class SplitUnit(nn.Module):
-    """A unit of ShuffleNetV2 that keeps its shape: half of the channels pass, half are convolved, all shuffled."""
+    """A unit of ShuffleNetV2 that keeps the shape: half of the channels are convolved, then all are shuffled."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """A unit of ShuffleNetV2 that halves the resolution: two convolved paths of the input, joined and shuffled."""
+    """A unit of ShuffleNetV2 that halves the resolution: two convolved paths, concatenated and shuffled."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -111,18 +111,18 @@ class DownUnit(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """A 1 x 1 stem of 24 channels, the three stages given, perhaps a 1 x 1 head, and a linear classifier.
+    """A 1 x 1 stem of 24 channels, three stages, an optional 1 x 1 head and a linear classifier.
 
     Parameters
     ----------
     stages : tuple of torch.nn.Sequential
-        ``layer1`` to ``layer3``; each halves the resolution.
+        ``layer1`` to ``layer3``. Each halves the resolution.
     channels : int
         Channels of the last stage.
     head_channels : int, optional
-        Channels of a 1 x 1 convolution after the stages; there is none when None.
+        Channels of a 1 x 1 convolution after the stages. No such convolution if None.
     num_classes, in_channels : int
-        Size of the logits and of the images' channel axis.
+        Length of the logits, and channels of the images.
     """
 
     stage_layers = ("layer1", "layer2", "layer3")
@@ -159,7 +159,7 @@ class ShuffleNet(nn.Module):
 
 
 def ShuffleNetV1(num_classes: int = 100, in_channels: int = 3) -> ShuffleNet:  # noqa: N802  the paper's own name
-    """ShuffleNet with 3 groups (240, 480, 960 channels) for 32 x 32 images: 949,258 parameters at 100 classes."""
+    """ShuffleNetV1 with 3 groups (240, 480, 960 channels) for 32 x 32 images: 949,258 parameters at 100 classes."""
 
     def stage(before: int, width: int, units: int) -> nn.Sequential:
         kept = [GroupedUnit(width, width, stride=1, groups=3) for _ in range(units - 1)]

@@ -1,4 +1,4 @@
-"""Models and data by name, for the command line and for recipes: nothing here is downloaded."""
+"""Networks from the text that names them, for the command line and recipes. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ __all__ = ["load_model"]
 
 
 def load_model(source: str, weights: str | Path | None = None, *, num_classes: int | None = None) -> nn.Module:
-    """A network by its source.
+    """Build or load the network that a text names.
 
     Parameters
     ----------
     source : str
-        A name of the zoo ("resnet20"), "torchvision:resnet18", "timm:vit_tiny_patch16_224", "hf:FOLDER" (a local
-        transformers checkpoint, or a folder with a config.json alone for random weights), or "module:function" or
-        "file.py:function", a function without arguments that returns a torch.nn.Module.
+        A name of `cka_probe.distill.models` ("resnet20"), "torchvision:resnet18", "timm:vit_tiny_patch16_224",
+        "hf:FOLDER" (a local checkpoint of transformers; random weights if the folder has only a config.json),
+        "module:function" or "file.py:function" (a function without arguments that returns a torch.nn.Module).
     weights : path, optional
-        A .safetensors file, or a .pt file of a state dict (read with weights_only=True).
+        A .safetensors file, or a .pt file with a state dict (read with weights_only=True).
     num_classes : int, optional
-        Length of the logits, for names of the zoo (100 when left out), torchvision and timm (1000).
+        Length of the logits. By default 1000 for torchvision and timm, else 100. Not used for other sources.
 
     Returns
     -------
     torch.nn.Module
-        On the CPU, with random weights where none are given.
+        The network on the CPU, with random weights if none are given.
 
     Raises
     ------
     ValueError
-        If there is no such network (the nearest names are given) or the weights do not fit.
+        If there is no such network (the message names the nearest ones), or the weights do not fit.
     FileNotFoundError
-        If a folder or file is not there.
+        If a folder or file does not exist.
     TypeError
-        If a function returns something else.
+        If the function does not return a torch.nn.Module.
     ModuleNotFoundError
-        If the library of the source is not installed.
+        If the library that the source needs is not installed.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def _from_function(module_name: str, function: str) -> nn.Module:
         spec.loader.exec_module(module)
     else:
         try:
-            # A module beside the caller, as `python -m` would find it.
+            # Find modules in the working directory, as `python -m` does.
             sys.path.insert(0, str(Path.cwd()))
             try:
                 module = importlib.import_module(module_name)
@@ -100,11 +100,11 @@ def _from_function(module_name: str, function: str) -> nn.Module:
             if error.name is None or not module_name.startswith(error.name):
                 raise
             raise ValueError(
-                f"There is no Python module {module_name!r}. A model is a name of the zoo, torchvision:NAME, "
+                f"There is no Python module {module_name!r}. A network is a name such as resnet20, torchvision:NAME, "
                 "timm:NAME, hf:FOLDER, module:function or file.py:function."
             ) from error
     if not callable(getattr(module, function, None)):
-        raise ValueError(f"{module_name} has no function {function!r} that makes a model.")
+        raise ValueError(f"{module_name} has no function {function!r} that makes a network.")
     model = getattr(module, function)()
     if not isinstance(model, nn.Module):
         raise TypeError(f"{module_name}:{function} returned {type(model).__name__}, not a torch.nn.Module.")

@@ -1,4 +1,4 @@
-"""VGG networks with batch norm and one linear layer, for 32 x 32 images (and 64 x 64, with one more pooling)."""
+"""VGG networks with batch norm and one linear layer for 32 x 32 images, or 64 x 64 with one more pooling."""
 
 from torch import Tensor, nn
 
@@ -10,16 +10,16 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """Five blocks of 3 x 3 convolutions (64 to 512 channels) with pooling between them and a linear classifier.
+    """Five blocks of 3 x 3 convolutions (64 to 512 channels), each followed by pooling, and a linear classifier.
 
-    Checkpoints end each block before its last ReLU, so ``block1`` is the pre-activation and ``relu1`` the activation.
+    As in the checkpoints a block ends before its last ReLU: ``block1`` gives pre-activations, ``relu1`` activations.
 
     Parameters
     ----------
     convolutions : tuple of int
-        How many convolutions each of the five blocks has.
+        Number of convolutions in each of the five blocks.
     num_classes, in_channels : int
-        Size of the logits and of the images' channel axis.
+        Length of the logits, and channels of the images.
     """
 
     stage_layers = ("relu1", "relu2", "relu3", "relu4")
@@ -44,7 +44,7 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
-        # The fourth pooling is for images of 64 x 64 and more: at 32 x 32 the last two blocks share the 4 x 4 maps.
+        # Images below 64 x 64 skip the fourth pooling: at 32 x 32 both last blocks work on 4 x 4 maps.
         skipped = None if x.shape[-2] >= 64 else 3
         for number in range(len(WIDTHS)):
             x = getattr(self, f"relu{number}")(getattr(self, f"block{number}")(x))

@@ -1,4 +1,4 @@
-"""Weights from a file into a network: safetensors, or what torch.save wrote, in the layouts that are about."""
+"""Load weights from a file of safetensors or torch.save into a network."""
 
 import pickle
 import zipfile
@@ -14,40 +14,40 @@ from torch import Tensor, nn
 
 __all__ = ["load_weights"]
 
-# Where a training script puts the state dict beside its epoch and optimiser.
+# Keys under which training scripts store the state dict.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "net")
-# What DataParallel, DistributedDataParallel and torch.compile put before every name.
+# Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every name.
 PREFIXES = ("module.", "_orig_mod.")
 
-Network = TypeVar("Network", bound=nn.Module)
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_weights(model: Network, path: str | Path) -> Network:
-    """The same network with the weights of a file; the network is changed only when everything in the file fits.
+def load_weights(model: Model, path: str | Path) -> Model:
+    """Load the weights of a file into a network. The network changes only if every weight fits.
 
-    The file is a safetensors file (by its suffix) or one of `torch.save`, read with ``weights_only=True``, so that no
-    code in it runs. Its state dict may be at the top, or under "model", "state_dict", "model_state_dict" or "net"; the
-    prefixes "module." and "_orig_mod." are dropped. Batch norms' counters that old files do not have stay as they are.
+    The file is a .safetensors file or a file of `torch.save`. The latter is read with ``weights_only=True``, so no code
+    in it runs; its state dict may be at the top or under "model", "state_dict", "model_state_dict" or "net". The
+    prefixes "module." and "_orig_mod." are removed. The counters of batch norms may be missing, as in old files.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place; its dtype and device stay.
+        The network; it is changed in place and keeps its dtype and device.
     path : str or Path
         The file.
 
     Returns
     -------
     torch.nn.Module
-        `model`.
+        The same `model`.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If the file cannot be read, holds no state dict, or does not fit: the message says which names are missing or
-        unexpected and which shapes differ.
+        If the file cannot be read, holds no state dict, or does not fit the network. The message lists missing names,
+        unexpected names and differing shapes.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def load_weights(model: Network, path: str | Path) -> Network:
         )
     state = _state_dict(_read(path), path)
     _check_fit(model, state, path)
-    model.load_state_dict(state, strict=False)  # all that may still be missing are batch norms' counters
+    model.load_state_dict(state, strict=False)  # only counters of batch norms may be missing
     return model
 
 
@@ -78,8 +78,8 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(
-                f"{str(path)!r} holds Python objects beside its weights, not loaded because they could run code. "
-                f"Save only the state dict, from the program that made the file: torch.save(model.state_dict(), path)."
+                f"{str(path)!r} holds Python objects beside its weights. They could run code and are not loaded. "
+                f"Save only the state dict in the program that made the file: torch.save(model.state_dict(), path)."
             ) from error
         raise ValueError(_damaged(path, error)) from error
     except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
@@ -90,7 +90,7 @@ def _damaged(path: Path, error: Exception) -> str:
     reason = str(error).strip().splitlines()
     return (
         f"{str(path)!r} is not a readable weight file: damaged, cut short, or neither safetensors nor torch.save "
-        f"({type(error).__name__}: {reason[0] if reason else 'no more is known'})."
+        f"({type(error).__name__}: {reason[0] if reason else 'no further information'})."
     )
 
 
@@ -102,7 +102,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             return _without_prefixes(content)
         found = f"the keys {', '.join(map(repr, list(content)[:8]))}" if content else "nothing in it"
     raise ValueError(
-        f"{str(path)!r} holds no state dict: names with tensors were expected at its top or under "
+        f"{str(path)!r} holds no state dict: names with tensors were expected at the top or under "
         f"{', '.join(map(repr, STATE_KEYS))}; it has {found}."
     )
 
@@ -110,7 +110,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state):
-            # Wrappers nest, a compiled network in DistributedDataParallel say, so there may be more.
+            # Wrappers may be nested, for example a compiled network in DistributedDataParallel.
             return _without_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()})
     return dict(state)
 
@@ -144,8 +144,8 @@ def _some(names: list[str], shown: int = 5) -> str:
 
 
 def _numpy_scalars() -> list[Any]:
-    # Training scripts store the best accuracy as a numpy number beside the weights. These globals rebuild a number and
-    # run nothing else; numpy 1 and 2 write the first under different modules.
+    # Training scripts store the best accuracy as a numpy number beside the weights. These globals can only build a
+    # number. numpy 1 and 2 store the function under different module names.
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")}
     return [

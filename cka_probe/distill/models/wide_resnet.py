@@ -1,4 +1,4 @@
-"""Wide residual networks (wrn_depth_width): batch norm and ReLU before each convolution, dropout never used."""
+"""Wide residual networks (wrn_depth_width): batch norm and ReLU before each convolution, no dropout."""
 
 from collections import OrderedDict
 
@@ -10,7 +10,7 @@ __all__ = ["WideResNet", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"]
 
 
 class PreActivationBlock(nn.Module):
-    """x plus two 3 x 3 convolutions of relu(bn(x)); where the width changes, relu(bn(x)) is also what is added."""
+    """x plus two 3 x 3 convolutions of relu(bn(x)). If the width changes, a projection of relu(bn(x)) replaces x."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -31,16 +31,16 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network for small images, its stages ``block1`` to ``block3`` of 16, 32 and 64 times `width`.
+    """A wide residual network for small images: three stages with 16, 32 and 64 times `width` channels.
 
     Parameters
     ----------
     depth : int
-        6 n + 4, for n blocks in each stage.
+        6 n + 4 for n blocks in each stage.
     width : int
-        Factor on the channels.
+        Factor of the number of channels.
     num_classes, in_channels : int
-        Size of the logits and of the images' channel axis.
+        Length of the logits, and channels of the images.
     """
 
     stage_layers = ("block1", "block2", "block3")
@@ -56,7 +56,7 @@ class WideResNet(nn.Module):
             blocks = nn.Sequential(PreActivationBlock(channels, out_channels, stride))
             for _ in range(count - 1):
                 blocks.append(PreActivationBlock(out_channels, out_channels, 1))
-            self.add_module(name, nn.Sequential(OrderedDict(layer=blocks)))  # checkpoints say block1.layer.0 ...
+            self.add_module(name, nn.Sequential(OrderedDict(layer=blocks)))  # names such as block1.layer.0
             channels = out_channels
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()

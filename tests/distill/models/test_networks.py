@@ -1,4 +1,4 @@
-"""The zoo: parameter counts and state-dict layout against the published ones; networks of other libraries by name."""
+"""Networks: parameter counts and state dicts equal the published ones; networks of other libraries by name."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ PARAMETERS = {
     "MobileNetV1": 3_309_476,
 }
 
-# Entries of those checkpoints, and how many there are in all: with the parameter count, these pin the layout.
+# Some entries of those checkpoints, and the number of all entries.
 LAYOUT = {
     "resnet8x4": (
         62,
@@ -153,7 +153,7 @@ def _one_seed():
     torch.manual_seed(0)
 
 
-def test_the_zoo_is_the_specification():
+def test_names_are_those_of_the_specification():
     assert set(NAMES) == set(PARAMETERS)
     for name in NAMES:
         assert getattr(models, name).__name__ == name
@@ -208,7 +208,7 @@ def test_vgg_pools_once_more_at_64_pixels():
     assert shapes == [(4, 4), (4, 4)]
 
 
-def test_channel_shuffle_deals_groups_out_in_turn():
+def test_channel_shuffle_interleaves_the_groups():
     from cka_probe.distill.models.shufflenet import ChannelShuffle
 
     channels = torch.arange(6.0).reshape(1, 6, 1, 1)
@@ -230,7 +230,7 @@ def test_a_basic_block_is_its_formula():
 
 def test_convolutions_are_drawn_by_fan_out():
     network = build("resnet8x4")
-    weight = network.layer3[0].conv2.weight  # 256 x 256 x 3 x 3: the deviation is known to 0.1 %
+    weight = network.layer3[0].conv2.weight  # 256 x 256 x 3 x 3: the deviation is estimated to 0.1 %
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     assert build("vgg8").classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert build("wrn_16_1").fc.bias.abs().max() == 0

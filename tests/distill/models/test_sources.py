@@ -21,7 +21,7 @@ def number():
     ("source", "kind", "classes"),
     [("resnet8", "ResNet", 100), ("torchvision:squeezenet1_1", "SqueezeNet", 1000)],
 )
-def test_names_of_the_zoo_and_of_torchvision(source, kind, classes):
+def test_networks_by_name(source, kind, classes):
     model = load_model(source)
     assert kind.lower() in type(model).__name__.lower()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Weights from files: the layouts that are about, and what is said about files that do not fit."""
+"""Weights from files: layouts of files, and messages about files that do not fit."""
 
 import re
 
@@ -104,7 +104,7 @@ def test_code_in_a_file_does_not_run(target, tmp_path):
     path = tmp_path / "whole_model.pth"
     torch.save(target, path)
     with pytest.raises(
-        ValueError, match=r"holds Python objects beside its weights, .*torch\.save\(model\.state_dict\(\)"
+        ValueError, match=r"holds Python objects beside its weights\. .*torch\.save\(model\.state_dict\(\)"
     ):
         load_weights(target, path)
 
