@@ -1,4 +1,4 @@
-"""The result of a comparison: values with names, errors, p-values and notes."""
+"""Result of a comparison: values with layer names, standard errors, p-values and notes."""
 
 from .matrix import SimilarityMatrix
 

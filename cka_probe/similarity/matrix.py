@@ -1,8 +1,7 @@
-"""Similarities between layers: the numbers, the names and how sure they are. Knows no torch and no models."""
+"""SimilarityMatrix: values of a comparison with layer names, standard errors, p-values and notes."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,46 +11,45 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import as_json, as_matrix, as_names
+from .files import read_matrix, write_matrix
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 __all__ = ["SimilarityMatrix"]
 
-_FORMAT = "cka_probe.SimilarityMatrix"
-_VERSION = 1
-_OPTIONAL_ARRAYS = ("standard_error", "p_value", "chance")
-
 
 @dataclass(init=False, frozen=True, eq=False, repr=False)
 class SimilarityMatrix:
     """Similarity of every layer of one model (rows) to every layer of another (columns).
 
-    The arrays are copied to float64 and made read-only: a result does not change after it was measured.
+    The arrays are read-only copies in float64.
 
     Parameters
     ----------
     values : array (R, C)
-        The similarities; NaN where the measure is undefined (a dead layer, say). Unbiased CKA may be negative.
+        Similarities; NaN where the measure is undefined (a constant layer). Unbiased CKA may be negative.
     rows, columns : sequence of str
-        Layer names, R and C of them.
+        R and C layer names.
     standard_error, p_value, chance : array (R, C), optional
-        Standard error of each value, p-value against independence, and the value that independent layers would give.
+        Standard error of each value, p-value against independence, and expected value for independent layers.
     notes : sequence of str
-        What a reader must know: dead layers, joined batches.
+        Facts that a reader must know: constant layers, batches that were joined or left out.
     measure : str
         Name of the measure, for example ``"cka"``.
     meta : dict, optional
-        How the numbers were made (kernel, estimator, samples ...), kept as JSON: tuples become lists.
+        How the values were computed (kernel, estimator, samples ...). It is kept as JSON: tuples become lists.
     row_models, column_models : sequence of str, optional
-        The model to which each row and column belongs, where there are several (``compare_many``).
+        Model of each row and column, if there are several models (``compare_many``).
 
     Raises
     ------
     TypeError
         If an array is not numeric, a name is not a string, or ``meta`` cannot be written as JSON.
     ValueError
-        If shapes and names do not fit each other, an error is negative or a p-value is outside [0, 1].
+        If shapes or numbers of names do not match, a standard error is negative, or a p-value is outside [0, 1].
 
     Examples
     --------
@@ -93,37 +91,37 @@ class SimilarityMatrix:
     ) -> None:
         if not isinstance(measure, str):
             raise TypeError(f"`measure` must be a string such as 'cka', got {type(measure).__name__}.")
-        values = _as_matrix(values, "values")
+        values = as_matrix(values, "values")
         r, c = values.shape
         arrays = {
-            name: None if array is None else _as_matrix(array, name)
-            for name, array in zip(_OPTIONAL_ARRAYS, (standard_error, p_value, chance), strict=True)
+            name: None if array is None else as_matrix(array, name)
+            for name, array in (("standard_error", standard_error), ("p_value", p_value), ("chance", chance))
         }
         for name, array in arrays.items():
             if array is not None and array.shape != values.shape:
                 raise ValueError(f"`{name}` must have the shape of `values`, {values.shape}, got {array.shape}.")
-        # NaN compares false on both sides and passes: it says "not known here".
+        # NaN, an unknown entry, is valid: its comparisons are false.
         if (error := arrays["standard_error"]) is not None and (error < 0).any():
             raise ValueError("`standard_error` must not be negative.")
         if (p := arrays["p_value"]) is not None and ((p < 0) | (p > 1)).any():
             raise ValueError("`p_value` must lie between 0 and 1.")
         fields = {
             "values": values,
-            "rows": _as_names(rows, "rows", r),
-            "columns": _as_names(columns, "columns", c),
+            "rows": as_names(rows, "rows", r),
+            "columns": as_names(columns, "columns", c),
             **arrays,
-            "notes": _as_names(notes, "notes"),
+            "notes": as_names(notes, "notes"),
             "measure": measure,
-            "meta": _as_json(meta),
-            "row_models": None if row_models is None else _as_names(row_models, "row_models", r),
-            "column_models": None if column_models is None else _as_names(column_models, "column_models", c),
+            "meta": as_json(meta),
+            "row_models": None if row_models is None else as_names(row_models, "row_models", r),
+            "column_models": None if column_models is None else as_names(column_models, "column_models", c),
         }
         for name, value in fields.items():
-            object.__setattr__(self, name, value)  # the class is frozen to everyone else
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def is_distance(self) -> bool:
-        """Whether less means more alike (``meta["kind"]`` is "distance")."""
+        """Whether a smaller value means more alike (``meta["kind"]`` is "distance")."""
         return self.meta.get("kind") == "distance"
 
     @property
@@ -133,19 +131,19 @@ class SimilarityMatrix:
 
     @property
     def row_labels(self) -> tuple[str, ...]:
-        """Name of each row, with its model in front where there are several."""
+        """Name of each row: "layer", or "model: layer" if there are several models."""
         return _labels(self.rows, self.row_models)
 
     @property
     def column_labels(self) -> tuple[str, ...]:
-        """Name of each column, with its model in front where there are several."""
+        """Name of each column: "layer", or "model: layer" if there are several models."""
         return _labels(self.columns, self.column_models)
 
     def interval(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper ends of the confidence interval of each value.
 
-        Student's t with ``meta["degrees_of_freedom"]`` degrees (a number, or one for each cell) where given, the normal
-        distribution otherwise. The ends are not clamped: they may pass 1 or fall below 0.
+        The interval is that of Student's t with ``meta["degrees_of_freedom"]`` degrees (one number, or one for each
+        cell), or of the normal distribution if none are given. Its ends may lie above 1 or below 0.
 
         Parameters
         ----------
@@ -183,18 +181,18 @@ class SimilarityMatrix:
         if degrees is None:
             quantile = stats.norm.isf(upper_tail)
         else:
-            # scipy gives NaN for degrees <= 0 (a single batch): an unknown interval, which is the truth.
+            # scipy returns NaN for 0 degrees (a single batch), which is right: the interval is unknown.
             quantile = stats.t.isf(upper_tail, np.asarray(degrees, dtype=np.float64))
         margin = quantile * self.standard_error
         return self.values - margin, self.values + margin
 
     def to_frame(self) -> pd.DataFrame:
-        """The values as a DataFrame, layer names on both sides; (model, layer) where there are several models.
+        """Values as a DataFrame with layer names as index and columns.
 
         Returns
         -------
         pandas.DataFrame (R, C)
-            A copy.
+            A copy. Index and columns are (model, layer) if there are several models.
 
         Examples
         --------
@@ -211,18 +209,23 @@ class SimilarityMatrix:
         )
 
     def pairs(self, level: float = 0.95) -> pd.DataFrame:
-        """One line for each pair of layers with all that is known of it, the most alike first, undefined ones last.
+        """Table of all pairs of layers, the most alike first, pairs with an undefined value last.
 
         Parameters
         ----------
         level : float
-            Confidence of the columns ``low`` and ``high``.
+            Confidence of the interval in the columns ``low`` and ``high``.
 
         Returns
         -------
         pandas.DataFrame (R * C, ...)
-            Columns row_model, row, column_model, column, value, and those of standard_error, low, high, p_value and
-            chance that the matrix holds.
+            Columns row_model, row, column_model, column, value, standard_error, low, high, p_value and chance, without
+            those that the matrix does not hold.
+
+        Raises
+        ------
+        ValueError
+            If the matrix has a standard error and ``level`` is not strictly between 0 and 1.
 
         Examples
         --------
@@ -252,57 +255,36 @@ class SimilarityMatrix:
         return pd.DataFrame(table).sort_values("value", ascending=self.is_distance, kind="stable", ignore_index=True)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
-        """The heatmap of the matrix; see :func:`cka_probe.plotting.plot_heatmap` for the keywords."""
+        """Axes with a heatmap of the matrix; see :func:`cka_probe.plotting.plot_heatmap` for the keywords."""
         from ..plotting.heatmap import plot_heatmap
 
         return plot_heatmap(self, ax=ax, **kwargs)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """The path of the .npz file to which the matrix was written, whole or not at all.
+        """Write the matrix to a .npz file, completely or not at all.
 
         Parameters
         ----------
         path : str or path
-            Taken as it is: no extension is added. An existing file is replaced.
+            Path of the file. No extension is added. An existing file is replaced.
 
         Returns
         -------
         pathlib.Path
-            Where the file lies.
+            Path of the file.
 
         Raises
         ------
-        FileNotFoundError
-            If the directory does not exist.
+        OSError
+            If the file cannot be written; FileNotFoundError if its folder does not exist.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"Cannot save to {path}: there is no directory {path.parent}. Create it first.")
-        header = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "rows": self.rows,
-            "columns": self.columns,
-            "notes": self.notes,
-            "measure": self.measure,
-            "meta": self.meta,
-            "row_models": self.row_models,
-            "column_models": self.column_models,
-        }
-        arrays = {name: array for name in _OPTIONAL_ARRAYS if (array := getattr(self, name)) is not None}
-        # Written beside its place and then moved, so that an interruption leaves the old file and never half a new one.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), values=self.values, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_matrix(self, path)
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The matrix that :meth:`save` wrote; nothing in the file is executed (no pickle).
+        """Matrix in a file that :meth:`save` wrote. Nothing in the file is executed (no pickle).
 
         Parameters
         ----------
@@ -312,7 +294,7 @@ class SimilarityMatrix:
         Returns
         -------
         SimilarityMatrix
-            Equal to the one saved.
+            Equal to the saved matrix.
 
         Raises
         ------
@@ -321,28 +303,7 @@ class SimilarityMatrix:
         ValueError
             If the file was not written by cka_probe, is damaged, or comes from a newer version.
         """
-        path = Path(path)
-        with path.open("rb") as file:
-            try:
-                with np.load(file, allow_pickle=False) as archive:
-                    header = json.loads(str(archive["header"]))
-                    arrays = {name: archive[name] for name in ("values", *_OPTIONAL_ARRAYS) if name in archive}
-                if header.pop("format") != _FORMAT:
-                    raise ValueError("another format")
-                version = header.pop("version")
-                matrix = cls(**arrays, **header) if version == _VERSION else None
-            # Damage shows as any of a dozen exceptions of zipfile, zlib, json, numpy and our own checks.
-            except Exception as error:
-                raise ValueError(
-                    f"{path} is not a similarity matrix saved by cka_probe, or the file is damaged "
-                    f"({type(error).__name__}: {error}). Save it again with SimilarityMatrix.save."
-                ) from error
-        if matrix is None:
-            raise ValueError(
-                f"{path} was saved in version {version} of the format; this cka_probe reads version {_VERSION}. "
-                "Update cka_probe to read it."
-            )
-        return matrix
+        return read_matrix(Path(path), cls)
 
     def __repr__(self) -> str:
         from .summary import as_text
@@ -350,58 +311,10 @@ class SimilarityMatrix:
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        """Notebook view: the summary, and the values in a table that opens on a click."""
+        """Summary for a notebook, with the values in a table that opens on a click."""
         from .summary import as_html
 
         return as_html(self)
-
-
-def _as_matrix(array: ArrayLike, name: str) -> NDArray[np.float64]:
-    """The array as read-only float64 (R, C)."""
-    result = np.asarray(array)
-    if result.dtype.kind not in "fiub":
-        raise TypeError(f"`{name}` must hold real numbers, got dtype {result.dtype}.")
-    if result.ndim != 2:
-        raise ValueError(f"`{name}` must have shape (rows, columns), got {result.shape}.")
-    result = np.array(result, dtype=np.float64)
-    result.flags.writeable = False
-    return result
-
-
-def _as_names(names: Sequence[str], name: str, count: int | None = None) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise TypeError(f"`{name}` must be a sequence of strings, got the single string {names!r}. Write [{names!r}].")
-    result = tuple(names)
-    for item in result:
-        if not isinstance(item, str):
-            raise TypeError(f"`{name}` must hold strings, got {item!r} of type {type(item).__name__}.")
-    if count is not None and len(result) != count:
-        axis = "rows" if name.startswith("row") else "columns"
-        raise ValueError(f"`values` has {count} {axis}, so `{name}` must hold {count} names; got {len(result)}.")
-    return tuple(str(item) for item in result)  # numpy strings too become plain ones
-
-
-def _as_json(meta: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What `meta` will be after saving and loading, so that both are equal."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.generic | np.ndarray):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} {value!r}")
-
-    if meta is None:
-        return {}
-    if not isinstance(meta, Mapping):
-        raise TypeError(f"`meta` must be a dict, got {type(meta).__name__}.")
-    result = {}
-    for key, value in meta.items():
-        try:
-            result[str(key)] = json.loads(json.dumps(value, default=plain))
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"`meta[{key!r}]` cannot be saved as JSON ({error}). Pass numbers, strings, lists or dicts."
-            ) from error
-    return result
 
 
 def _labels(layers: tuple[str, ...], models: tuple[str, ...] | None) -> tuple[str, ...]:

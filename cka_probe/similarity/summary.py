@@ -1,4 +1,4 @@
-"""What a similarity matrix says of itself in a terminal and in a notebook."""
+"""Summary of a similarity matrix as text for a terminal and as HTML for a notebook."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["as_html", "as_text"]
 
 
 def as_text(matrix: SimilarityMatrix) -> str:
-    """The measure, the range, the best matches, how it was made and the notes, a line each.
+    """Summary as text: measure, range of the values, best matches, settings and notes, one line each.
 
     Parameters
     ----------
     matrix : SimilarityMatrix
-        What to describe.
+        The matrix.
     """
     facts = _facts(matrix)
     width = max(len(name) for name, _ in facts)
@@ -27,12 +27,12 @@ def as_text(matrix: SimilarityMatrix) -> str:
 
 
 def as_html(matrix: SimilarityMatrix) -> str:
-    """The same as a table, with the values in another one that opens on a click.
+    """Summary as an HTML table, and the values in a second table that opens on a click.
 
     Parameters
     ----------
     matrix : SimilarityMatrix
-        What to describe.
+        The matrix.
     """
     lines = "".join(
         f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
@@ -55,7 +55,7 @@ def _title(matrix: SimilarityMatrix) -> str:
 
 
 def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
-    """Name and text of each line."""
+    """Name and text of each line of the summary."""
     facts = [("values", _range(matrix))]
     if matrix.standard_error is not None and np.isfinite(matrix.standard_error).any():
         facts.append(("standard error", f"up to {np.nanmax(matrix.standard_error):.2g}"))
@@ -80,7 +80,7 @@ def _range(matrix: SimilarityMatrix) -> str:
 
 
 def _best_matches(matrix: SimilarityMatrix, limit: int = 6) -> list[tuple[str, str]]:
-    """The counterpart of each row; of a model compared with itself, the best among the other layers."""
+    """Most similar column of each row; without the layer itself if a model is compared with itself."""
     sign = -1 if matrix.is_distance else 1
     compared = np.where(np.isfinite(matrix.values), sign * matrix.values, -np.inf)
     itself = False

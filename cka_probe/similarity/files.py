@@ -1,0 +1,72 @@
+"""Write a similarity matrix to a .npz file and read it back. The file holds no pickle, so nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ..atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    from .matrix import SimilarityMatrix
+
+__all__ = ["read_matrix", "write_matrix"]
+
+FORMAT = "cka_probe.SimilarityMatrix"
+VERSION = 1
+
+# Arrays are entries of the archive; the other fields are one JSON text, the entry "header".
+ARRAYS = ("values", "standard_error", "p_value", "chance")
+HEADER = ("rows", "columns", "notes", "measure", "meta", "row_models", "column_models")
+
+Matrix = TypeVar("Matrix")
+
+
+def write_matrix(matrix: SimilarityMatrix, path: Path) -> None:
+    """Write a matrix to ``path``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written (see `cka_probe.atomic_write`).
+    """
+    header = {"format": FORMAT, "version": VERSION} | {name: getattr(matrix, name) for name in HEADER}
+    arrays = {name: array for name in ARRAYS if (array := getattr(matrix, name)) is not None}
+    text = np.array(json.dumps(header))
+    atomic_write(path, lambda file: np.savez_compressed(file, header=text, **arrays))
+
+
+def read_matrix(path: Path, make: Callable[..., Matrix]) -> Matrix:
+    """Result of ``make`` with the fields in the file as keyword arguments.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If `write_matrix` did not write the file, it is damaged, or its version is newer.
+    """
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                fields: dict[str, Any] = json.loads(str(archive["header"]))
+                fields |= {name: archive[name] for name in ARRAYS if name in archive}
+            if fields.pop("format") != FORMAT:
+                raise ValueError("another format")
+            version = fields.pop("version")
+            if version == VERSION:
+                return make(**fields)
+        # A damaged file raises one of a dozen exceptions of zipfile, zlib, json, numpy and `make`.
+        except Exception as error:
+            raise ValueError(
+                f"{path} is not a similarity matrix saved by cka_probe, or the file is damaged "
+                f"({type(error).__name__}: {error}). Save it again with SimilarityMatrix.save."
+            ) from error
+    raise ValueError(
+        f"{path} was saved in version {version} of the format; this cka_probe reads version {VERSION}. "
+        "Update cka_probe to read it."
+    )
