@@ -1,6 +1,6 @@
 """The command line: `cka-probe compare | distill | distill-table | info | report`.
 
-The modules of the commands import no more than typer at their top, so that `cka-probe --help` answers at once.
+At the top the modules of the commands import only typer and the standard library, so `cka-probe --help` is fast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .report import report
 
 __all__ = ["app", "main"]
 
-# What a user can put right by typing something else; any other exception is a run that failed.
+# Errors that the user can correct. Any other exception is a run that failed.
 MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ModuleNotFoundError)
 
 app = typer.Typer(
@@ -49,16 +49,16 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Compare neural networks layer by layer with CKA and MMD, and distil one into another with the same estimators."""
+    """Compare neural networks layer by layer with CKA and MMD; distill one into another with the same estimators."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command line and leaves the process: 0 for success, 2 for a user's mistake, 1 for a run that failed.
+    """Run a command line and exit: code 0 for success, 2 for a mistake of the user, 1 for a run that failed.
 
     Parameters
     ----------
     arguments : sequence of str, optional
-        Those of the process when None. ``--debug`` may stand anywhere among them.
+        The arguments; those of the process if None. ``--debug`` may be at any place.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
-    # The words of these are for developers: a bare key, an attribute's name.
+    # The messages of these are for developers, for example a bare key.
     if isinstance(error, (LookupError, AttributeError, NameError, AssertionError)):
         text = f"{type(error).__name__}: {text}. This looks like a defect; --debug shows where."
     return text

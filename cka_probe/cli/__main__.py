@@ -1,4 +1,4 @@
-"""`python -m cka_probe.cli`, which is what `accelerate launch -m` needs."""
+"""`python -m cka_probe.cli`, for `accelerate launch -m`."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""`cka-probe distill` and `cka-probe distill-table`: recipes in, trained students and tables out."""
+"""`cka-probe distill` and `cka-probe distill-table`: train students from recipes, and tabulate them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from typing import Annotated, Any
 
 import typer
 
+__all__ = ["distill", "distill_table"]
+
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; may be given several times."),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the recipe. May be repeated."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Fresh = Annotated[bool, typer.Option(help="Start again, also where there are results or checkpoints.")]
+Fresh = Annotated[bool, typer.Option(help="Start again, even if there are results or checkpoints.")]
 
 
 def distill(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe; there are some in examples/recipes.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe; examples/recipes has some.")],
     changes: Changes = None,
-    method: Annotated[str | None, typer.Option(help="Another method than the recipe's: ce, kd, rcka, ...")] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Another output directory.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method: ce, kd, rcka, ... By default that of the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed. By default that of the recipe.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output directory. By default that of the recipe.")
+    ] = None,
     fresh: Fresh = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a student after a recipe.
+    """Train a student as a recipe describes.
 
-    A run that was stopped or killed goes on from its last checkpoint when the same command is given again.
+    If a run was stopped, the same command continues it from its last checkpoint.
 
     For example:
 
@@ -46,9 +50,9 @@ def distill(
     try:
         result = run_recipe(chosen, resume=not fresh, progress=_progress(quiet))
     except KeyboardInterrupt:
-        _stopped(f"what is done lies in {directory}")
-    _leave_the_others()
-    if not _speaks():
+        _stopped(f"the files of the run are in {directory}")
+    _leave_process_group()
+    if not _is_main_process():
         return
     if as_json:
         typer.echo((directory / "result.json").read_text())
@@ -63,23 +67,23 @@ def distill(
 
 
 def distill_table(
-    recipes: Annotated[list[Path], typer.Argument(help="TOML recipes, one row block each.")],
+    recipes: Annotated[list[Path], typer.Argument(help="TOML recipes; each gives a block of rows.")],
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "ce,kd,rcka",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each method, with seeds 0, 1, ...")] = 5,
     against: Annotated[
-        str | None, typer.Option(help="Method that the others are tested against; kd, or else the first.")
+        str | None, typer.Option(help="Method that the others are compared with. By default kd, else the first method.")
     ] = None,
     changes: Changes = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory of runs and table; the recipes' own by default.")
+        Path | None, typer.Option("--output", "-o", help="Directory of runs and table. By default that of the recipes.")
     ] = None,
     fresh: Fresh = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run methods x seeds and print the table: mean and deviation, last and best, and a paired test.
+    """Run every method with every seed and print a table: mean and deviation, last and best, and a paired test.
 
-    Runs that are done are not repeated; a command that was stopped goes on where it was.
+    Finished runs are not repeated. If a command was stopped, the same command continues it.
 
     For example:
 
@@ -98,10 +102,10 @@ def distill_table(
     try:
         runs = run_grid(chosen, names, range(seeds), resume=not fresh, progress=_progress(quiet))
     except KeyboardInterrupt:
-        _stopped(f"finished runs lie in {chosen[0].output.directory}")
-    _leave_the_others()
+        _stopped(f"finished runs are in {chosen[0].output.directory}")
+    _leave_process_group()
     table = summarise(runs, chosen, against if len(names) > 1 else None)
-    if not _speaks():
+    if not _is_main_process():
         return
     paths = save_table(table, runs, folder, against)
     if as_json:
@@ -120,13 +124,13 @@ def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:
     return Recipe.load(path, [*(changes or []), *extra])
 
 
-def _speaks() -> bool:
-    """Whether this is the main process of those that torchrun or accelerate started."""
+def _is_main_process() -> bool:
+    """Whether this is the main process of those that torchrun or accelerate started. Only it prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _leave_the_others() -> None:
-    """End the process group that accelerate has made: a process that exits while gloo's threads run may abort."""
+def _leave_process_group() -> None:
+    """End the process group of accelerate: a process that exits while threads of gloo run may abort."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -138,5 +142,5 @@ def _progress(quiet: bool) -> bool:
 
 
 def _stopped(where: str) -> None:
-    typer.echo(f"Stopped; {where}. The same command goes on from there.", err=True)
+    typer.echo(f"Stopped; {where}. The same command continues from there.", err=True)
     raise typer.Exit(130)

@@ -1,4 +1,4 @@
-"""`cka-probe info`: what this machine has, and the layers of a network."""
+"""`cka-probe info`: versions and devices of this machine, or the layers of a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+__all__ = ["info"]
+
+# Optional libraries, and the extra that installs each.
 OPTIONAL = {
+    "accelerate": "distill",
+    "pycocotools": "dense",
     "transformers": "hf",
     "timm": "timm",
     "plotly": "report",
@@ -18,10 +23,10 @@ OPTIONAL = {
 
 
 def info(
-    model: Annotated[str | None, typer.Argument(help="A network whose layers to list.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A network; its layers are listed.")] = None,
     image_size: Annotated[int, typer.Option(help="Height and width of the example image.")] = 32,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the network.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Only the layers that this picks, as in compare.")] = None,
+    layers: Annotated[str | None, typer.Option(help="List only these layers, as in compare.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show versions and devices, or the layers of a network with their output shapes.
@@ -33,7 +38,7 @@ def info(
       cka-probe info torchvision:resnet18 --layers blocks
     """
     if model is None:
-        facts = machine()
+        facts = _machine()
         typer.echo(json.dumps(facts) if as_json else "\n".join(f"{name:14} {value}" for name, value in facts.items()))
         return
     table = _layers(model, image_size, num_classes, layers)
@@ -52,8 +57,8 @@ def info(
     Console().print(shown)
 
 
-def machine() -> dict[str, Any]:
-    """Versions and devices of this machine; says of what is missing how to install it."""
+def _machine() -> dict[str, Any]:
+    """Versions and devices of this machine, with the install line of each missing library."""
     import os
 
     import torch
@@ -74,7 +79,7 @@ def machine() -> dict[str, Any]:
 
         facts["cupy"] = cupy.__version__
     except ImportError:
-        cuda = (torch.version.cuda or "12").partition(".")[0]
+        cuda = (torch.version.cuda or "13").partition(".")[0]
         facts["cupy"] = f"not installed: pip install 'cka-probe[cuda{cuda}]' (needs an NVIDIA GPU)"
     for name, extra in OPTIONAL.items():
         try:
@@ -107,7 +112,7 @@ def _layers(
             table = layer_table(model, run)
     except RuntimeError as error:
         raise ValueError(
-            f"{source} does not run on an image of {image_size} x {image_size}; --image-size chooses another. "
+            f"{source} does not run on an image of {image_size} x {image_size}; choose another with --image-size. "
             f"torch says: {error}"
         ) from error
     if layers is None:

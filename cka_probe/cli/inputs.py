@@ -1,4 +1,4 @@
-"""Data by name, for the command line: nothing here is downloaded."""
+"""Data from the text that names it, for the command line. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+__all__ = ["FEATURE_FILES", "load_arrays", "load_data"]
+
 FEATURE_FILES = (".npy", ".npz", ".safetensors")
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npy, .npz or .safetensors file by name; nothing is unpickled.
+    """The arrays of a .npy, .npz or .safetensors file, by name. Nothing is unpickled.
 
     Raises
     ------
     FileNotFoundError
-        If the file is not there.
+        If the file does not exist.
     ValueError
-        If it is of another kind, broken, or holds Python objects.
+        If the file is of another kind, damaged, or holds Python objects.
 
     Examples
     --------
@@ -56,33 +58,37 @@ def load_data(
     channels: int = 3,
     seed: int = 0,
 ) -> Iterable[Any]:
-    """Batches of inputs by their source, always in the same order.
+    """Batches of the inputs that a text names, always in the same order.
 
     Parameters
     ----------
     source : str
-        "digits" (scikit-learn's images), "noise" (Gaussian images, for a first try), a folder of images (with or
+        "digits" (images of scikit-learn), "noise" (Gaussian images, for a first try), a folder of images (with or
         without class folders), or a .npy, .npz or .safetensors file whose first array holds the inputs.
     batch_size : int
-        Samples of a batch.
+        Samples in a batch.
     samples : int, optional
-        Use that many samples, drawn once with ``seed``; all when left out (1024 for noise).
+        Number of samples, selected at random with ``seed``. By default all, or 1024 of noise.
     image_size : int
-        Height and width that images are resized to.
+        Height and width of the images.
     channels : int
         Channels of digits and noise.
     seed : int
-        Chooses the samples.
+        Seed of the noise and of the selection.
 
     Returns
     -------
     DataLoader
-        Of input tensors.
+        Batches of input tensors.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If the source is not there, empty or of another kind.
+    FileNotFoundError
+        If the source does not exist.
+    ValueError
+        If the source is empty or of another kind.
+    ModuleNotFoundError
+        If the digits are wanted and scikit-learn is not installed.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`cka-probe report`: saved results as one interactive HTML file."""
+"""`cka-probe report`: write saved results as one interactive HTML file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Annotated
 
 import typer
 
+__all__ = ["report"]
+
 
 def report(
     results: Annotated[list[Path], typer.Argument(help="Files written by `cka-probe compare -o` or by .save().")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the report.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="Heading; the measures and models when left out.")] = None,
-    level: Annotated[float, typer.Option(help="Confidence of the intervals, between 0 and 1.")] = 0.95,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of the report.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Heading. By default the measures and models.")] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals, between 0 and 1.")] = 0.95,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Write saved results as one interactive HTML file that opens anywhere, offline.
+    """Write saved results as one interactive HTML file that works offline.
 
-    Hovering shows layers, value, interval and p-value; several results give selectors for the measure and the models.
+    The pointer shows layers, value, interval and p-value. Several results get a selector of measure and models.
 
     For example:
 
@@ -34,7 +36,7 @@ def report(
     from ..similarity.matrix import SimilarityMatrix
 
     stems = [path.stem for path in results]
-    # Files of the same name in different directories are told apart by their paths.
+    # Files with the same name in different directories are named by their paths.
     names = [path.stem if stems.count(path.stem) == 1 else str(path) for path in results]
     if len(set(names)) < len(names):
         raise ValueError(f"The same file is given twice: {next(n for n in names if names.count(n) > 1)}.")

@@ -33,7 +33,7 @@ def test_two_networks_are_compared_saved_and_drawn(capsys, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.npz", "r.png"]
 
 
-def test_json_is_json_and_the_seed_is_the_seed(capsys):
+def test_json_can_be_parsed_and_the_seed_repeats_the_result(capsys):
     arguments = ("compare", "resnet8", *SMALL, "--layers", "layer?", "--json", "--seed", 3)
     code, out, _ = run(capsys, *arguments)
     first = json.loads(out)
@@ -69,7 +69,7 @@ def test_files_of_features_are_compared_without_models(capsys, tmp_path):
         (("--measure", "ckaa"), "No measure is called 'ckaa'"),
     ],
 )
-def test_options_that_files_of_features_cannot_have_are_refused(capsys, tmp_path, arguments, message):
+def test_options_of_networks_are_refused_for_files_of_features(capsys, tmp_path, arguments, message):
     np.savez(tmp_path / "x.npz", a=np.random.default_rng(0).normal(size=(20, 3)))
     code, _, err = run(capsys, "compare", tmp_path / "x.npz", *arguments)
     assert code == 2
@@ -87,21 +87,21 @@ def test_options_that_files_of_features_cannot_have_are_refused(capsys, tmp_path
         ("--plot", "r.xyz", "--plot must end in one of"),
     ],
 )
-def test_paths_are_looked_at_before_anything_runs(capsys, option, path, message):
-    # The network is missing as well: its message would come first if anything of it had been tried.
+def test_paths_are_checked_before_anything_runs(capsys, option, path, message):
+    # The network does not exist: its message would come first if it had been loaded.
     code, _, err = run(capsys, "compare", "no_such_network", option, path)
     assert code == 2
     assert message in err
 
 
-def test_what_torch_says_of_a_batch_is_said_of_which(capsys, tmp_path):
+def test_an_error_of_torch_names_the_model_and_the_batch(capsys, tmp_path):
     np.savez(tmp_path / "data.npz", a=np.zeros((60, 5), np.float32))
     code, _, err = run(capsys, "compare", "resnet8", "--data", tmp_path / "data.npz")
     assert code == 1
     assert "This was resnet8 (ResNet) on batch 0, of shape (60, 5)." in err
 
 
-def test_notes_are_said_once(capsys):
+def test_notes_are_printed_once(capsys):
     code, out, _ = run(capsys, "compare", "resnet8", "--scope", "dataset", "--samples", "64", "--layers", "fc")
     assert code == 0
     assert out.count("route blocks") == 1
@@ -135,12 +135,12 @@ def test_debug_shows_the_traceback():
         main(["--debug", "compare", "resnet21"])
 
 
-def test_info_tells_of_the_machine_and_of_a_network(capsys):
+def test_info_shows_the_machine_or_the_layers_of_a_network(capsys):
     code, out, _ = run(capsys, "info", "--json")
     facts = json.loads(out)
     assert code == 0
     assert facts["cka_probe"] == cp.__version__
-    assert "cupy" in facts
+    assert {"cupy", "accelerate", "pycocotools"} <= set(facts)
     code, out, _ = run(capsys, "info", "resnet8", "--json", "--num-classes", 10)
     table = {row["layer"]: row for row in json.loads(out)}
     assert table["fc"]["output"] == "(2, 10)"

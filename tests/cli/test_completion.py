@@ -1,4 +1,4 @@
-"""Shell completion: what the installed script calls when the user presses tab."""
+"""Shell completion: the command that the installed script runs when the user presses tab."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ SCRIPTS = {"bash": "complete_bash", "zsh": "complete_zsh", "fish": "complete_fis
 
 
 def complete(shell, words):
-    """What completion offers after ``words``, by the protocol of each shell's script."""
+    """The completions after ``words``, asked for as each shell's script does."""
     line = " ".join(words)
     asked = {"_CKA_PROBE_COMPLETE": SCRIPTS[shell], "_TYPER_COMPLETE_ARGS": line}
     if shell == "bash":

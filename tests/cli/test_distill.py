@@ -100,7 +100,7 @@ def test_table_runs_what_is_missing(recipe, tmp_path, capsys):
         (["distill-table", "small.toml", "--methods", ","], "--methods names no method"),
         (["distill-table", "small.toml", "--against", "dkd"], "--against dkd is not among --methods ce,kd,rcka"),
         (["distill"], "Missing argument"),
-        (["distil"], "No such command"),
+        (["train"], "No such command"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_code_2(recipe, capsys, arguments, message):
@@ -138,13 +138,14 @@ def test_a_failed_run_is_code_1_and_debug_shows_the_traceback(recipe, tmp_path, 
     assert command("distill", recipe, "-o", "good", "--method", "ce", "--fresh") == 0
 
 
-def test_ctrl_c_says_how_to_go_on(recipe, capsys, monkeypatch):
+def test_ctrl_c_says_how_to_continue(recipe, capsys, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cka_probe.distill.recipes.experiment.run_recipe", stop)
     assert command("distill", recipe) == 130
-    assert "Stopped; what is done lies in runs/small/rcka/seed_0. The same command goes on" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "Stopped; the files of the run are in runs/small/rcka/seed_0. The same command continues" in printed
 
 
 def test_a_teacher_without_weights_is_a_warning(recipe, tmp_path, capsys):
