@@ -39,7 +39,8 @@ import cka_probe as cp
 from cka_probe.capture.buffers import FeatureBuffer
 from cka_probe.comparison.grams.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram, tf32_products
 from cka_probe.distill import Outputs, PatchCKALoss, RCKALoss
-from cka_probe.estimators.hsic import flat_centred, u_center_gram
+from cka_probe.estimators.centring import u_center_gram
+from cka_probe.estimators.hsic import flat_centred
 
 FIELDS = (
     "part", "case", "method", "seconds", "over_floor", "max_error", "peak_bytes", "peak_over_floor", "waits_per_batch",

@@ -1,4 +1,4 @@
-"""CKA: the cosine between centred Gram matrices, for one pair or for all pairs of layers."""
+"""CKA (centred kernel alignment): the cosine between the centred Gram matrices of two layers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ from types import ModuleType
 
 from array_api_compat import array_namespace
 
+from .centring import center_gram, u_center_gram
 from .hsic import (
     Centred,
     CentredFeatures,
     CentredGram,
     both_sides,
-    center_gram,
     centred_linear,
     inner,
-    u_center_gram,
 )
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_grams, check_pair, constant
+
+__all__ = [
+    "chance_level",
+    "cka",
+    "cka_from_grams",
+    "cka_of_features",
+    "normalized_gram",
+    "participation_ratio",
+    "ratio",
+    "self_term",
+]
 
 
 def ratio(
@@ -28,16 +38,16 @@ def ratio(
     floor_x: Array | float = 0.0,
     floor_y: Array | float = 0.0,
 ) -> Array:
-    """``cross / sqrt(self_x self_y)``; NaN where a self term does not rise above its floor."""
+    """``cross / sqrt(self_x self_y)``; NaN where a self term is not above its floor."""
     defined = (self_x > floor_x) & (self_y > floor_y)
     one = xp.ones_like(self_x * self_y)
-    # Two square roots: the product of two self terms leaves the range of float64 sooner than either.
+    # Two square roots, because the product of both self terms can overflow or underflow float64.
     norm = xp.sqrt(xp.where(defined, self_x * one, one)) * xp.sqrt(xp.where(defined, self_y * one, one))
     return xp.where(defined, cross / norm, xp.full_like(norm, xp.nan))
 
 
 def self_term(xp: ModuleType, side: Centred) -> tuple[Array, Array | float]:
-    """<A, A> and the value below which it is rounding: 0 for Gram matrices, which are cleaned before."""
+    """<A, A> and the floor below which it is only rounding; the floor of a ``CentredGram``, free of noise, is 0."""
     value = inner(side, side)
     if not isinstance(side, CentredFeatures):
         return value, 0.0
@@ -55,43 +65,44 @@ def _cka_of(xp: ModuleType, left: Centred, right: Centred) -> Array:
 def cka(
     x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "unbiased"
 ) -> Array:
-    """Centred kernel alignment of two sets of features of the same samples.
+    """Centred kernel alignment (CKA) between two sets of features of the same samples.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Features of any scale and mean; n >= 4 for the unbiased estimator, 2 for the biased.
+        Features of any scale and mean. The unbiased estimator needs n >= 4, the biased n >= 2.
     y : array (..., n, q)
-        Features of the same samples, in the same order, of the same library and device.
-    kernel : Kernel
-        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear when left out.
+        Features of the same samples in the same order, from the same library and on the same device.
+    kernel : Kernel, optional
+        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear by default.
     kernel_y : Kernel, optional
         Kernel of ``y``.
     estimator : "unbiased" or "biased"
-        The ratio of HSIC_1 (near 0 for unrelated features, and slightly negative half the time) or of HSIC_0 (far above
-        0 when n is not far above the widths: see ``chance_level``).
+        "unbiased" takes the ratio of HSIC_1: near 0 for unrelated features, and slightly negative for about half of
+        them. "biased" takes the ratio of HSIC_0: far above 0 unless n is far above p and q (see ``chance_level``).
 
     Returns
     -------
     array (...) of float64
-        At most 1. NaN where a side is constant over the samples: its alignment is not defined.
+        At most 1; the unbiased value may be negative. NaN where one side is constant over the samples.
 
     Raises
     ------
     TypeError
-        For anything but real floating arrays of one library.
+        If ``x`` or ``y`` is not a real floating array, or they come from different libraries.
     ValueError
-        For different numbers of samples, too few, NaN or infinity, different devices, or an unknown estimator.
+        If the numbers of samples differ or are too small, a value is NaN or infinite, the devices differ, or the
+        estimator is unknown.
 
     Notes
     -----
-    float16 and bfloat16 are computed in float32, float32 products are added up in float64, and gradients flow. With the
-    linear kernel the cheaper of the Gram form and the feature form is taken.
+    Features in float16 and bfloat16 are computed in float32. Sums are taken in float64. Gradients flow. For linear
+    kernels the cheaper of two forms is used: Gram matrices (n, n), or products of features (p, q).
 
     References
     ----------
     Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019. Nguyen, Raghu, Kornblith,
-    Do Wide and Deep Networks Learn the Same Things?, ICLR 2021, equation 3 (unbiased). MATH 1.
+    Do Wide and Deep Networks Learn the Same Things?, ICLR 2021, equation 3 (unbiased). docs/theory.md, section 1.
 
     Examples
     --------
@@ -105,29 +116,29 @@ def cka(
 
 
 def cka_of_features(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: str) -> Array:
-    """``cka`` without the checks, for callers in a hot loop: float32 or float64 features of one library and device."""
+    """``cka`` without its checks, for hot loops; the features are float32 or float64, of one library and device."""
     return _cka_of(xp, *both_sides(x, y, kernel, kernel_y, estimator))
 
 
 def cka_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased") -> Array:
-    """Centred kernel alignment of two Gram matrices.
+    """Centred kernel alignment (CKA) between two Gram matrices.
 
     Parameters
     ----------
     gram_x, gram_y : array (..., n, n)
-        Symmetric Gram matrices of the same samples. Centring is done here.
+        Symmetric Gram matrices of the same samples. They need not be centred.
     estimator : "unbiased" or "biased"
-        The ratio of HSIC_1 or of HSIC_0.
+        "unbiased" takes the ratio of HSIC_1, "biased" that of HSIC_0.
 
     Returns
     -------
     array (...) of float64
-        At most 1; NaN where a matrix is constant after centring.
+        At most 1; NaN where a matrix is zero after centring.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, and for matrices that are not square.
+        As ``cka``, and if a matrix is not square.
 
     Examples
     --------
@@ -141,7 +152,7 @@ def cka_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased")
 
 
 def participation_ratio(gram: Array) -> Array:
-    """The effective dimension (tr Kc)^2 / ||Kc||_F^2 of a Gram matrix after centring.
+    """The participation ratio (tr Kc)^2 / ||Kc||_F^2 of the centred Gram matrix Kc: an effective number of dimensions.
 
     Parameters
     ----------
@@ -151,7 +162,7 @@ def participation_ratio(gram: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        Between 1 and n - 1; NaN for a constant side.
+        Between 1 and n - 1; NaN where the centred matrix is zero.
     """
     xp = array_namespace(gram)
     side = CentredGram.of(gram, "biased")
@@ -163,7 +174,9 @@ def participation_ratio(gram: Array) -> Array:
 
 
 def chance_level(x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None) -> Array:
-    """The mean of biased CKA over all permutations of the samples: what unrelated features of this shape score.
+    """Chance level of biased CKA: its mean over all permutations of the samples of one side.
+
+    It is exactly sqrt(PR_x PR_y) / (n - 1), with PR the ``participation_ratio`` of each side.
 
     Parameters
     ----------
@@ -175,7 +188,7 @@ def chance_level(x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: 
     Returns
     -------
     array (...) of float64
-        Between 0 and 1; NaN for a constant side. The chance level of the unbiased estimator is 0.
+        Between 0 and 1; NaN where one side is constant. The chance level of unbiased CKA is 0.
 
     Raises
     ------
@@ -184,7 +197,7 @@ def chance_level(x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: 
 
     References
     ----------
-    MATH 1: sqrt(PR_x PR_y) / (n - 1), exact.
+    docs/theory.md, section 1.
 
     Examples
     --------
@@ -202,8 +215,8 @@ def chance_level(x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: 
     return xp.sqrt(ratios[0] * ratios[1]) / (x.shape[-2] - 1)
 
 
-def unit_norm(xp: ModuleType, matrix: Array) -> Array:
-    """A matrix (..., n, n) over its Frobenius norm; NaN throughout where the matrix is zero."""
+def _unit_norm(xp: ModuleType, matrix: Array) -> Array:
+    """The matrix (..., n, n) divided by its Frobenius norm; all entries are NaN where the matrix is zero."""
     largest = xp.max(xp.abs(constant(matrix)), axis=(-2, -1), keepdims=True)
     alive = largest > 0
     matrix = matrix / xp.where(alive, largest, xp.ones_like(largest))
@@ -212,21 +225,21 @@ def unit_norm(xp: ModuleType, matrix: Array) -> Array:
 
 
 def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Array:
-    """The Gram matrix of features over its Frobenius norm, in float64.
+    """The Gram matrix of features divided by its Frobenius norm, in float64.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Checked features.
+        Features that passed ``check_features``.
     kernel : Kernel
         Kernel of the Gram matrix.
     centring : "biased", "unbiased" or "none"
-        Centred, U-centred, or as it is.
+        Whether the matrix is centred, U-centred, or left as it is.
 
     Returns
     -------
     array (..., n, n) of float64
-        NaN where it is constant (zero when ``centring="none"``).
+        NaN where the matrix is zero after this centring.
     """
     xp = array_namespace(x)
     x = xp.astype(x, xp.float64)
@@ -234,11 +247,11 @@ def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Ar
         if isinstance(kernel, Linear):
             largest = xp.max(xp.abs(constant(x)), axis=(-2, -1), keepdims=True)
             x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
-        return unit_norm(xp, kernel(x))
+        return _unit_norm(xp, kernel(x))
     if isinstance(kernel, Linear):
         side = centred_linear(x, centring, as_gram=True)
         assert isinstance(side, CentredGram)
-        return unit_norm(xp, side.matrix)
+        return _unit_norm(xp, side.matrix)
     matrix = CentredGram.of(kernel(x), centring).matrix
-    # A spread far below the values leaves a mean by rounding; a second centring takes that too.
-    return unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))
+    # If the spread is far below the values, rounding leaves a mean. A second centring removes it.
+    return _unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))

@@ -1,6 +1,7 @@
-"""HSIC_1 of linear kernels from sums over samples: one formula for whole features, streamed moments and sketches.
+"""Closed forms of HSIC_1 for linear kernels, shared by whole features, streamed moments and sketches.
 
-For centred features a_i = |x_i|^2, b_i = |y_i|^2 and C = X'Y. Arguments may be arrays; n is the number of samples.
+Notation: n samples; X (n, p) and Y (n, q) centred features with rows x_i and y_i; a_i = |x_i|^2, b_i = |y_i|^2,
+C = X'Y (p, q); A and B the U-centred Gram matrices (n, n). See docs/theory.md, section 1.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from typing import NamedTuple
 
 from .validation import Array
 
+__all__ = ["SampleTerms", "unbiased_inner", "unbiased_share", "without_each"]
+
 
 def unbiased_inner(cross: Array, norms: Array, total_x: Array, total_y: Array, n: int) -> Array:
-    """<A, B> = n(n-3) HSIC_1 from ||C||_F^2, sum a_i b_i, sum a_i and sum b_i (MATH 1)."""
+    """The inner product <A, B> = n(n-3) HSIC_1.
+
+    ``cross`` is ||C||_F^2, ``norms`` is sum_i a_i b_i, ``total_x`` is sum_i a_i and ``total_y`` is sum_i b_i.
+    """
     return cross - n / (n - 2) * norms + total_x * total_y / ((n - 1) * (n - 2))
 
 
 class SampleTerms(NamedTuple):
-    """What sample i brings to an inner product: x_i'C y_i, a_i, b_i, sum_j b_j x_j.x_i and sum_j a_j y_j.y_i."""
+    """Terms of sample i: x_i' C y_i, a_i, b_i, sum_j b_j x_j.x_i and sum_j a_j y_j.y_i, each an array (..., n)."""
 
     products: Array
     a: Array
@@ -26,9 +32,10 @@ class SampleTerms(NamedTuple):
 
 
 def unbiased_share(sample: SampleTerms, norms: Array, total_x: Array, total_y: Array, n: int) -> Array:
-    """t_i = sum_j A_ij B_ij: the share of a sample in ``unbiased_inner``.
+    """The share t_i = sum_j A_ij B_ij (..., n) of each sample in ``unbiased_inner``; ``norms`` and totals as there.
 
-    With A_ij = x_i.x_j + u_i + a_j/(n-2), where x_i.x_j sums to -a_i over j != i, every sum over j has closed form.
+    For j != i, A_ij = x_i.x_j + u_i + a_j/(n-2) with u_i = a_i/(n-2) - sum_j a_j/((n-1)(n-2)). The sum of x_i.x_j over
+    j != i is -a_i, so every sum over j has a closed form.
     """
     a, b = sample.a, sample.b
     u, v = (d / (n - 2) - total / ((n - 1) * (n - 2)) for d, total in ((a, total_x), (b, total_y)))
@@ -38,7 +45,11 @@ def unbiased_share(sample: SampleTerms, norms: Array, total_x: Array, total_y: A
 
 
 def without_each(total: Array, rows: Array, diagonal: Array | float, n: int, estimator: str) -> Array:
-    """The inner product without each sample, from the whole, the share of the sample and its diagonal product."""
+    """The inner product <A, B> of all samples but sample i.
+
+    ``total`` is <A, B> of all n samples, ``rows`` is t_i = sum_j A_ij B_ij, ``diagonal`` is A_ii B_ii. For the biased
+    estimator A and B are the centred Gram matrices; the unbiased one does not use ``diagonal``.
+    """
     if estimator == "unbiased":
         return total - 2 * (n - 2) / (n - 3) * rows
     return total - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonal

@@ -1,9 +1,10 @@
-"""HSIC: centring, U-centring, and the inner products of centred Gram matrices that every CKA is made of.
+"""HSIC, and the inner products of centred Gram matrices that every CKA needs.
 
-Everything works on stacks: leading axes are batch axes. Features and Gram matrices may be float32; their products are
-added up in float64, and every statistic comes back in float64 on the caller's device.
+Leading axes are batch axes. Features and Gram matrices may be float32. Their products are summed in float64, and every
+statistic is float64 on the caller's device.
 
-Notation of the formulas: n samples, K and L Gram matrices, A and B their U-centred forms, C = X'Y for centred features.
+Notation of the formulas: n samples, K and L Gram matrices (n, n), A and B their centred or U-centred forms, X and Y
+centred features, C = X'Y.
 """
 
 from __future__ import annotations
@@ -13,73 +14,34 @@ from types import ModuleType
 
 from array_api_compat import array_namespace
 
+from .centring import center_gram, u_center_gram
 from .closed_form import SampleTerms, unbiased_inner, unbiased_share
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
+__all__ = [
+    "Centred",
+    "CentredFeatures",
+    "CentredGram",
+    "both_sides",
+    "centred_linear",
+    "flat_centred",
+    "gram_is_cheaper",
+    "hsic",
+    "hsic_from_grams",
+    "inner",
+    "normalizer",
+    "pairwise_inner",
+    "row_inner",
+    "scaled_features",
+]
+
 CHUNK = 4096
-"""Columns of a float32 product that are added up before float64 takes over: its rounding error stays below 1e-7."""
-
-
-def center_gram(gram: Array) -> Array:
-    """The centred Gram matrix HKH, with H = I - 11'/n.
-
-    Parameters
-    ----------
-    gram : array (..., n, n)
-        Symmetric Gram matrix.
-
-    Returns
-    -------
-    array (..., n, n)
-        Its rows and columns sum to 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> center_gram(np.array([[2.0, 0.0], [0.0, 2.0]])).tolist()
-    [[1.0, -1.0], [-1.0, 1.0]]
-    """
-    xp = array_namespace(gram)
-    rows = xp.mean(gram, axis=-1, keepdims=True)
-    return gram - rows - xp.matrix_transpose(rows) + xp.mean(rows, axis=-2, keepdims=True)
-
-
-def u_center_gram(gram: Array) -> Array:
-    """The U-centred Gram matrix A, whose inner products are unbiased.
-
-    Parameters
-    ----------
-    gram : array (..., n, n)
-        Symmetric Gram matrix, n >= 3.
-
-    Returns
-    -------
-    array (..., n, n)
-        Zero diagonal; the rest of every row sums to 0.
-
-    References
-    ----------
-    Szekely and Rizzo, Partial distance correlation, Annals of Statistics 2014, definition 2. MATH 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> a = u_center_gram(np.arange(16.0).reshape(4, 4) + np.arange(16.0).reshape(4, 4).T)
-    >>> bool(np.allclose(a, 0.0))
-    True
-    """
-    xp = array_namespace(gram)
-    n = gram.shape[-1]
-    off_diagonal = 1 - xp.eye(n, dtype=gram.dtype, device=gram.device)
-    gram = gram * off_diagonal
-    rows = xp.sum(gram, axis=-1, keepdims=True) / (n - 2)
-    total = xp.sum(rows, axis=-2, keepdims=True) / (n - 1)
-    return (gram - rows - xp.matrix_transpose(rows) + total) * off_diagonal
+"""Columns that a float32 product sums before float64 takes over; the rounding error then stays below 1e-7."""
 
 
 def normalizer(n: int, estimator: str) -> float:
-    """What an inner product of centred Gram matrices is divided by: (n-1)^2 biased, n(n-3) unbiased."""
+    """The divisor that turns <A, B> into HSIC: (n-1)^2 for the biased, n(n-3) for the unbiased estimator."""
     return float((n - 1) ** 2 if estimator == "biased" else n * (n - 3))
 
 
@@ -89,9 +51,9 @@ def _sum64(xp: ModuleType, product: Array, axes: tuple[int, ...]) -> Array:
 
 @dataclass(frozen=True)
 class CentredGram:
-    """A centred (or U-centred) Gram matrix: one side of an inner product.
+    """One side of an inner product as a centred (or U-centred) Gram matrix.
 
-    ``scale`` is the factor by which the Gram matrix was divided to keep its squares within range.
+    ``matrix`` (..., n, n) is that Gram matrix divided by ``scale`` (...), so that its squares stay in range.
     """
 
     matrix: Array
@@ -100,29 +62,32 @@ class CentredGram:
 
     @classmethod
     def of(cls, gram: Array, estimator: str) -> CentredGram:
-        """A Gram matrix (..., n, n), centred as ``estimator`` needs it and scaled."""
+        """Centre (or U-centre) and scale a Gram matrix (..., n, n)."""
         xp = array_namespace(gram)
         centred, scale = _centred_and_scale(xp, gram, estimator)
         return cls(centred / scale, xp.astype(scale[..., 0, 0], xp.float64), gram.shape[-1])
 
     def inner(self, other: CentredGram) -> Array:
-        """<A, B>: the sum of the products of all entries, in units of both scales."""
+        """<A, B> = sum_ij A_ij B_ij of the two scaled matrices, shape (...)."""
         xp = array_namespace(self.matrix)
         return _sum64(xp, self.matrix * other.matrix, (-2, -1))
 
     def row_inner(self, other: CentredGram) -> Array:
-        """t_i = sum_j A_ij B_ij (..., n): the share of each sample in ``inner``."""
+        """The share t_i = sum_j A_ij B_ij of each sample in ``inner``, shape (..., n)."""
         return _sum64(array_namespace(self.matrix), self.matrix * other.matrix, (-1,))
 
     def diagonal(self) -> Array:
-        """A_ii (..., n) in float64."""
+        """The diagonal A_ii in float64, shape (..., n)."""
         xp = array_namespace(self.matrix)
         return xp.astype(xp.linalg.diagonal(self.matrix), xp.float64)
 
 
 @dataclass(frozen=True)
 class CentredFeatures:
-    """Centred linear features, float64: the same inner product at a cost of n p q instead of n^2 (p + q)."""
+    """One side of an inner product as centred features (..., n, p) in float64, for the linear kernel.
+
+    The inner product is that of ``CentredGram``, at a cost of n p q instead of n^2 (p + q).
+    """
 
     features: Array
     scale: Array
@@ -130,7 +95,7 @@ class CentredFeatures:
     unbiased: bool
 
     def inner(self, other: CentredFeatures) -> Array:
-        """||C||_F^2, and for the unbiased estimator its closed form (MATH 1), in units of both scales."""
+        """||C||_F^2, or for the unbiased estimator <A, B> in closed form, of the scaled features, shape (...)."""
         xp = array_namespace(self.features)
         cross = xp.matrix_transpose(self.features) @ other.features
         value = _sum64(xp, cross * cross, (-2, -1))
@@ -142,9 +107,9 @@ class CentredFeatures:
         return unbiased_inner(value, xp.sum(a * b, axis=-1), *totals, self.samples)
 
     def row_inner(self, other: CentredFeatures) -> Array:
-        """t_i = sum_j A_ij B_ij (..., n): the share of each sample in ``inner``."""
-        xp = array_namespace(self.features)
+        """The share t_i = sum_j A_ij B_ij of each sample in ``inner``, shape (..., n)."""
         x, y = self.features, other.features
+        xp = array_namespace(x)
         products = _sum64(xp, (x @ (xp.matrix_transpose(x) @ y)) * y, (-1,))
         if not self.unbiased:
             return products
@@ -156,7 +121,7 @@ class CentredFeatures:
         return unbiased_share(terms, xp.sum(a * b, axis=-1, keepdims=True), *totals, self.samples)
 
     def diagonal(self) -> Array:
-        """|x_i|^2 (..., n): the diagonal of the centred Gram matrix before U-centring."""
+        """|x_i|^2, the diagonal of the centred Gram matrix before U-centring, shape (..., n)."""
         return _sum64(array_namespace(self.features), self.features * self.features, (-1,))
 
 
@@ -164,21 +129,21 @@ Centred = CentredGram | CentredFeatures
 
 
 def _largest(xp: ModuleType, x: Array) -> Array:
-    """The largest magnitude of each matrix (..., 1, 1), 1 where the matrix is zero; carries no gradient.
+    """The largest magnitude of each matrix, shape (..., 1, 1); 1 where the matrix is zero.
 
-    Dividing by a constant and multiplying the result back leaves the gradient exact.
+    It carries no gradient. The gradient stays exact, because the result is multiplied by the same constant again.
     """
     largest = xp.max(xp.abs(constant(x)), axis=(-2, -1), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
 def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Array, Array]:
-    """The centred Gram matrix, and the largest magnitude (..., 1, 1) of the entries that it is made of.
+    """The centred (or U-centred) Gram matrix, and the largest magnitude of the entries it came from (..., 1, 1).
 
-    It is exactly zero where all of it lies below the rounding of those entries: a constant layer.
+    A centred matrix below the rounding of those entries belongs to a constant layer: it becomes exactly 0.
     """
     if estimator == "unbiased":
-        # The diagonal takes no part, and for a narrow RBF it is far above all other entries.
+        # The diagonal is not used, and with a narrow RBF kernel it is far above all other entries.
         gram = gram * (1 - xp.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
         centred = u_center_gram(gram)
     else:
@@ -190,19 +155,19 @@ def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Arr
 
 
 def scaled_features(x: Array) -> tuple[Array, Array]:
-    """Centred features divided by their largest magnitude, and that scale (...) in float64."""
+    """Centred features (..., n, p) divided by their largest magnitude, and that magnitude (...) in float64."""
     xp = array_namespace(x)
-    # Centre before scaling: a division first would round away the spread of features with a large mean.
+    # Centre first: a division before it would round away the spread of features with a large mean.
     z = center_features(x)
     scale = _largest(xp, z)
     return z / scale, xp.astype(scale[..., 0, 0], xp.float64)
 
 
 def centred_linear(x: Array, estimator: str, *, as_gram: bool) -> Centred:
-    """One side of an inner product from features (..., n, p) under the linear kernel."""
+    """One side of an inner product for the linear kernel, from features (..., n, p)."""
     if not as_gram:
-        # In float64: the closed form takes the squares of single samples away from ||C||^2, which in float32 costs 1e-3
-        # when one sample lies 300 standard deviations out, and a long thin product alone 5e-5 at n = 200,000, p = 8.
+        # In float64: the closed form subtracts squares of single samples from ||C||^2. In float32 that costs 1e-3 when
+        # one sample lies 300 standard deviations out, and the product alone costs 5e-5 at n = 200,000 and p = 8.
         xp = array_namespace(x)
         z, scale = scaled_features(xp.astype(x, xp.float64))
         return CentredFeatures(z, scale * scale, x.shape[-2], estimator == "unbiased")
@@ -212,15 +177,16 @@ def centred_linear(x: Array, estimator: str, *, as_gram: bool) -> Centred:
 
 
 def gram_is_cheaper(n: int, p: int, q: int) -> bool:
-    """Whether all three products of a linear CKA cost less by Gram matrices than by features.
+    """Whether linear CKA costs less with Gram matrices than with products of features.
 
-    Counted in multiply-adds: n^2 (p + q) and three passes over n^2, against n (p q + p^2 + q^2).
+    Compares multiply-adds: n^2 (p + q + 3) for two Gram matrices and three inner products, n (p q + p^2 + q^2) for the
+    three products of features.
     """
     return n * (p + q + 3) < p * q + p * p + q * q
 
 
 def both_sides(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: str) -> tuple[Centred, Centred]:
-    """Both sides of the inner products of checked features, by the cheaper route."""
+    """Both sides of the inner products of checked features, in the cheaper form."""
     n, p, q = x.shape[-2], x.shape[-1], y.shape[-1]
     if isinstance(kernel, Linear) and isinstance(kernel_y, Linear):
         as_gram = gram_is_cheaper(n, p, q)
@@ -238,7 +204,7 @@ def _one_gram(x: Array, kernel: Kernel, estimator: str) -> Centred:
 
 
 def inner(left: Centred, right: Centred) -> Array:
-    """<A, B> of two sides made by the same route."""
+    """<A, B> of two sides in the same form, shape (...)."""
     if isinstance(left, CentredGram) and isinstance(right, CentredGram):
         return left.inner(right)
     assert isinstance(left, CentredFeatures)
@@ -247,7 +213,7 @@ def inner(left: Centred, right: Centred) -> Array:
 
 
 def row_inner(left: Centred, right: Centred) -> Array:
-    """The share of each sample in ``inner``, shape (..., n)."""
+    """The share t_i = sum_j A_ij B_ij of each sample in ``inner``, shape (..., n)."""
     if isinstance(left, CentredGram) and isinstance(right, CentredGram):
         return left.row_inner(right)
     assert isinstance(left, CentredFeatures)
@@ -262,16 +228,16 @@ def _hsic_of(left: Centred, right: Centred, estimator: str) -> Array:
 def hsic(
     x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "unbiased"
 ) -> Array:
-    """The Hilbert-Schmidt independence criterion between two sets of features of the same samples.
+    """The Hilbert-Schmidt independence criterion (HSIC) between two sets of features of the same samples.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Features; n >= 4 for the unbiased estimator, 2 for the biased.
+        Features. The unbiased estimator needs n >= 4, the biased n >= 2.
     y : array (..., n, q)
-        Features of the same samples, in the same order, of the same library and device.
-    kernel : Kernel
-        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear when left out.
+        Features of the same samples in the same order, from the same library and on the same device.
+    kernel : Kernel, optional
+        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear by default.
     kernel_y : Kernel, optional
         Kernel of ``y``.
     estimator : "unbiased" or "biased"
@@ -280,19 +246,20 @@ def hsic(
     Returns
     -------
     array (...) of float64
-        In the squared units of both features (linear kernel). The biased value is not negative; the unbiased may be.
+        For linear kernels in units of x^2 y^2. The biased value is never negative; the unbiased value may be.
 
     Raises
     ------
     TypeError
-        For anything but real floating arrays of one library.
+        If ``x`` or ``y`` is not a real floating array, or they come from different libraries.
     ValueError
-        For different numbers of samples, too few, NaN or infinity, different devices, or an unknown estimator.
+        If the numbers of samples differ or are too small, a value is NaN or infinite, the devices differ, or the
+        estimator is unknown.
 
     References
     ----------
     Gretton et al., Measuring Statistical Dependence with Hilbert-Schmidt Norms, ALT 2005. Song et al., Feature
-    Selection via Dependence Maximization, JMLR 2012, equation 5. MATH 1.
+    Selection via Dependence Maximization, JMLR 2012, equation 5. docs/theory.md, section 1.
 
     Examples
     --------
@@ -308,12 +275,12 @@ def hsic(
 
 
 def hsic_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased") -> Array:
-    """The Hilbert-Schmidt independence criterion of two Gram matrices.
+    """The Hilbert-Schmidt independence criterion (HSIC) between two Gram matrices.
 
     Parameters
     ----------
     gram_x, gram_y : array (..., n, n)
-        Gram matrices of the same samples, symmetric. Centring is done here.
+        Symmetric Gram matrices of the same samples. They need not be centred.
     estimator : "unbiased" or "biased"
         HSIC_1 or HSIC_0.
 
@@ -325,7 +292,7 @@ def hsic_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased"
     Raises
     ------
     TypeError, ValueError
-        As ``hsic``, and for matrices that are not square.
+        As ``hsic``, and if a matrix is not square.
 
     Examples
     --------
@@ -338,19 +305,19 @@ def hsic_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased"
 
 
 def flat_centred(grams: Array, estimator: str) -> Array:
-    """Centred Gram matrices of a stack of layers as rows, ready for ``pairwise_inner``.
+    """Centred Gram matrices of several layers, flattened to one row each for ``pairwise_inner``.
 
     Parameters
     ----------
     grams : array (layers, n, n)
-        Gram matrices, already scaled to about 1.
+        Gram matrices whose largest magnitude is about 1.
     estimator : "unbiased" or "biased"
-        Chooses U-centring or centring.
+        "unbiased" U-centres, "biased" centres.
 
     Returns
     -------
     array (layers, n * n)
-        One layer a row.
+        One row for each layer.
     """
     xp = array_namespace(grams)
     centred, _ = _centred_and_scale(xp, grams, estimator)
@@ -358,19 +325,28 @@ def flat_centred(grams: Array, estimator: str) -> Array:
 
 
 def pairwise_inner(rows_x: Array, rows_y: Array) -> Array:
-    """Inner products of all pairs of rows as one matrix product, float32 in chunks added up in float64 (MATH 3).
+    """Inner products of all pairs of rows, as matrix products of chunks of columns that are summed in float64.
 
     Parameters
     ----------
     rows_x : array (layers_x, m)
-        Flattened centred Gram matrices.
+        Flattened centred Gram matrices of one network.
     rows_y : array (layers_y, m)
-        The same of the other network.
+        Flattened centred Gram matrices of the other network.
 
     Returns
     -------
     array (layers_x, layers_y) of float64
         All inner products.
+
+    Raises
+    ------
+    ValueError
+        If m is 0.
+
+    References
+    ----------
+    docs/theory.md, section 3.
     """
     xp = array_namespace(rows_x, rows_y)
     if rows_x.dtype != rows_y.dtype:

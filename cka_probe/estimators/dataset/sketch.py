@@ -14,7 +14,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from ..alignment import ratio
-from ..hsic import u_center_gram
+from ..centring import u_center_gram
 from ..kernels import RBF, Kernel, Linear
 from ..validation import Array, as_numpy
 from .centred_sums import CentredSums
