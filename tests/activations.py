@@ -1,4 +1,4 @@
-"""The float64 oracle of every comparison: activations cloned inside their hooks, CKA as Song et al. write it.
+"""Reference for comparisons: activations cloned inside their hooks, and CKA in float64 by Song et al. (2012).
 
 Imports nothing of ours.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 Batch = dict[str, np.ndarray]
-"""Features (n, d) in float64 of each layer, in the order of execution."""
+"""Features (n, d) of each layer in float64, in the order of execution."""
 
 
 def cloned(
@@ -22,9 +22,9 @@ def cloned(
     run: Callable[[nn.Module, torch.Tensor], object] | None = None,
     features: Callable[[torch.Tensor], torch.Tensor] = lambda x: x.reshape(x.shape[0], -1),
 ) -> Batch:
-    """Every activation of the chosen modules (leaves when left out), cloned the moment it is there.
+    """Features of every activation of the chosen modules (by default the leaves), cloned inside the hook.
 
-    ``features`` makes the matrix (n, d) of a clone in float64.
+    ``features`` turns a clone in float64 into a matrix (n, d).
     """
     chosen = chosen or (lambda _name, module: not list(module.children()))
     found: Batch = {}
@@ -56,7 +56,7 @@ def cloned(
 
 
 def _products(x: Sequence[np.ndarray], y: Sequence[np.ndarray], estimator: str) -> np.ndarray:
-    """HSIC of every pair: equation 5 of Song et al. 2012, or tr(KHLH) / (n-1)^2 of Gretton et al. 2005."""
+    """HSIC of every pair: equation 5 of Song et al. (2012), or tr(KHLH) / (n-1)^2 of Gretton et al. (2005)."""
     n = len(x[0])
 
     def grams(features):
@@ -80,7 +80,7 @@ def _products(x: Sequence[np.ndarray], y: Sequence[np.ndarray], estimator: str) 
 def reference_cka(
     batches_x: Sequence[Batch], batches_y: Sequence[Batch] | None = None, estimator: str = "unbiased"
 ) -> np.ndarray:
-    """Minibatch CKA of every pair of layers: the ratio of mean HSIC, each batch weighed by its samples."""
+    """Minibatch CKA of every pair of layers: ratio of the mean HSIC, with batches weighted by their samples."""
     batches_y = batches_x if batches_y is None else batches_y
     cross, self_x, self_y = 0.0, 0.0, 0.0
     for x, y in zip(batches_x, batches_y, strict=True):

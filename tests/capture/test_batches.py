@@ -27,7 +27,7 @@ Pair = namedtuple("Pair", "image target")
 
 
 class Recording(nn.Module):
-    """Remembers what it was called with."""
+    """Stores its arguments."""
 
     def forward(self, x, y=None, attention_mask=None):
         self.got = {"x": x, "y": y, "attention_mask": attention_mask}
@@ -76,7 +76,7 @@ def test_a_mapping_beside_a_target(net):
     assert net.got["x"] is x
 
 
-def test_a_forward_that_takes_any_keyword_is_spared_the_labels():
+def test_labels_are_not_passed_to_a_forward_that_takes_any_keyword():
     class Any(nn.Module):
         def forward(self, **keywords):
             self.got = keywords
@@ -97,7 +97,7 @@ def test_a_forward_that_takes_any_keyword_is_spared_the_labels():
         (([torch.ones(3)] * 5, 0), r"The forward of Recording does not take the 5 inputs of the batch \(too many"),
     ],
 )
-def test_what_the_model_cannot_take_is_told_so(net, batch, message):
+def test_errors_for_batches_that_the_model_cannot_take(net, batch, message):
     with pytest.raises(TypeError, match=message):
         call_model(net, batch)
 
@@ -181,7 +181,7 @@ def test_a_stream_without_length_can_be_compared(scope):
 
 
 def test_detectors_are_compared_on_lists_of_images():
-    """The collate function of torchvision's detection examples: tuples of images and of targets."""
+    """The collate function of torchvision's detection examples returns tuples of images and of targets."""
 
     class Detector(nn.Module):
         def __init__(self):
@@ -205,7 +205,7 @@ def test_detectors_are_compared_on_lists_of_images():
 # --- joining ------------------------------------------------------------------------------------------------------
 
 
-def test_join_puts_samples_behind_each_other_in_every_kind_of_nesting():
+def test_join_concatenates_samples_in_every_kind_of_nesting():
     a = {"x": torch.ones(2, 3), "names": ["a", "b"], "pair": Pair(torch.ones(2), None), "size": 7}
     b = {"x": torch.zeros(1, 3), "names": ["c"], "pair": Pair(torch.zeros(1), None), "size": 7}
     joined = join(a, b)
@@ -254,7 +254,7 @@ def test_join_of_named_tuples_without_tensors():
         (object(), object()),
     ],
 )
-def test_join_refuses_what_does_not_fit(a, b):
+def test_join_returns_none_if_the_batches_do_not_fit(a, b):
     assert join(a, b) is None
 
 
@@ -277,7 +277,7 @@ def sizes_of(batches):
         ([3, 1], [(4, 2)]),
     ],
 )
-def test_small_batches_are_joined_and_large_ones_left_alone(sizes, joined):
+def test_only_small_batches_are_joined(sizes, joined):
     samples = torch.arange(sum(sizes))
     notes = []
     found = list(joined_batches(samples.split(sizes), 4, notes))
@@ -286,12 +286,12 @@ def test_small_batches_are_joined_and_large_ones_left_alone(sizes, joined):
     assert not notes
 
 
-def test_memory_does_not_grow_when_all_batches_are_small():
+def test_small_batches_are_joined_only_up_to_the_minimum():
     found = list(joined_batches([torch.zeros(2) for _ in range(1000)], 4, []))
     assert len(found) == 500
 
 
-def test_what_cannot_be_joined_is_left_out_with_a_note():
+def test_batches_that_cannot_be_joined_are_left_out_with_a_note():
     notes = []
     batches = [torch.zeros(8, 3), torch.zeros(2, 5), torch.zeros(8, 3)]
     assert sizes_of(joined_batches(batches, 4, notes)) == [(8, 1), (8, 1)]
@@ -313,7 +313,7 @@ def test_two_small_neighbours_of_different_shape():
     ("samples", "batch", "drop_last", "whole"),
     [(16, 8, False, True), (20, 8, False, True), (18, 8, False, False), (18, 8, True, True)],
 )
-def test_no_batch_waits_for_the_next_where_the_loader_says_that_none_is_small(samples, batch, drop_last, whole):
+def test_each_batch_is_yielded_at_once_if_the_loader_has_no_small_batch(samples, batch, drop_last, whole):
     class Watched(TensorDataset):
         def __getitem__(self, index):
             drawn.append(index)
@@ -329,7 +329,7 @@ def test_no_batch_waits_for_the_next_where_the_loader_says_that_none_is_small(sa
     assert result.meta["samples"] == (samples if not drop_last else samples // batch * batch)
 
 
-def test_only_plain_loaders_are_taken_at_their_word():
+def test_a_subclass_of_the_loader_may_have_small_batches():
     class Odd(DataLoader):
         pass
 
@@ -361,7 +361,7 @@ def test_a_shuffling_loader_cannot_be_paired():
         cp.compare(net, net, shuffled, data_y=shuffled, progress=False)
 
 
-def test_loaders_that_shuffle_alike_can_be_paired():
+def test_loaders_that_shuffle_with_equal_seeds_can_be_paired():
     net, (images,) = small_network(0), image_batches(count=1)
     loaders = [
         DataLoader(images, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(4)) for _ in range(2)
@@ -370,7 +370,7 @@ def test_loaders_that_shuffle_alike_can_be_paired():
     assert_allclose(result.values.diagonal(), 1.0, atol=1e-6)
 
 
-def test_a_single_shuffling_loader_is_fine():
+def test_a_single_loader_may_shuffle():
     net, (images,) = small_network(0), image_batches(count=1)
     result = cp.compare(net, small_network(0), DataLoader(images, batch_size=6, shuffle=True), progress=False)
     assert_allclose(result.values.diagonal(), 1.0, atol=1e-6)

@@ -1,3 +1,5 @@
+"""extract: features of every layer, budget and buffers, precision, notes and errors."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from cka_probe.capture.buffers import Budget, FeatureBuffer, as_cupy
 
 
 def expected_features(net, batches):
-    """Every leaf's activation, cloned before an in-place operation can change it."""
+    """Activation of every leaf, cloned before a later operation in place can change it."""
     found = {}
 
     def keep(name):
@@ -24,7 +26,7 @@ def expected_features(net, batches):
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def test_features_are_those_of_the_layers_and_not_of_what_follows_in_place():
+def test_later_operations_in_place_do_not_change_features():
     net, data = small_network(0), image_batches()
     features = cp.extract(net, data, progress=False)
     expected = expected_features(net, data)
@@ -34,7 +36,7 @@ def test_features_are_those_of_the_layers_and_not_of_what_follows_in_place():
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_passes_the_budget_is_moved_with_a_note_and_is_still_right(folder, tmp_path):
+def test_layers_above_the_budget_are_moved_with_a_note_and_have_the_same_values(folder, tmp_path):
     net, data = small_network(0), image_batches()
     everything = cp.extract(net, data, progress=False)
     rows = 6 * 12 * 4
@@ -47,14 +49,14 @@ def test_what_passes_the_budget_is_moved_with_a_note_and_is_still_right(folder, 
     assert len(list(tmp_path.iterdir())) == (len(moved) if folder else 0)
 
 
-def test_a_stated_dtype_is_kept():
+def test_features_have_the_stated_dtype():
     features = cp.extract(small_network(0), image_batches(2), "4", dtype=torch.bfloat16, progress=False)
     assert features["4"].dtype == torch.bfloat16
     assert features["4"].shape == (24, 5)
 
 
 @pytest.mark.parametrize("rows", [None, 7, 100])
-def test_a_buffer_grows_to_what_comes(rows):
+def test_a_buffer_grows_as_needed(rows):
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(n, 3, generator=generator) for n in (1, 4, 2, 9)]
     buffer = FeatureBuffer(rows=rows)
@@ -72,7 +74,7 @@ def test_an_empty_buffer_and_a_negative_budget_are_errors():
         Budget(-1)
 
 
-def test_asking_for_cupy_without_it_says_how_to_install_it():
+def test_the_error_for_a_missing_cupy_says_how_to_install_it():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU; tests/gpu covers CuPy")
     with pytest.raises((ModuleNotFoundError, RuntimeError), match=r"[Cc]u[Pp]y"):
@@ -83,14 +85,14 @@ def test_asking_for_cupy_without_it_says_how_to_install_it():
         cp.extract(small_network(0), image_batches(1), backend="jax", progress=False)
 
 
-def test_nan_names_the_layer_and_batch():
+def test_the_error_for_nan_names_the_layer_and_the_batch():
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     data = [torch.zeros(8, 4), torch.full((8, 4), float("nan"))]
     with pytest.raises(cp.CaptureError, match=r"Layer '0' of model \(Sequential\) gave NaN or infinity in batch 1"):
         cp.extract(net, data, progress=False)
 
 
-def test_notes_tell_what_was_left_out():
+def test_notes_name_the_layers_that_were_left_out():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()

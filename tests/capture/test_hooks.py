@@ -1,4 +1,4 @@
-"""The probe: what it sees, of which call, and that nothing of it is left behind. And the recorder on top of it."""
+"""The probe: features of every call, hooks that are always removed, modules that run several times or are shared."""
 
 import pytest
 import torch
@@ -19,16 +19,16 @@ def hooks_of(net):
 # --- Probe --------------------------------------------------------------------------------------------------------
 
 
-def test_features_are_those_of_the_moment_and_not_of_what_follows_in_place():
+def test_later_operations_in_place_do_not_change_features():
     net, (batch,) = small_network(0), image_batches(count=1)
     with Probe(net) as probe:
         net(batch)
     for name, x in cloned(net, batch).items():
         assert_allclose(probe.features[name].detach(), x, atol=1e-6)
-    assert (probe.features["1"] < 0).any(), "the ReLU behind the batch norm works in place"
+    assert (probe.features["1"] < 0).any(), "the ReLU after the batch norm works in place"
 
 
-def test_features_are_of_the_latest_forward():
+def test_features_are_those_of_the_latest_forward():
     net = nn.Linear(3, 2)
     with Probe(net, "") as probe:
         net(torch.ones(4, 3))
@@ -43,7 +43,7 @@ def test_without_pooling_activations_keep_their_shape():
     assert probe.features["0"].shape == (12, 6, 4, 4)
 
 
-def test_gradients_flow_if_the_caller_wants_them():
+def test_features_carry_gradients_in_grad_mode():
     net = small_network(0)
     with Probe(net, "0") as probe:
         net(image_batches(count=1)[0])
@@ -51,7 +51,7 @@ def test_gradients_flow_if_the_caller_wants_them():
     assert net[0].weight.grad is not None
 
 
-def test_hooks_live_inside_the_block_only():
+def test_hooks_exist_only_inside_the_block():
     net = small_network(0)
     probe = Probe(net)
     assert hooks_of(net) == 0
@@ -68,7 +68,7 @@ def test_no_hook_is_left_after_an_exception(error):
     assert hooks_of(net) == 0
 
 
-def test_hooks_of_others_stay():
+def test_other_hooks_stay():
     net, calls = small_network(0), []
     net[0].register_forward_hook(lambda *_: calls.append(1))
     with Probe(net):
@@ -77,7 +77,7 @@ def test_hooks_of_others_stay():
     assert len(calls) == 2
 
 
-def test_a_probe_that_is_active_cannot_be_entered_again():
+def test_an_active_probe_cannot_be_entered_again():
     net = small_network(0)
     with Probe(net) as probe:
         with pytest.raises(
@@ -97,14 +97,14 @@ def test_a_probe_can_be_used_again():
     assert hooks_of(net) == 0
 
 
-def test_an_unknown_layer_or_pooling_is_told_at_once():
+def test_an_unknown_layer_or_pooling_is_an_error_before_the_forward():
     with pytest.raises(ValueError, match="Sequential has no layer '9'"):
         Probe(small_network(0), "9")
     with pytest.raises(ValueError, match="`pooling` must be a function or one of"):
         Probe(small_network(0), pooling="max")
 
 
-def test_a_pooling_that_does_not_suit_names_the_layer():
+def test_the_error_for_a_pooling_that_does_not_fit_names_the_layer():
     net = small_network(0)
     with (
         pytest.raises(cp.CaptureError, match=r"Layer '0' of Sequential: pooling 'cls' is for tokens"),
@@ -114,7 +114,7 @@ def test_a_pooling_that_does_not_suit_names_the_layer():
     assert hooks_of(net) == 0
 
 
-def test_an_output_without_a_tensor():
+def test_an_output_without_a_tensor_is_an_error():
     class Text(nn.Module):
         def forward(self, x):
             return "text"
@@ -144,7 +144,7 @@ def test_layers_that_did_not_run_are_silent():
     assert probe.silent == ["unused"]
 
 
-# --- outputs of every kind ----------------------------------------------------------------------------------------
+# --- recurrent layers and attention -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -160,7 +160,7 @@ def test_recurrent_layers_have_samples_first(batch_first):
 
 
 class Sequence(nn.Module):
-    """A recurrent layer and attention, time first or samples first, on data with samples first."""
+    """A recurrent layer and attention with time or samples on axis 0; the data have samples on axis 0."""
 
     def __init__(self, *, batch_first):
         super().__init__()
@@ -189,7 +189,7 @@ def test_recurrent_layers_and_attention_in_a_comparison():
 
 
 def test_transformer_layers_of_torch_run_their_parts():
-    """In eval mode they have a fused path in which no part is called; hooks must see the parts all the same."""
+    """In eval mode torch has a fused path that calls no part. With hooks, the parts must be called."""
     torch.manual_seed(0)
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
     batch = torch.randn(9, 4, 8)
@@ -224,7 +224,7 @@ def test_a_module_that_runs_twice_is_two_layers():
     assert_allclose(cp.compare(net, net, batch, progress=False).values, reference_cka([oracle]), atol=1e-6)
 
 
-def test_a_shared_module_runs_its_hook_once_and_is_known_by_the_name_that_was_asked_for():
+def test_a_shared_module_has_one_hook_and_the_name_that_was_asked_for():
     net, batch = Twice(), torch.randn(10, 4)
     for layers, names in [("alias", ["alias", "alias#2"]), (["linear", "alias"], ["linear", "linear#2"])]:
         assert list(cp.compare(net, net, batch, layers=layers, progress=False).rows) == names

@@ -1,4 +1,4 @@
-"""Every pooling against the definition written out, and padding that must not change the answer."""
+"""Every pooling against its definition; padding must not change the values."""
 
 import numpy as np
 import pytest
@@ -42,13 +42,13 @@ def test_volumes():
 
 
 def test_square_maps_with_channels_last_are_recognised():
-    """Swin has (n, h, w, c); a mean over its axes 2 and 3 would mix columns with channels."""
+    """Swin has maps (n, h, w, c). A mean over axes 2 and 3 would mix columns with channels."""
     maps = torch.randn(2, 4, 4, 6)
     assert_allclose(pool(maps, "mean"), maps.mean((1, 2)), atol=1e-7)
     assert torch.equal(pool(maps, "spatial"), maps.reshape(32, 6))
 
 
-def test_square_maps_with_channels_first_stay_so():
+def test_square_maps_with_channels_first_are_not_changed():
     for shape in ((2, 6, 4, 4), (2, 4, 4, 4)):
         maps = torch.randn(*shape)
         assert_allclose(pool(maps, "mean"), maps.mean((2, 3)), atol=1e-7)
@@ -85,13 +85,13 @@ def test_padding_on_the_left(tokens, mask):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last", "all", "flatten"])
-def test_heads_of_a_token_belong_to_it(pooling, tokens, mask):
+def test_all_heads_of_a_token_are_its_features(pooling, tokens, mask):
     heads = torch.randn(3, 4, 2, 6)
     assert torch.equal(pool(heads, pooling, mask), pool(heads.reshape(3, 4, 12), pooling, mask))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last", "all", "flatten", "auto"])
-def test_padding_may_hold_anything(pooling, tokens, mask):
+def test_the_values_of_padding_do_not_matter(pooling, tokens, mask):
     spoilt = tokens.clone()
     for value in (float("nan"), float("inf"), 1e30):
         spoilt[mask == 0] = value
@@ -110,8 +110,8 @@ def test_a_mask_of_other_tokens_is_not_applied(tokens):
     assert torch.equal(pool(tokens, "auto", mask), pool(tokens, "flatten"))
 
 
-def test_the_mean_of_constant_tokens_is_that_token_whatever_their_number(mask):
-    """Sums of 3 and of 4 times 0.1 round differently; the layer would not be constant any more."""
+def test_the_mean_of_equal_tokens_is_that_token_for_any_number_of_tokens(mask):
+    """Sums of 3 and of 4 times 0.1 round differently, so that the layer would no longer be constant."""
     constant = torch.full((3, 4, 2), 0.1)
     assert torch.equal(pool(constant, "mean", mask), torch.full((3, 2), 0.1))
 
@@ -128,7 +128,7 @@ def test_one_number_for_each_sample_is_one_column(pooling):
 
 
 @pytest.mark.parametrize("shape", [(4, 100, 3), (4, 3, 10, 10)])
-def test_means_of_half_precision_are_not_rounded_to_it(shape):
+def test_means_of_half_precision_are_in_float32(shape):
     x = (torch.randn(shape) + 20).to(torch.bfloat16)
     axes = 1 if len(shape) == 3 else (2, 3)
     assert_allclose(pool(x, "mean").double(), x.double().mean(axes), rtol=1e-6)
@@ -149,14 +149,14 @@ def test_a_map_has_no_tokens(pooling):
         pool(torch.zeros(2, 3, 4, 4), pooling)
 
 
-def test_an_unknown_pooling_names_those_that_are_there():
+def test_the_error_for_an_unknown_pooling_lists_all_names():
     with pytest.raises(ValueError, match=r"`pooling` must be a function or one of 'auto', .*'last', got 'max'"):
         check_pooling("max")
     for name in POOLINGS:
         check_pooling(name)
 
 
-def test_a_pooling_of_the_wrong_kind():
+def test_a_pooling_of_the_wrong_type():
     with pytest.raises(TypeError, match="`pooling` must be a name or a function of the activation, got int"):
         check_pooling(3)
 
@@ -173,7 +173,7 @@ def test_a_function_must_return_a_matrix(function, what):
 
 
 class Tokens(nn.Module):
-    """A small transformer without positions, with its heads as an axis of their own, as Qwen and Gemma have them."""
+    """A small transformer without positions whose heads are an axis of their own, as in Qwen and Gemma."""
 
     def __init__(self, *, heads_first):
         super().__init__()
@@ -207,7 +207,7 @@ LENGTHS = [[5, 3, 4, 1, 2, 5, 3], [6, 2, 2, 3, 6, 1, 4, 5]]
 
 @pytest.mark.parametrize("heads_first", [False, True])
 @pytest.mark.parametrize("pooling", ["auto", "mean", "cls", "last", "all"])
-def test_padding_does_not_change_the_answer(heads_first, pooling):
+def test_padding_does_not_change_the_values(heads_first, pooling):
     net = Tokens(heads_first=heads_first)
     results = [
         cp.compare(net, net, token_batches(LENGTHS, **how), pooling=pooling, progress=False)
@@ -236,13 +236,13 @@ def test_the_mean_over_real_tokens_against_the_definition():
     assert_allclose(result.values, reference_cka(oracle), atol=1e-6)
 
 
-def test_a_length_that_is_the_number_of_heads_by_chance_changes_nothing():
-    """(n, heads, t, d) with heads = t = 2 in the second batch: tokens stay where the first batch had them."""
+def test_a_length_equal_to_the_number_of_heads_changes_nothing():
+    """(n, heads, t, d) with heads = t = 2 in the second batch: the axis of the tokens is that of the first batch."""
     net = Tokens(heads_first=True)
     lengths = [LENGTHS[0], [2, 1, 2, 2, 1, 2]]
     results = [
         cp.compare(net, net, token_batches(lengths, extra=extra), progress=False).values for extra in (0, 5)
-    ]  # with 5 more there is no such chance
+    ]  # with 5 more tokens the two differ
     assert_allclose(results[0], results[1], atol=1e-6)
 
 
@@ -263,7 +263,7 @@ def test_tokens_that_move_to_another_axis_are_an_error():
         cp.compare(Moves(), Moves(), token_batches(LENGTHS), layers="inner", progress=False)
 
 
-def test_a_sample_without_real_tokens_is_named():
+def test_the_error_for_a_sample_without_real_tokens_names_it():
     batches = token_batches(LENGTHS)
     batches[1]["attention_mask"][2] = 0
     net = Tokens(heads_first=False)
@@ -290,7 +290,7 @@ def test_positions_as_samples():
 
 
 def windows(activation):
-    """Windows of one image, which Swin puts on axis 0, side by side again."""
+    """One row for each image from its windows, which Swin puts on axis 0."""
     return activation.reshape(8, -1)
 
 
@@ -305,7 +305,7 @@ class Windowed(nn.Module):
         return self.head(x) + per_window.reshape(len(x), -1).sum(1, keepdim=True)
 
 
-def test_windows_on_the_sample_axis_are_left_out_with_a_note_and_a_function_can_fold_them():
+def test_windows_on_the_sample_axis_are_left_out_with_a_note_and_a_function_can_join_them():
     net, batch = Windowed(), torch.randn(8, 24)
     plain = cp.compare(net, net, batch, progress=False)
     assert plain.rows == ("head",)
@@ -322,7 +322,7 @@ def test_windows_on_the_sample_axis_are_left_out_with_a_note_and_a_function_can_
     assert folded.meta["pooling"] == "windows"
 
 
-def test_a_function_that_does_not_bring_the_samples_back_leaves_the_layer_out():
+def test_a_layer_is_left_out_if_the_function_returns_other_rows_than_samples():
     net = Windowed()
     result = cp.compare(net, net, torch.randn(8, 24), pooling=lambda x: x.flatten(1), progress=False)
     assert result.rows == ("head",)
@@ -332,7 +332,7 @@ def test_a_function_that_does_not_bring_the_samples_back_leaves_the_layer_out():
         cp.compare(net, net, torch.randn(8, 24), layers="qkv", pooling=lambda x: x.flatten(1), progress=False)
 
 
-def test_a_function_that_fails_names_the_layer():
+def test_the_error_of_a_function_names_the_layer():
     net = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(
         cp.CaptureError, match=r"Layer '0' of model_x .*: the pooling function failed on .* shape \(6, 3\): .*permute"

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from small_networks import image_batches, small_network
+from small_networks import Branches, image_batches, small_network
 from torch import nn
 
 import cka_probe as cp
 from cka_probe.capture.recorder import LayerRecorder
 
 
-def test_the_same_output_handed_on_is_measured_once_and_named_twice():
-    """Dropout in eval mode and Identity return their input: the same numbers, without the work."""
+def test_an_output_that_is_the_input_is_measured_once_and_has_two_names():
+    """Dropout in eval mode and Identity return their input, so that `keep` need not be called again."""
     measured = []
 
     def keep(name, features):
@@ -33,7 +33,7 @@ def test_the_same_output_handed_on_is_measured_once_and_named_twice():
     assert torch.equal(kept[3], 2 * kept[0])
 
 
-def test_inference_mode_has_no_versions_and_is_measured_each_time():
+def test_inference_mode_counts_no_versions_so_each_output_is_measured():
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Identity())
     batch = torch.randn(8, 3)
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_inference_mode_has_no_versions_and_is_measured_each_time():
     ],
     ids=["DataParallel", "compile", "both"],
 )
-def test_wrapped_models_give_the_same_answer_under_the_same_names(wrap):
+def test_wrapped_models_give_the_same_values_and_names(wrap):
     net, batches = small_network(0), image_batches()
     plain = cp.compare(net, net, batches, progress=False)
     wrapped = cp.compare(wrap(net), net, batches, progress=False)
@@ -73,18 +73,7 @@ def test_a_model_compiled_in_place(part):
     assert np.array_equal(cp.compare(net, net, batches, progress=False).values, plain.values)
 
 
-# --- what the recorder refuses ------------------------------------------------------------------------------------
-
-
-class Parts(nn.Module):
-    """Shows each part the same input."""
-
-    def __init__(self, *parts):
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x):
-        return [part(x) for part in self.parts]
+# --- outputs that cannot be compared ------------------------------------------------------------------------------
 
 
 class Function(nn.Module):
@@ -108,33 +97,34 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("function", "reason"), UNFIT)
-def test_outputs_that_cannot_be_compared(function, reason):
-    net = Parts(nn.Identity(), Function(function))
+def test_an_unfit_output_is_left_out_or_an_error_if_it_was_named(function, reason):
+    net = Branches(nn.Identity(), Function(function))
     batch = torch.rand(10, 4, generator=torch.Generator().manual_seed(0))
     result = cp.compare(net, net, batch, progress=False)
     assert result.rows == ("parts.0",)
     (note,) = result.notes
-    with pytest.raises(AssertionError, match="^" + r"model_x \(Parts\): 'parts\.1' was left out: " + reason + "$"):
+    with pytest.raises(AssertionError, match="^" + r"model_x \(Branches\): 'parts\.1' was left out: " + reason + "$"):
         raise AssertionError(note)
     with pytest.raises(
-        cp.CaptureError, match=r"Layer 'parts\.1' of model_x \(Parts\) cannot be compared: " + reason + r"\."
+        cp.CaptureError, match=r"Layer 'parts\.1' of model_x \(Branches\) cannot be compared: " + reason + r"\."
     ):
         cp.compare(net, net, batch, layers=["parts.0", "parts.1"], progress=False)
 
 
 def test_many_layers_with_one_reason_share_a_note():
-    net = Parts(nn.Identity(), *(Function(lambda x: x > 0) for _ in range(9)))
+    net = Branches(nn.Identity(), *(Function(lambda x: x > 0) for _ in range(9)))
     (note,) = cp.compare(net, net, torch.randn(10, 4), progress=False).notes
     assert note == (
-        "model_x (Parts): 'parts.1', 'parts.2', 'parts.3', 'parts.4', 'parts.5', 'parts.6' and 3 more were left out: "
+        "model_x (Branches): 'parts.1', 'parts.2', 'parts.3', 'parts.4', 'parts.5', 'parts.6' and 3 more were left out: "
         "its output is of dtype torch.bool"
     )
 
 
-def test_nothing_that_can_be_compared():
-    net = Parts(Function(lambda x: x > 0))
+def test_a_model_without_fit_outputs_is_an_error():
+    net = Branches(Function(lambda x: x > 0))
     with pytest.raises(
-        cp.CaptureError, match=r"No selected layer of model_x \(Parts\) can be compared\. 'parts\.0': its output is of"
+        cp.CaptureError,
+        match=r"No selected layer of model_x \(Branches\) can be compared\. 'parts\.0': its output is of",
     ):
         cp.compare(net, net, torch.randn(10, 4), progress=False)
 
@@ -148,7 +138,7 @@ class Unused(nn.Module):
         return nn.functional.linear(self.used(x), self.unused.weight)
 
 
-def test_a_layer_that_does_not_run_is_left_out_or_an_error_when_it_was_named():
+def test_a_layer_that_does_not_run_is_left_out_or_an_error_if_it_was_named():
     net, batch = Unused(), torch.randn(10, 4)
     result = cp.compare(net, net, batch, progress=False)
     assert result.rows == ("used",)
@@ -172,7 +162,7 @@ class Changing(nn.Module):
         return self.b(self.a(x)) if self.calls == 1 else self.a(x)
 
 
-def test_layers_that_run_in_some_batches_only():
+def test_layers_that_run_only_in_some_batches_are_an_error():
     net = Changing()
     with pytest.raises(
         cp.CaptureError, match=r"model_x \(Changing\) did not run the same layers in batch 1 as before: 'b' ran only"
@@ -180,15 +170,15 @@ def test_layers_that_run_in_some_batches_only():
         cp.compare(net, net, [torch.randn(10, 4)] * 2, progress=False)
 
 
-def test_a_layer_that_gives_another_shape_later():
-    net = Parts(nn.Identity(), Function(lambda x: x if len(x) == 10 else x.T))
+def test_a_layer_whose_output_becomes_unfit_is_an_error():
+    net = Branches(nn.Identity(), Function(lambda x: x if len(x) == 10 else x.T))
     with pytest.raises(
         cp.CaptureError, match=r"Layer 'parts\.1' of .* cannot be compared: its output has shape \(4, 8\)"
     ):
         cp.compare(net, net, [torch.randn(10, 4), torch.randn(8, 4)], progress=False)
 
 
-def test_models_that_see_different_numbers_of_positions():
+def test_models_with_different_numbers_of_positions_are_an_error():
     first, second = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(
         ValueError,

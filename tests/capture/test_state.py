@@ -138,7 +138,7 @@ def test_a_frozen_model_requires_no_gradient_inside(error):
     assert [m.training for m in net.modules()] == [True, True, False]
 
 
-def test_no_model_can_be_frozen():
+def test_frozen_accepts_none():
     with frozen(None):
         pass
 
