@@ -115,8 +115,8 @@ def test_many_layers_with_one_reason_share_a_note():
     net = Branches(nn.Identity(), *(Function(lambda x: x > 0) for _ in range(9)))
     (note,) = cp.compare(net, net, torch.randn(10, 4), progress=False).notes
     assert note == (
-        "model_x (Branches): 'parts.1', 'parts.2', 'parts.3', 'parts.4', 'parts.5', 'parts.6' and 3 more were left out: "
-        "its output is of dtype torch.bool"
+        "model_x (Branches): 'parts.1', 'parts.2', 'parts.3', 'parts.4', 'parts.5', 'parts.6' and 3 more were left "
+        "out: its output is of dtype torch.bool"
     )
 
 
