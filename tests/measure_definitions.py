@@ -1,4 +1,4 @@
-"""Brute-force float64 definitions of the measures, written as their papers write them, and the peers that agree."""
+"""Brute-force float64 definitions of the measures in the form of their papers, some computed by other libraries."""
 
 import math
 
@@ -25,7 +25,7 @@ def nbs(x, y):
 
 
 def best_rotation_distance(x, y):
-    """The residual after the best orthogonal map, features padded to one width."""
+    """Residual after the best orthogonal map, with features padded to one width."""
     x, y = (centred(z) / np.linalg.norm(centred(z)) for z in (x, y))
     width = max(x.shape[1], y.shape[1])
     x, y = (np.pad(z, ((0, 0), (0, width - z.shape[1]))) for z in (x, y))
@@ -47,7 +47,7 @@ def rhos(x, y):
 
 
 def principal(x, variance):
-    """The scores of the fewest components that reach the share of variance."""
+    """Scores of as few principal components as explain the share of the variance."""
     values, vectors = np.linalg.eigh(centred(x).T @ centred(x))
     values, vectors = values[::-1], vectors[:, ::-1]
     count = next(c for c in range(1, len(values) + 1) if values[:c].sum() >= variance * values.sum())
@@ -80,7 +80,7 @@ def neighbours(x, k):
 
 
 def released(x, y, k):
-    """What minyoungg/platonic-rep, metrics.py computes: equation 5 of Song et al. on masked Gram matrices."""
+    """CKNNA as in metrics.py of minyoungg/platonic-rep: equation 5 of Song et al. on masked Gram matrices."""
     n = len(x)
 
     def term(K, L, a, b):
