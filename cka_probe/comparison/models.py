@@ -47,7 +47,7 @@ def compare(
 ) -> SimilarityMatrix:
     """CKA, or another measure, of every layer of one network with every layer of another.
 
-    Both networks run on each batch once, in eval mode without gradients. Modes, hooks, devices and random number
+    Both networks run in eval mode without gradients, in one pass over the data. Modes, hooks, devices and random number
     generators are restored afterwards, also after an error.
 
     Parameters
@@ -66,9 +66,9 @@ def compare(
     estimator : "unbiased" or "biased"
         Estimator of HSIC in the numerator and denominator of CKA.
     scope : "minibatch" or "dataset", optional
-        "minibatch", the default for CKA: the ratio of mean minibatch HSIC. Memory does not grow with the data.
-        "dataset": exact over all samples, by moments, by blocks of Gram matrices, or by a sketch if neither fits into
-        memory. A note of the result names the way that was taken.
+        "minibatch", the default for CKA: the ratio of mean minibatch HSIC. Memory grows with the number of layers, not
+        with the data. "dataset": over all samples at once, exactly by moments or by blocks of Gram matrices, or
+        approximately by a sketch if neither fits into memory. A note of the result names the route.
     measure : str
         "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa_spearman", ...) on the features of
         all samples.
@@ -98,18 +98,18 @@ def compare(
     tf32 : bool
         Multiply float32 features in TF32 on an NVIDIA GPU: faster, with errors of about 1e-3. For the minibatch scope.
     overlap : bool
-        Compute Gram matrices on a second stream of an NVIDIA GPU while the forward pass goes on. The first minibatch in
-        which a layer's output is changed in place after its hook runs twice. Changes that torch does not count
-        (``x.data``, kernels that write through pointers) are not noticed. For the minibatch scope.
+        Compute Gram matrices on a second stream of an NVIDIA GPU while the forward pass goes on. If later layers change
+        an output in place, the first such minibatch runs twice. Changes that torch does not count (``x.data``, kernels
+        that write through pointers) are not noticed. For the minibatch scope.
     progress : bool
         Show a progress bar.
 
     Returns
     -------
     SimilarityMatrix
-        Values in float64. For CKA with the minibatch scope also standard errors over the minibatches, p-values under
-        the permutation null, and chance levels. Notes name layers that are constant or were left out. After Ctrl-C the
-        result covers the batches until then.
+        Values in float64; standard errors, p-values under the permutation null and chance levels if scope and measure
+        have them. Notes name layers that are constant or were left out. After Ctrl-C the result covers the batches
+        until then.
 
     Raises
     ------
@@ -239,7 +239,7 @@ def compare_many(
     )
     chosen = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(models, layers)
     if missing := [name for name in models if name not in chosen]:
-        raise ValueError(f"`layers` names no layers for {', '.join(map(repr, missing))}.")
+        raise ValueError(f"`layers` has no entry for {', '.join(map(repr, missing))}. Give the layers of every model.")
     compared = [ComparedModel(model, name, chosen[name]) for name, model in models.items()]
     classes = {name: _class_name(model) for name, model in models.items()}
     return _run(compared, request, {"pooling": request.pooling_name, "models": classes})

@@ -87,3 +87,21 @@ def test_forward_runs_a_model_with_two_inputs():
     result = compared(net, net, [x], forward=lambda model, batch: model(batch, 2 * batch))
     expected = reference_cka([cloned(net, x, run=lambda model, batch: model(batch, 2 * batch))])
     assert_allclose(result.values, expected, atol=1e-6)
+
+
+def test_compare_many_takes_other_layers_for_each_model():
+    nets, data = {"a": small_network(0), "b": small_network(1)}, image_batches()
+    many = cp.compare_many(nets, data, layers={"a": ["0", "2"], "b": "4"}, progress=False)
+    assert (many.row_models, many.rows) == (("a", "a", "b"), ("0", "2", "4"))
+    pair = compared(*nets.values(), data, layers=["0", "2"], layers_y="4")
+    assert_allclose(many.values[:2, 2:], pair.values, atol=1e-12)
+
+
+def test_errors_for_the_models_and_layers_of_compare_many():
+    nets, data = {"a": small_network(0), "b": small_network(1)}, image_batches(1)
+    with pytest.raises(ValueError, match=r"`layers` has no entry for 'b'\. Give the layers of every model"):
+        cp.compare_many(nets, data, layers={"a": "0"}, progress=False)
+    with pytest.raises(ValueError, match="`models` is empty"):
+        cp.compare_many({}, data, progress=False)
+    with pytest.raises(TypeError, match="`models` must be a mapping of names to models, got list"):
+        cp.compare_many(list(nets.values()), data, progress=False)

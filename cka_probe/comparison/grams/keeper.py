@@ -94,7 +94,7 @@ class GramKeeper:
         self.overlap = overlap
         self.deferred = deferred
         self._streams = streams
-        self._beside: SideStream | None = None
+        self._side_stream: SideStream | None = None
         self._linear = isinstance(self.kernel, Linear)
         self.reviewed = False
         self.modes: dict[str, Mode] = {}
@@ -117,8 +117,8 @@ class GramKeeper:
         ValueError
             If ``overlap`` is set and the features are not on an NVIDIA GPU.
         """
-        if self.overlap and self._beside is None:
-            self._beside = SideStream(self._streams(features.device))
+        if self.overlap and self._side_stream is None:
+            self._side_stream = SideStream(self._streams(features.device))
         if not self._defers(features.device):
             features = _single(features)
             return self._repeated(name, features) or self._decided(name, features, MEAN_LIMIT)
@@ -126,9 +126,9 @@ class GramKeeper:
             mode = self.modes.get(name)
             if self._linear and mode is None:
                 return self._first(name, features)
-            beside = self._beside if self.reviewed else None
-            if beside is not None and beside.takes(name, features):
-                kept, finite = beside.run(name, features, lambda: self._later(features, mode))
+            side_stream = self._side_stream if self.reviewed else None
+            if side_stream is not None and side_stream.takes(name, features):
+                kept, finite = side_stream.run(name, features, lambda: self._later(features, mode))
             else:
                 kept, finite = self._later(features, mode)
             if finite is not None:
@@ -168,7 +168,7 @@ class GramKeeper:
         kept : mapping of str to LayerGram
             The Gram matrices by layer.
         """
-        if self._beside is not None and not self._beside.settle():
+        if self._side_stream is not None and not self._side_stream.settle():
             return False
         asked, self._mean_squares = self._mean_squares, {}
         for shifted in (False, True):
