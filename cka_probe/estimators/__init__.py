@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: numpy, torch and CuPy alike."""
+"""Similarity measures of arrays: numpy, torch and CuPy arrays in, numbers out."""
 
 from .alignment import chance_level, cka, cka_from_grams, participation_ratio
 from .centring import center_gram, u_center_gram

@@ -1,8 +1,8 @@
-"""Linear CKA of the layers behind a few recorded features: debiased for few samples and for few features.
+"""Linear CKA from few samples and few features, without the bias of either.
 
-HSIC_1 removes the bias of few samples. Its self term still counts every recorded feature with itself, so that few of
-many features (electrodes in a brain, a random subset of channels) make any layer less like any other. Here the features
-are a random sample too: the self term is taken over pairs of different features only.
+HSIC_1 removes the bias of few samples. But its self term pairs each recorded feature with itself. If only few of many
+features are recorded (electrodes in a brain, a random subset of channels), this makes CKA too small. Here the features
+are a random sample too: self terms use pairs of different features only.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from .hsic import CentredFeatures, scaled_features
 from .inference import Estimate, check_level
 from .validation import Array, check_pair
 
+__all__ = ["cka_double_debiased"]
+
 
 def cka_double_debiased(x: Array, y: Array, *, level: float = 0.95) -> Estimate:
-    """Linear CKA of the layers that x and y are random samples of features of, with error and interval.
+    """Linear CKA of two whole layers from random samples of their features, with error and interval.
 
-    Use it when the recorded features are few of many, drawn at random and apart for x and y. When they are all the
-    features that there are, ``cka`` is the answer.
+    Use it when x and y hold few of many features, drawn at random and independently. When they hold all features of
+    the layers, use ``cka``.
 
     Parameters
     ----------
     x : array (..., n, p)
-        n >= 5 samples of p >= 3 features on one scale: each column is a random feature of the layer.
+        n >= 5 samples of p >= 3 features on one scale; each column is a feature drawn at random from the layer.
     y : array (..., n, q)
-        q >= 3 features of the same samples. No feature of ``x`` may be among them: a layer with itself gives more
+        q >= 3 features of the same samples. It must not contain features of ``x``: a layer with itself gives more
         than 1.
     level : float
         Coverage of the interval.
@@ -37,25 +39,25 @@ def cka_double_debiased(x: Array, y: Array, *, level: float = 0.95) -> Estimate:
     Returns
     -------
     Estimate
-        Arrays (...) of float64. The value is not bounded by 1. The error is that of drawing samples and features, from
-        a jackknife over each; the interval takes Student's t with the degrees of freedom of Satterthwaite. NaN where a
-        self term is not positive: no pair of features, or too few, have anything in common.
+        Arrays (...) of float64. The value may be above 1. The error covers the choice of samples and of features, from
+        a jackknife over each. The interval uses Student's t with Satterthwaite's degrees of freedom. NaN where a self
+        term is not positive: the features of that side have too little in common.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, for fewer than 5 samples or 3 features, and for a level outside (0, 1).
+        As ``cka``, and if there are fewer than 5 samples or 3 features, or ``level`` is not between 0 and 1.
 
     References
     ----------
     Chun, Canatar, Chung, Lee, Estimating Neural Representation Alignment from Sparsely Sampled Inputs and Features,
-    2025. MATH 2.
+    2025. docs/theory.md, section 2.
 
     Examples
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> z = rng.normal(size=(200, 5))  # what both layers hold, seen by 20 random features each
+    >>> z = rng.normal(size=(200, 5))  # both layers hold z; x and y are 20 random features of each
     >>> x, y = z @ rng.normal(size=(5, 20)), z @ rng.normal(size=(5, 20))
     >>> found = cka_double_debiased(x, y)
     >>> bool(found.low < 1 < found.high)
@@ -66,7 +68,7 @@ def cka_double_debiased(x: Array, y: Array, *, level: float = 0.95) -> Estimate:
     for features, name in ((x, "x"), (y, "y")):
         if features.shape[-1] < 3:
             raise ValueError(f"`{name}` has {features.shape[-1]} features, but at least 3 are needed. Use `cka`.")
-    left, right = (_Side(xp, xp.astype(side, xp.float64)) for side in (x, y))
+    left, right = (_SampledLayer(xp, xp.astype(side, xp.float64)) for side in (x, y))
     n, p, q = left.n, left.p, right.p
     cross_x, cross_y = left.columns.inner(right.whole), right.columns.inner(left.whole)  # (..., p) and (..., q)
     cross = xp.sum(cross_x, axis=-1)
@@ -108,21 +110,25 @@ def _jackknife_variance(xp: ModuleType, values: Array) -> Array:
     return (count - 1) / count * xp.sum(spread * spread, axis=-1)
 
 
-class _Side:
-    """One layer: all its features as one side of an inner product, and each feature as a side of its own."""
+class _SampledLayer:
+    """The recorded features of one layer, both together and one by one as sides of inner products.
+
+    ``with_others`` (..., p) is the sum of the inner products of each feature with all others, ``total`` (...) the sum of
+    these, ``self_term`` (...) the mean over pairs of different features.
+    """
 
     def __init__(self, xp: ModuleType, x: Array) -> None:
         z, _ = scaled_features(x)
         one = xp.ones(z.shape[:-2], dtype=z.dtype, device=z.device)
         self.n, self.p = z.shape[-2:]
         self.samples = CentredFeatures(z, one, self.n, True)
-        self.whole = CentredFeatures(z[..., None, :, :], one, self.n, True)  # beside each column
+        self.whole = CentredFeatures(z[..., None, :, :], one, self.n, True)  # broadcasts over the columns
         self.columns = CentredFeatures(xp.matrix_transpose(z)[..., None], one, self.n, True)
-        self.of_column = self.columns.inner(self.columns)  # (..., p)
-        self.with_others = self.columns.inner(self.whole) - self.of_column
+        of_column = self.columns.inner(self.columns)
+        self.with_others = self.columns.inner(self.whole) - of_column
         self.total = xp.sum(self.with_others, axis=-1)
         self.self_term = self.total / (self.p * (self.p - 1))
-        # Below this a self term is the rounding of the sums that it is the difference of.
+        # A self term is a difference of two sums. Below this floor it is only their rounding.
         spread = xp.sum(z * z, axis=(-2, -1))
         self.floor = 16 * float(xp.finfo(z.dtype).eps) * spread * spread / (self.n * self.p * self.p)
 

@@ -1,8 +1,8 @@
-"""How sure a CKA is: exact jackknife errors and intervals, and which samples it rests on.
+"""Exact jackknife errors and confidence intervals of CKA, and the influence of each sample.
 
-Leaving out sample i changes the inner product T = <A, B> of U-centred Gram matrices to T - 2 t_i (n-2)/(n-3), with
-t_i = sum_j A_ij B_ij, and that of centred ones to T - 2 t_i n/(n-1) + A_ii B_ii (n/(n-1))^2. So all n leave-one-out
-values of CKA cost no more than CKA itself.
+Let T = <A, B> be the inner product of two Gram matrices (n, n) and t_i = sum_j A_ij B_ij. Without sample i it becomes
+T - 2 t_i (n-2)/(n-3) if A and B are U-centred, and T - 2 t_i n/(n-1) + A_ii B_ii (n/(n-1))^2 if they are centred. So
+all n leave-one-out values of CKA cost no more than CKA itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 BLOCK = 4_000_000
-"""Numbers that the leave-one-out values of all pairs of layers may fill at a time."""
+"""Largest number of values that are held at once while samples are left out of all pairs of layers."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Estimate:
     Attributes
     ----------
     value, standard_error, low, high : array of float64
-        Of one shape. The interval is not cut off at 1 or -1.
+        All have the same shape. The interval from ``low`` to ``high`` is not cut at 1 or -1.
     level : float
-        Coverage of the interval from ``low`` to ``high``.
+        Coverage of the interval.
     outliers : tuple of Outliers
-        One for each layer whose weight rests on a few samples.
+        One entry for each layer whose weight rests on a few samples.
     """
 
     value: Array
@@ -58,7 +58,7 @@ class Estimate:
 
     @classmethod
     def of(cls, value: Array, error: Array, level: float, degrees: Array | int) -> Estimate:
-        """The interval of Student's t with ``degrees`` of freedom around a value with its error."""
+        """An estimate whose interval is ``value`` plus and minus Student's t quantile (``degrees``) times ``error``."""
         from scipy.special import stdtrit
 
         quantile = stdtrit(degrees if isinstance(degrees, int) else as_numpy(degrees), (1 + level) / 2)
@@ -68,20 +68,20 @@ class Estimate:
 
 
 def check_level(level: float) -> None:
-    """Raise a ValueError unless ``level`` is the coverage of an interval."""
+    """Raise ValueError unless ``level`` lies between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"`level` must lie between 0 and 1, got {level!r}. Use 0.95 for a 95 % interval.")
 
 
 def _minimum(estimator: str) -> int:
-    """Samples that are needed when one of them is left out."""
+    """The smallest number of samples from which one can be left out."""
     return check_estimator(estimator) + 1
 
 
 def _leave_one_out(
     xp: ModuleType, left: Centred, right: Centred, estimator: str
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """CKA (...), CKA without each sample (..., n), and the weights of the samples (..., n) on either side."""
+    """CKA (...), CKA without each sample (..., n), and the weights of the samples (..., n) in each side."""
     n = left.samples
     shares = [row_inner(left, right), row_inner(left, left)]
     shares.append(shares[1] if right is left else row_inner(right, right))
@@ -96,7 +96,7 @@ def _leave_one_out(
     ]
     whole = ratio(xp, *totals, *floors)
     parts = [without_each(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
-    # The diagonal, which the unbiased estimator leaves out, would give one of a few samples much of the weight.
+    # Without the diagonal, as in the unbiased estimator: it would give one of a few samples much of the weight.
     weights = (_weights(xp, shares[1] - diagonals[1]), _weights(xp, shares[2] - diagonals[2]))
     return whole[..., 0], ratio(xp, *parts, *floors), weights
 
@@ -120,11 +120,11 @@ def cka_with_error(
     Parameters
     ----------
     x : array (..., n, p)
-        Features, n >= 5 for the unbiased estimator, 3 for the biased.
+        Features. The unbiased estimator needs n >= 5, the biased n >= 3.
     y : array (..., n, q)
-        Features of the same samples, in the same order, of the same library and device.
+        Features of the same samples in the same order, from the same library and on the same device.
     kernel, kernel_y : Kernel, optional
-        As in ``cka``. A median bandwidth is that of all samples.
+        As in ``cka``. A median bandwidth is taken once from all samples.
     estimator : "unbiased" or "biased"
         As in ``cka``.
     level : float
@@ -133,25 +133,25 @@ def cka_with_error(
     Returns
     -------
     Estimate
-        Arrays (...) of float64; NaN where a side is constant. The interval is the value plus and minus Student's t of
-        n - 1 degrees of freedom times the error. A 95 % interval held the truth in 93 to 98 % of simulations with 32
-        to 256 samples, and in more than 99 % for unrelated features, for which ``cka_test`` is the right question
-        (benchmarks/coverage.py).
+        Arrays (...) of float64; NaN where one side is constant. The interval is the value plus and minus the error
+        times the quantile of Student's t with n - 1 degrees of freedom. A 95 % interval contained the true value in 93
+        to 98 % of simulations with 32 to 256 samples. For unrelated features it did so in more than 99 %: use
+        ``cka_test`` there (benchmarks/coverage.py).
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, and for a level outside (0, 1).
+        As ``cka``, and if ``level`` is not between 0 and 1.
 
     Warns
     -----
     OutlierWarning
-        If one sample, or one in a hundred, holds two fifths of the weight of a side: it can move CKA at will.
+        If 1 % of the samples (at least one) hold two fifths of the weight of a side: they can move CKA to any value.
 
     References
     ----------
     Tukey, Bias and confidence in not quite large samples, 1958. Davari et al., Reliability of CKA as a Similarity
-    Measure in Deep Learning, ICLR 2023 (outliers). MATH 4.
+    Measure in Deep Learning, ICLR 2023 (outliers). docs/theory.md, section 4.
 
     Examples
     --------
@@ -177,21 +177,21 @@ def cka_with_error(
 def sample_influence(
     x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "unbiased"
 ) -> Array:
-    """How much each sample raises CKA: CKA of all samples minus CKA without the sample.
+    """Influence of each sample on CKA: CKA of all samples minus CKA without that sample.
 
     Parameters
     ----------
     x, y : array (..., n, p) and (..., n, q)
         As in ``cka_with_error``.
     kernel, kernel_y : Kernel, optional
-        As in ``cka``. A median bandwidth is that of all samples.
+        As in ``cka``. A median bandwidth is taken once from all samples.
     estimator : "unbiased" or "biased"
         As in ``cka``.
 
     Returns
     -------
     array (..., n) of float64
-        Of the order 1/n for a sample like the others. NaN where CKA, or CKA without the sample, is undefined.
+        About 1/n for an ordinary sample. NaN where CKA, or CKA without the sample, is undefined.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def sample_influence(
 
     References
     ----------
-    Davari et al., Reliability of CKA as a Similarity Measure in Deep Learning, ICLR 2023. MATH 4.
+    Davari et al., Reliability of CKA as a Similarity Measure in Deep Learning, ICLR 2023. docs/theory.md, section 4.
 
     Examples
     --------
@@ -236,11 +236,11 @@ def cka_matrix_with_error(
     Parameters
     ----------
     xs : sequence of arrays (n, p_i)
-        Features of the layers of one network, n >= 5 for the unbiased estimator, 3 for the biased.
+        Features of the layers of one network. The unbiased estimator needs n >= 5, the biased n >= 3.
     ys : sequence of arrays (n, q_j), optional
-        Features of the layers of the other; ``xs`` again when left out.
+        Features of the layers of the other network; ``xs`` by default.
     kernel : Kernel, optional
-        Linear when left out. A median bandwidth is that of all samples.
+        Linear by default. A median bandwidth is taken once from all samples.
     estimator : "unbiased" or "biased"
         As in ``cka``.
     level : float
@@ -254,16 +254,16 @@ def cka_matrix_with_error(
     Raises
     ------
     TypeError, ValueError
-        As ``cka_matrix``, and for a level outside (0, 1).
+        As ``cka_matrix``, and if ``level`` is not between 0 and 1.
 
     Warns
     -----
     OutlierWarning
-        For each layer two fifths of whose weight rest on one sample, or on one in a hundred.
+        For each layer in which 1 % of the samples (at least one) hold two fifths of the weight.
 
     References
     ----------
-    MATH 4.
+    docs/theory.md, section 4.
 
     Examples
     --------
@@ -285,12 +285,12 @@ def jackknife_matrix(
     estimator: str = "unbiased",
     level: float = 0.95,
 ) -> Estimate:
-    """`cka_matrix_with_error` without its warnings: they are in ``outliers`` of the result."""
+    """``cka_matrix_with_error`` without its warnings: the result holds the ``outliers`` instead."""
     check_level(level)
     check_layer_lists(xs, ys)
     kernel = kernel or Linear()
-    left = _Side.of(xs, 0, kernel, estimator)
-    right = left if ys is None else _Side.of(ys, 1, kernel, estimator)
+    left = _Network.of(xs, 0, kernel, estimator)
+    right = left if ys is None else _Network.of(ys, 1, kernel, estimator)
     if left.samples != right.samples:
         raise ValueError(
             f"`xs` hold {left.samples} samples and `ys` {right.samples}. Both must be of the same samples."
@@ -301,8 +301,8 @@ def jackknife_matrix(
 
 
 @dataclass(frozen=True)
-class _Side:
-    """Centred Gram matrices (layers, n, n) of one network, and the share of each sample in their self terms."""
+class _Network:
+    """Centred Gram matrices (layers, n, n) of one network, and the shares (layers, n) of the samples in <A, A>."""
 
     grams: Array
     shares: Array
@@ -310,7 +310,7 @@ class _Side:
     outliers: tuple[Outliers, ...]
 
     @classmethod
-    def of(cls, features: Sequence[Array], side: int, kernel: Kernel, estimator: str) -> _Side:
+    def of(cls, features: Sequence[Array], side: int, kernel: Kernel, estimator: str) -> _Network:
         name = ("xs", "ys")[side]
         rows, _, n = layer_rows(features, name, kernel, estimator)
         if n < _minimum(estimator):
@@ -327,8 +327,8 @@ class _Side:
         return cls(grams, shares, n, tuple(outliers))
 
 
-def _all_pairs(left: _Side, right: _Side, estimator: str) -> tuple[Array, Array]:
-    """CKA and its jackknife error of all pairs, in blocks of samples, so that memory stays linear in n."""
+def _all_pairs(left: _Network, right: _Network, estimator: str) -> tuple[Array, Array]:
+    """CKA and its jackknife error for all pairs of layers, in blocks of left-out samples to bound the memory."""
     xp = array_namespace(left.grams)
     n = left.samples
     rows = [xp.reshape(side.grams, (-1, n * n)) for side in (left, right)]
@@ -353,7 +353,7 @@ def _all_pairs(left: _Side, right: _Side, estimator: str) -> tuple[Array, Array]
             without_each(self_x, of_x, diagonals[1], n, estimator)[:, :, None],
             without_each(self_y, of_y, diagonals[2], n, estimator)[:, None, :],
         )
-        # Mean and sum of squares of the blocks so far and this one (Chan, Golub, LeVeque 1979).
+        # Update the mean and the sum of squares by this block (Chan, Golub, LeVeque 1979).
         block_mean = xp.mean(without, axis=0)
         new, step = without.shape[0], block_mean - mean
         squares = squares + xp.sum((without - block_mean) ** 2, axis=0) + step * step * (count * new / (count + new))
@@ -363,7 +363,7 @@ def _all_pairs(left: _Side, right: _Side, estimator: str) -> tuple[Array, Array]
 
 
 def _block_diagonal(xp: ModuleType, block: Array, start: int) -> Array:
-    """Diagonal entries (rows, layers) of Gram matrices of which only the rows from ``start`` on are given."""
+    """Diagonal entries (rows, layers) of Gram matrices, given only their rows from ``start`` on (layers, rows, n)."""
     rows, n = block.shape[1:]
     eye = xp.eye(rows, n, k=start, dtype=block.dtype, device=block.device)
     return xp.permute_dims(xp.sum(block * eye, axis=-1), (1, 0))

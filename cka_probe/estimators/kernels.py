@@ -1,7 +1,7 @@
-"""Kernels: features (..., n, p) in, Gram matrices (..., n, n) out.
+"""Kernels turn features (..., n, p) into Gram matrices (..., n, n).
 
-A kernel is a small immutable object. ``kernel(x)`` is its Gram matrix, ``kernel(x, y)`` the cross-Gram matrix of two
-sets of samples. It prints as the call that makes it, and ``kernel_from_name`` reads that back.
+A kernel is a small immutable object. ``kernel(x)`` is its Gram matrix, ``kernel(x, y)`` the cross-Gram matrix
+(..., n, m) of two sets of samples. Its ``repr`` is the call that makes it, and ``kernel_from_name`` reads it back.
 """
 
 from __future__ import annotations
@@ -16,20 +16,35 @@ from array_api_compat import array_namespace
 
 from .validation import Array, constant
 
+__all__ = [
+    "KERNELS",
+    "RBF",
+    "Cosine",
+    "Kernel",
+    "Laplacian",
+    "Linear",
+    "Polynomial",
+    "center_features",
+    "kernel_from_name",
+    "median_distance",
+    "safe_sqrt",
+    "squared_distances",
+]
+
 
 class Kernel(Protocol):
-    """Anything that turns features into a Gram matrix: one of the classes here, or a function of yours."""
+    """Anything that turns features into a Gram matrix: one of the classes here, or your own function."""
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """The Gram matrix of ``x``, or the cross-Gram matrix of ``x`` and ``y``."""
+        """The Gram matrix of ``x`` (..., n, n), or the cross-Gram matrix of ``x`` and ``y`` (..., n, m)."""
         ...
 
 
 def center_features(x: Array) -> Array:
-    """Features minus their mean over samples.
+    """Features minus their mean over the samples.
 
-    The first sample is subtracted before the mean: exact zeros for a constant column, and no loss of the spread when
-    the mean is 1e5 times larger (MATH: any shift leaves a centred Gram matrix unchanged).
+    The first sample is subtracted before the mean. So a constant column becomes exactly 0, and the spread keeps its
+    digits when the mean is 1e5 times larger. No shift changes a centred Gram matrix.
 
     Parameters
     ----------
@@ -68,16 +83,16 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     x : array (..., n, p)
         Features.
     y : array (..., m, p), optional
-        Other features; ``x`` itself when left out.
+        Features of other samples; ``x`` itself by default.
 
     Returns
     -------
     array (..., n, m)
-        Distances squared, never negative; the diagonal is exactly 0 when ``y`` is left out.
+        Squared distances, never negative. The diagonal is exactly 0 without ``y``.
     """
     xp = array_namespace(x)
-    # A shared shift leaves distances alone and keeps float32 accurate when the mean is far above the spread. The first
-    # sample goes first, so that a constant layer is exactly zero and not the rounding of its mean.
+    # A shared shift does not change distances, and it keeps float32 accurate when the mean is far above the spread. The
+    # first sample is subtracted first, so that a constant layer gives exactly 0 instead of the rounding of its mean.
     first = constant(x[..., :1, :])
     a = x - first
     mean = constant(xp.mean(a, axis=-2, keepdims=True))
@@ -86,31 +101,31 @@ def squared_distances(x: Array, y: Array | None = None) -> Array:
     norms_a = xp.sum(a * a, axis=-1)[..., :, None]
     norms_b = xp.sum(b * b, axis=-1)[..., None, :]
     squared = norms_a + norms_b - 2 * (a @ _transpose(b))
-    # A negative value here can only be rounding: the true one is a sum of squares.
+    # Negative values are rounding: the exact value is a sum of squares.
     squared = xp.where(squared < 0, xp.zeros_like(squared), squared)
     return squared * _off_diagonal(xp, x.shape[-2], x) if y is None else squared
 
 
 def safe_sqrt(xp, squared: Array) -> Array:
-    """Square root whose gradient at 0 is 0 instead of infinite (the diagonal of a distance matrix); NaN stays NaN."""
+    """Square root whose gradient at 0 is 0 instead of infinite, as on the diagonal of distances; NaN stays NaN."""
     zero = squared == 0
     return xp.where(zero, xp.zeros_like(squared), xp.sqrt(xp.where(zero, xp.ones_like(squared), squared)))
 
 
 def median_distance(x: Array, y: Array | None = None) -> Array:
-    """Median Euclidean distance over all pairs of different samples i < j of ``x`` (and ``y`` together).
+    """Median Euclidean distance over all pairs i < j of the samples of ``x``, or of ``x`` and ``y`` together.
 
     Parameters
     ----------
     x : array (..., n, p)
         Features, n >= 2.
     y : array (..., m, p), optional
-        More samples, pooled with ``x``.
+        More samples, joined with those of ``x``.
 
     Returns
     -------
     array (...)
-        The median; the mean of the two middle values when the number of pairs is even.
+        The median. For an even number of pairs, the mean of the two middle values.
 
     References
     ----------
@@ -125,7 +140,7 @@ def median_distance(x: Array, y: Array | None = None) -> Array:
     xp = array_namespace(x)
     x = x if y is None else xp.concat([x, y], axis=-2)
     n = x.shape[-2]
-    # With -1 on the diagonal the n diagonal entries sort first, and every pair follows twice.
+    # The diagonal is set to -1, so the n diagonal entries sort first. Then each pair follows twice.
     squared = squared_distances(x) - (1 - _off_diagonal(xp, n, x))
     ordered = xp.sort(xp.reshape(squared, (*squared.shape[:-2], n * n)), axis=-1)
     pairs = n * (n - 1) // 2
@@ -166,24 +181,24 @@ class _Bandwidth:
             raise ValueError(f"`fraction` must be a positive number, got {self.fraction!r}.")
 
     def width(self, x: Array, y: Array | None = None) -> Array | float:
-        """The bandwidth in the units of the features: ``fraction`` times the number given, or times the median.
+        """The bandwidth in units of the features: ``fraction`` times the given number, or times the median distance.
 
-        NaN where the median distance is 0 (more than half of the pairs coincide), and so is then the Gram matrix.
+        It is NaN, and so is the Gram matrix, where the median distance is 0: more than half of all pairs coincide.
         """
         if self.bandwidth == "median":
             xp = array_namespace(x)
             median = median_distance(x, y)[..., None, None]
-            # More than half of all pairs coincide: no scale can be read off, and a made-up one would be a silent error.
+            # A median of 0 says nothing about the scale, and an invented bandwidth would be a silent error.
             return self.fraction * xp.where(median > 0, median, xp.full_like(median, math.nan))
         return self.fraction * float(self.bandwidth)
 
     def fixed(self, x: Array):
-        """The same kernel with its bandwidth measured once on ``x`` (n, p), for use on further samples.
+        """The same kernel with the bandwidth that it has on ``x`` (n, p), as a number, for use on other samples.
 
         Raises
         ------
         ValueError
-            If more than half of all pairs of samples coincide: their median distance is 0.
+            If more than half of all pairs of samples coincide, so that their median distance is 0.
         """
         width = self.width(x)
         width = width if isinstance(width, float) else float(width[0, 0])
@@ -202,9 +217,9 @@ class RBF(_Bandwidth):
     Parameters
     ----------
     bandwidth : float or "median"
-        In the units of the features; "median" takes the median distance over pairs i < j of the samples at hand.
+        A number in units of the features; "median" takes the median distance over all pairs i < j of the samples.
     fraction : float
-        Multiplies the bandwidth.
+        Factor of the bandwidth.
 
     Raises
     ------
@@ -237,9 +252,9 @@ class Laplacian(_Bandwidth):
     Parameters
     ----------
     bandwidth : float or "median"
-        In the units of the features; "median" takes the median distance over pairs i < j.
+        A number in units of the features; "median" takes the median distance over all pairs i < j of the samples.
     fraction : float
-        Multiplies the bandwidth.
+        Factor of the bandwidth.
 
     Raises
     ------
@@ -268,9 +283,9 @@ class Polynomial:
     degree : int
         At least 1.
     offset : float
-        Not negative, so that the kernel is positive semi-definite.
+        At least 0, so that the kernel is positive semi-definite.
     gamma : float or None
-        Scale of the product; 1 / p for p features when None.
+        Factor of u . v, above 0; None means 1 / p for p features.
 
     Raises
     ------
@@ -304,7 +319,7 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine kernel k(u, v) = u . v / (|u| |v|); a sample of norm 0 has similarity 0 with all.
+    """The cosine kernel k(u, v) = u . v / (|u| |v|); a sample of norm 0 has the value 0 with every sample.
 
     Examples
     --------
@@ -321,7 +336,7 @@ class Cosine:
 
 def _unit_rows(x: Array) -> Array:
     xp = array_namespace(x)
-    # The largest entry goes first, so that squares of very large or tiny features stay within range.
+    # Divide by the largest entry first, so that squares of very large or tiny features stay in range.
     largest = constant(xp.max(xp.abs(x), axis=-1, keepdims=True))
     x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
     norms = safe_sqrt(xp, xp.sum(x * x, axis=-1, keepdims=True))
@@ -332,7 +347,7 @@ KERNELS = {"linear": Linear, "rbf": RBF, "laplacian": Laplacian, "polynomial": P
 
 
 def kernel_from_name(text: str) -> Kernel:
-    """The kernel that ``text`` names: ``"rbf"``, or as a kernel prints itself, ``"RBF(bandwidth=0.5, fraction=1.0)"``.
+    """The kernel with this name (``"rbf"``) or this ``repr`` (``"RBF(bandwidth=0.5, fraction=1.0)"``).
 
     Raises
     ------
@@ -347,7 +362,7 @@ def kernel_from_name(text: str) -> Kernel:
     name, _, rest = text.strip().partition("(")
     kernel = KERNELS.get(name.strip().lower())
     if kernel is None:
-        raise ValueError(f"No kernel is called {name!r}. There are: {', '.join(KERNELS)}.")
+        raise ValueError(f"No kernel is called {name!r}. The kernels are {', '.join(KERNELS)}.")
     try:
         call = ast.parse(f"f({rest}" if rest else "f()", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not all(k.arg for k in call.keywords):

@@ -12,16 +12,20 @@ from .validation import Array
 __all__ = ["HEAVY", "OutlierWarning", "Outliers", "find_outliers", "warn_of_outliers"]
 
 HEAVY = 0.4
-"""Part of the weight of a layer that one sample in a hundred may hold without a warning."""
+"""A warning is given when 1 % of the samples (at least one) hold this part of the weight of a layer or more.
+
+The weight of sample i is sum_{j != i} A_ij^2 divided by the sum of these over all i, with A the centred or U-centred
+Gram matrix.
+"""
 
 
 class OutlierWarning(UserWarning):
-    """One sample, or one in a hundred, holds two fifths of the weight of a layer and can move its CKA at will."""
+    """1 % of the samples (at least one) hold two fifths of the weight of a layer and can move its CKA to any value."""
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """A few samples that hold two fifths of the weight of one layer, so that they alone can move its CKA at will.
+    """A few samples that hold two fifths of the weight of one layer, so that they alone can move its CKA to any value.
 
     Attributes
     ----------
@@ -39,25 +43,26 @@ class Outliers:
     total: int
 
     def message(self, name: str) -> str:
-        """A warning about the layer, which it calls ``name``."""
+        """The text of the warning; it calls the layer ``name``."""
         listed = ", ".join(map(str, sorted(self.samples[:10])))
         more = " and more" if len(self.samples) > 10 else ""
         return (
             f"Two fifths of the weight of {name} rest on {len(self.samples)} of {self.total} samples (index "
-            f"{listed}{more}), so that they alone can move its CKA at will. Look at them, and compare with a kernel "
-            "that bounds them: Cosine or RBF."
+            f"{listed}{more}), so that they alone can move its CKA to any value. Look at them, and compare with a "
+            "kernel that bounds them: Cosine or RBF."
         )
 
 
 def find_outliers(xp: ModuleType, weights: Array, side: int, layer: int = 0) -> list[Outliers]:
-    """The outliers of one layer, if one sample, or one in a hundred, holds two fifths of the weight.
+    """The outliers of one layer, from the weights (..., n) of its samples; empty if there are none.
 
-    A single sample can hold no more than half: its row and its column of the Gram matrix share the rest. Of Gaussian
-    features no set in 2000 is reported, of Student's t with 3 degrees of freedom 1 in 40.
+    Of a stack, the worst layer is reported. A single sample holds at most half of the weight, because every entry of
+    its row of the Gram matrix counts for another sample too. No set in 2000 of Gaussian features is reported, and 1 in
+    40 of Student's t with 3 degrees of freedom.
     """
     n = weights.shape[-1]
     if n < 8:
-        return []  # one of so few may hold that much by chance
+        return []  # with so few samples, one may hold that much by chance
     few = max(1, n // 100)
     weights = xp.reshape(weights, (-1, n))
     held = xp.sum(xp.sort(weights, axis=-1, descending=True)[:, :few], axis=-1)
@@ -70,14 +75,10 @@ def find_outliers(xp: ModuleType, weights: Array, side: int, layer: int = 0) -> 
 
 
 def warn_of_outliers(outliers: Sequence[Outliers], names: str) -> None:
-    """Warn the caller of the calling function.
+    """Issue one ``OutlierWarning`` for each of ``outliers``, at the line that called the calling function.
 
-    Parameters
-    ----------
-    outliers : sequence of Outliers
-        One warning for each.
-    names : str
-        How the message calls a layer; the first ``{}`` becomes "x" or "y", the second the position of the layer.
+    ``names`` is a pattern for the name of a layer: its first ``{}`` becomes "x" or "y", its second the position of the
+    layer.
     """
     for found in outliers:
         warnings.warn(found.message(names.format("xy"[found.side], found.layer)), OutlierWarning, stacklevel=3)

@@ -1,7 +1,7 @@
-"""What may enter an estimator: real floating features or Gram matrices of one library, on one device, all finite.
+"""Check the input of the estimators: real floating arrays of one library, on one device, all finite.
 
-The checks read the data (``isfinite``), which on a GPU waits for the device once per call; code in a hot loop that has
-checked its input already (the hooks, the training losses) calls the functions on prepared arrays in ``hsic`` instead.
+The checks read the data (``isfinite``), so on a GPU each call waits for the device. Hot loops whose input is checked
+already (hooks, training losses) call functions without checks instead, such as ``cka_of_features``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,22 @@ from types import ModuleType
 from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj
+
+__all__ = [
+    "ESTIMATORS",
+    "Array",
+    "as_numpy",
+    "as_real",
+    "check_estimator",
+    "check_features",
+    "check_finite",
+    "check_grams",
+    "check_layer_features",
+    "check_layer_lists",
+    "check_pair",
+    "constant",
+    "namespace",
+]
 
 Array = Any
 """An array of numpy, torch, CuPy or any other library of the array API standard."""
@@ -24,7 +40,7 @@ def namespace(*arrays: Array, names: tuple[str, ...]) -> ModuleType:
     Raises
     ------
     TypeError
-        If something is no array, or two arrays belong to different libraries.
+        If one is not an array, or two arrays come from different libraries.
     """
     for array, name in zip(arrays, names, strict=True):
         if not is_array_api_obj(array):
@@ -40,12 +56,12 @@ def namespace(*arrays: Array, names: tuple[str, ...]) -> ModuleType:
 
 
 def as_real(xp: ModuleType, x: Array, name: str) -> Array:
-    """``x`` in the dtype that the estimators compute in: float64 stays, float32 and half precision become float32.
+    """``x`` in the dtype of the computation: float64 and float32 stay, half precision becomes float32.
 
     Raises
     ------
     TypeError
-        If ``x`` is not of a real floating dtype.
+        If the dtype of ``x`` is not real floating.
     """
     if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(
@@ -57,9 +73,9 @@ def as_real(xp: ModuleType, x: Array, name: str) -> Array:
 
 
 def check_finite(xp: ModuleType, x: Array, name: str) -> None:
-    """Raise a ValueError when ``x`` holds NaN or infinity."""
+    """Raise ValueError if ``x`` holds NaN or infinity."""
     if not bool(xp.all(xp.isfinite(x))):
-        raise ValueError(f"`{name}` holds NaN or infinity. Find the sample or layer that made it before comparing.")
+        raise ValueError(f"`{name}` holds NaN or infinity. Find the sample or layer that it comes from first.")
 
 
 def _check_shape(x: Array, name: str, minimum: int) -> None:
@@ -77,14 +93,14 @@ def _check_shape(x: Array, name: str, minimum: int) -> None:
 
 
 def check_features(x: Array, name: str = "x", *, minimum: int = 2) -> tuple[ModuleType, Array]:
-    """The namespace of ``x`` and ``x`` as checked features, shape (..., n, p), n >= ``minimum``.
+    """The namespace of ``x``, and ``x`` as checked features of shape (..., n, p) with n >= ``minimum``.
 
     Raises
     ------
     TypeError
-        If ``x`` is no array or not real floating.
+        If ``x`` is not an array, or not real floating.
     ValueError
-        If it has fewer than two axes, is empty, has too few samples, or holds NaN or infinity.
+        If ``x`` has fewer than two axes, is empty, has too few samples, or holds NaN or infinity.
     """
     xp = namespace(x, names=(name,))
     x = as_real(xp, x, name)
@@ -96,14 +112,14 @@ def check_features(x: Array, name: str = "x", *, minimum: int = 2) -> tuple[Modu
 def check_pair(
     x: Array, y: Array, names: tuple[str, str] = ("x", "y"), *, minimum: int = 2
 ) -> tuple[ModuleType, Array, Array]:
-    """The shared namespace, and both feature arrays checked and in one dtype, shapes (..., n, p) and (..., n, q).
+    """The shared namespace, and both sets of features, checked and in one dtype, (..., n, p) and (..., n, q).
 
     Raises
     ------
     TypeError
-        If one is no array, not real floating, or the two come from different libraries.
+        If one is not an array or not real floating, or if they come from different libraries.
     ValueError
-        If they live on different devices, differ in n, or one fails ``check_features``.
+        If they are on different devices, differ in n, or one fails ``check_features``.
     """
     xp = namespace(x, y, names=names)
     if device(x) != device(y):
@@ -123,12 +139,13 @@ def check_pair(
 
 
 def check_layer_features(features: Sequence[Array], name: str, *, minimum: int = 2) -> list[Array]:
-    """Features (n, p_i) of several layers of the same samples, checked one by one.
+    """Checked features (n, p_i) of several layers for the same samples.
 
     Raises
     ------
     TypeError, ValueError
-        As ``check_features``, naming the layer by its place; for no layers, or different numbers of samples.
+        As ``check_features``; the message names the layer by its place. Also if there are no layers, or the numbers of
+        samples differ.
     """
     if not len(features):
         raise ValueError(f"`{name}` holds no layers.")
@@ -145,12 +162,12 @@ def check_layer_features(features: Sequence[Array], name: str, *, minimum: int =
 def check_grams(
     gram_x: Array, gram_y: Array, names: tuple[str, str] = ("gram_x", "gram_y"), *, minimum: int = 2
 ) -> tuple[ModuleType, Array, Array]:
-    """The shared namespace and both Gram matrices, checked: square, of one size, finite.
+    """The shared namespace, and both Gram matrices, checked: square, of one size, finite.
 
     Raises
     ------
     TypeError, ValueError
-        As ``check_pair``, and for Gram matrices that are not square.
+        As ``check_pair``, and if a Gram matrix is not square.
     """
     xp, gram_x, gram_y = check_pair(gram_x, gram_y, names, minimum=minimum)
     for gram, name in ((gram_x, names[0]), (gram_y, names[1])):
@@ -163,12 +180,12 @@ def check_grams(
 
 
 def check_estimator(estimator: str) -> int:
-    """The least number of samples that ``estimator`` needs: 4 for "unbiased", 2 for "biased".
+    """The smallest number of samples for ``estimator``: 4 for "unbiased", 2 for "biased".
 
     Raises
     ------
     ValueError
-        For any other name.
+        If ``estimator`` has another name.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f'`estimator` must be "unbiased" or "biased", got {estimator!r}.')
@@ -176,15 +193,15 @@ def check_estimator(estimator: str) -> int:
 
 
 def constant(x: Array) -> Array:
-    """``x`` cut off from the gradient graph where its library has one.
+    """``x`` without gradient, where its library has gradients.
 
-    The array API has no word for this; torch's ``detach`` is asked for by name, so that torch is not imported here.
+    The array API has no function for this. ``detach`` is found by its name, so that torch need not be imported.
     """
     return x.detach() if hasattr(x, "detach") else x
 
 
 def as_numpy(x: Array) -> Any:
-    """A copy of ``x`` as a numpy array, wherever it lives."""
+    """A copy of ``x`` as a numpy array, from any library and device."""
     import numpy as np
 
     x = constant(x)
@@ -194,7 +211,15 @@ def as_numpy(x: Array) -> Any:
 
 
 def check_layer_lists(xs: Sequence[Array], ys: Sequence[Array] | None) -> None:
-    """Raise unless both are sequences of arrays of one library on one device."""
+    """Check that ``xs`` and ``ys`` are sequences of arrays of one library on one device.
+
+    Raises
+    ------
+    TypeError
+        If one is a single array, an entry is not an array, or the libraries differ.
+    ValueError
+        If one is empty, or the devices differ.
+    """
     named: dict[str, Array] = {}
     for side, name in ((xs, "xs"), (ys, "ys")):
         if side is None:

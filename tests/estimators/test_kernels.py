@@ -191,7 +191,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("gauss", "No kernel is called 'gauss'. There are: linear, rbf, laplacian, polynomial, cosine"),
+            ("gauss", "No kernel is called 'gauss'. The kernels are linear, rbf, laplacian, polynomial, cosine"),
             ("rbf(0.5)", "arguments must be given by name"),
             ("rbf(width=1)", r"Cannot read the kernel 'rbf\(width=1\)'.*width.*Write it like RBF\(bandwidth='median'"),
             ("rbf(bandwidth=-1)", '`bandwidth` must be "median" or a positive number, got -1'),
