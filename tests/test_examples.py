@@ -37,9 +37,9 @@ def test_distill_digits(capsys):
     assert "layer3" in out
 
 
-def test_distil_language_model():
+def test_distill_language_model():
     pytest.importorskip("transformers", reason="needs transformers")
-    found = load("distil_language_model").main(steps=2, seeds=1)
+    found = load("distill_language_model").main(steps=2, seeds=1)
     assert set(found) == {"text alone", "text and hidden states"}
     # 95 characters at random are 6.6 bits; two steps learn little.
     assert all(3 < value < 8 for values in found.values() for value in values)

@@ -1,7 +1,7 @@
-"""The methods that RCKA is compared with, each a short module with the contract of all losses.
+"""The distillation methods that RCKA is compared with, with the contract of `cka_probe.distill.losses`.
 
-Default weights are those of the method's authors, or of the comparison in which it is commonly run on CIFAR-100 (the
-CRD benchmark of Tian, Krishnan and Isola, ICLR 2020).
+Default weights are those of the authors, or those of the usual comparison on CIFAR-100 (the CRD benchmark of Tian,
+Krishnan and Isola, ICLR 2020).
 """
 
 from .features import ATLoss, CWDLoss, FitNetLoss, PKDLoss

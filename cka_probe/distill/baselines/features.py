@@ -1,4 +1,4 @@
-"""Baselines on feature maps: FitNet, AT, PKD, CWD."""
+"""Baselines that compare feature maps: FitNet, AT, PKD, CWD."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..losses.adapters import Adapters, channels, same_size
-from ..losses.contract import DistillationLoss, Outputs, feature_pairs, not_negative, positive, unit_rows
+from ..losses.checks import feature_pairs, not_negative, positive, unit_rows
+from ..losses.contract import DistillationLoss, Outputs
 from ..losses.gather import sum_over_processes
 from .logits import softened_divergence
 
@@ -17,7 +18,7 @@ __all__ = ["ATLoss", "CWDLoss", "FitNetLoss", "PKDLoss"]
 
 
 class FitNetLoss(DistillationLoss):
-    """FitNet: the mean squared difference between the teacher's features and a learned 1x1 map of the student's.
+    """FitNet: mean squared difference between the teacher's features and a learned 1 x 1 map of the student's.
 
     Parameters
     ----------
@@ -31,8 +32,9 @@ class FitNetLoss(DistillationLoss):
 
     Notes
     -----
-    The maps are parameters of this loss: `prepare` makes them on a sample batch before the optimiser is built.
-    Maps of different size are average-pooled to the smaller.
+    Reads features: maps, matrices or tokens, pair by pair. The term is "fitnet". The learned 1 x 1 maps are parameters
+    of this loss: call `prepare` on a sample batch before the optimiser is built. Maps of different size are
+    average-pooled to the smaller size.
 
     References
     ----------
@@ -57,18 +59,12 @@ class FitNetLoss(DistillationLoss):
         self.adapters = Adapters(always=True)
 
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
-        """Makes the 1x1 maps for these features; called once, before the optimiser is built."""
+        """Make the 1 x 1 maps for these features. Call it once, before the optimiser is built."""
         feature_pairs(student_features, teacher_features, "FitNetLoss")
         self.adapters.prepare(student_features, teacher_features)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted term "fitnet".
-
-        Raises
-        ------
-        RuntimeError
-            If `prepare` has not been called.
-        """
+        """The weighted term "fitnet"."""
         values = []
         for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "FitNetLoss")):
             x, y = same_size(x, y)
@@ -78,19 +74,19 @@ class FitNetLoss(DistillationLoss):
         return {"fitnet": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}"
 
 
 class ATLoss(DistillationLoss):
-    """AT: the mean squared difference of unit-norm spatial attention maps, the channel means of |activation|^power.
+    """AT: mean squared difference of spatial attention maps, the channel means of |activation|^power at norm 1.
 
     Parameters
     ----------
     weight : float
         Multiplies the sum over layer pairs.
     power : float
-        Of the activations.
+        Exponent of the activations.
 
     Raises
     ------
@@ -99,7 +95,8 @@ class ATLoss(DistillationLoss):
 
     Notes
     -----
-    Maps of different size are average-pooled to the smaller; channels may differ.
+    Reads features: maps (B, C, H, W), pair by pair; channels may differ. The term is "at". Maps of different size are
+    average-pooled to the smaller size.
 
     References
     ----------
@@ -121,13 +118,7 @@ class ATLoss(DistillationLoss):
         self.weight, self.power = not_negative("weight", weight), positive("power", power)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted term "at".
-
-        Raises
-        ------
-        ValueError
-            For features that are no maps (B, C, H, W).
-        """
+        """The weighted term "at"."""
         values = []
         for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "ATLoss")):
             _check_maps(x, y, index, "ATLoss")
@@ -136,19 +127,19 @@ class ATLoss(DistillationLoss):
         return {"at": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}, power={self.power}"
 
 
 class PKDLoss(DistillationLoss):
-    """PKD: 1 - Pearson correlation of each channel over batch and space, the mean over channels.
+    """PKD: 1 - Pearson correlation of each channel over batch and space, mean over channels.
 
     Parameters
     ----------
     weight : float
         Multiplies the sum over layer pairs.
     gather : bool
-        Whether the statistics are those of the batch of all processes under torch.distributed.
+        If true, the correlations are those of the batch of all processes under torch.distributed.
 
     Raises
     ------
@@ -157,9 +148,12 @@ class PKDLoss(DistillationLoss):
 
     Notes
     -----
-    Half the mean squared difference of standardised features is 1 - r exactly, with the standard deviation of the n
-    values at hand; the authors' code divides by n - 1 and adds 1e-6. A channel that is constant on one side has no
-    correlation and counts as r = 0. Maps of different size are average-pooled to the smaller.
+    Reads features: maps (B, C, H, W) with equal channels, pair by pair. The term is "pkd". Maps of different size are
+    average-pooled to the smaller size.
+
+    Half the mean squared difference of standardised features is exactly 1 - r if the variance is a mean over the n
+    values; the authors' code divides by n - 1 and adds 1e-6. A channel that is constant in one network has no
+    correlation and counts as r = 0.
 
     References
     ----------
@@ -181,13 +175,7 @@ class PKDLoss(DistillationLoss):
         self.weight, self.gather = not_negative("weight", weight), gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted term "pkd".
-
-        Raises
-        ------
-        ValueError
-            For features that are no maps (B, C, H, W), or differ in channels.
-        """
+        """The weighted term "pkd"."""
         values = []
         for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "PKDLoss")):
             _check_maps(x, y, index, "PKDLoss")
@@ -197,9 +185,9 @@ class PKDLoss(DistillationLoss):
         return {"pkd": self.weight * torch.stack(values).sum()}
 
     def _correlations(self, x: Tensor, y: Tensor) -> Tensor:
-        """The correlation of each channel, shape (C,), over all samples and pixels of all processes."""
+        """Correlation of each channel, shape (C,), over all samples and pixels of all processes."""
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        # The means go in without gradient: the centred products have none with respect to them.
+        # The centred products have no gradient with respect to the means, so x is detached here.
         sums = torch.stack([x.detach().sum((0, 2, 3)), y.sum((0, 2, 3)), x.new_full(x.shape[1:2], pixels)])
         sums = sum_over_processes(sums) if self.gather else sums
         x, y = (z - (total / sums[2])[:, None, None] for z, total in ((x, sums[0]), (y, sums[1])))
@@ -210,19 +198,19 @@ class PKDLoss(DistillationLoss):
         return torch.where(defined, cross / norms, 0.0)
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}, gather={self.gather}"
 
 
 class CWDLoss(DistillationLoss):
-    """CWD: the KL divergence of each channel's softmax over space, teacher to student, the mean over channels.
+    """CWD: KL(teacher || student) of each channel's softmax over space, mean over channels.
 
     Parameters
     ----------
     weight : float
         Multiplies the sum over layer pairs.
     temperature : float
-        Divides the activations; its square multiplies the loss.
+        Divides the activations. Its square multiplies the loss.
 
     Raises
     ------
@@ -231,8 +219,9 @@ class CWDLoss(DistillationLoss):
 
     Notes
     -----
-    Where channels differ, a learned 1x1 map is a parameter of this loss: `prepare` makes it before the optimiser is
-    built. Maps of different size are average-pooled to the smaller.
+    Reads features: maps (B, C, H, W), pair by pair. The term is "cwd". If channels differ, a learned 1 x 1 map is a
+    parameter of this loss: call `prepare` before the optimiser is built. Maps of different size are average-pooled to
+    the smaller size.
 
     References
     ----------
@@ -257,20 +246,12 @@ class CWDLoss(DistillationLoss):
         self.adapters = Adapters(always=False)
 
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
-        """Makes a 1x1 map for each pair of different channels; called once, before the optimiser is built."""
+        """Make a 1 x 1 map for each pair with different channels. Call it once, before the optimiser is built."""
         feature_pairs(student_features, teacher_features, "CWDLoss")
         self.adapters.prepare(student_features, teacher_features)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted term "cwd".
-
-        Raises
-        ------
-        ValueError
-            For features that are no maps (B, C, H, W).
-        RuntimeError
-            If channels differ and `prepare` has not been called.
-        """
+        """The weighted term "cwd"."""
         values = []
         for index, (x, y) in enumerate(feature_pairs(student.features, teacher.features, "CWDLoss")):
             _check_maps(x, y, index, "CWDLoss")
@@ -282,7 +263,7 @@ class CWDLoss(DistillationLoss):
         return {"cwd": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}, temperature={self.temperature}"
 
 
@@ -299,5 +280,6 @@ def _check_shapes(x: Tensor, y: Tensor, index: int, loss: str) -> None:
     if x.shape != y.shape:
         raise ValueError(
             f"{loss} compares features entry by entry, but feature {index} has shape {tuple(x.shape)} in the student "
-            f"and {tuple(y.shape)} in the teacher. Tap layers that agree, or use a loss that does without (RCKALoss)."
+            f"and {tuple(y.shape)} in the teacher. Tap layers of equal shape, or use a loss that accepts different "
+            "shapes (RCKALoss)."
         )

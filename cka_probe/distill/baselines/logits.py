@@ -1,4 +1,4 @@
-"""Baselines on logits: KD, DKD, DIST."""
+"""Baselines that compare logits: KD, DKD, DIST."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..losses.contract import (
-    DistillationLoss,
-    Outputs,
-    gathered,
-    logit_pair,
-    not_negative,
-    positive,
-    unit_rows,
-)
+from ..losses.checks import logit_pair, not_negative, positive, unit_rows
+from ..losses.contract import DistillationLoss, Outputs
+from ..losses.gather import gathered
 
-__all__ = ["DISTLoss", "DKDLoss", "KDLoss"]
+__all__ = ["DISTLoss", "DKDLoss", "KDLoss", "correlation", "softened_divergence"]
 
 
 class KDLoss(DistillationLoss):
-    """KD: the weighted KL divergence of softened class probabilities, teacher to student, times temperature squared.
+    """KD: KL(teacher || student) of softened class probabilities, mean over samples, times temperature squared.
 
     Parameters
     ----------
     temperature : float
         Divides the logits.
     weight : float
-        0.9 in the usual baseline, which weighs the cross-entropy 0.1 (``distill(..., ce_weight=0.1)``).
+        Multiplies the loss. The usual baseline has 0.9, and 0.1 for cross-entropy (``distill(..., ce_weight=0.1)``).
 
     Raises
     ------
     ValueError
         If the temperature is not positive or the weight negative.
+
+    Notes
+    -----
+    Reads logits (B, classes). The term is "kd".
 
     References
     ----------
@@ -53,17 +51,17 @@ class KDLoss(DistillationLoss):
         self.temperature, self.weight = positive("temperature", temperature), not_negative("weight", weight)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted term "kd", the mean over samples."""
+        """The weighted term "kd"."""
         x, y = logit_pair(student.logits, teacher.logits, type(self).__name__)
         return {"kd": self.weight * softened_divergence(x, y, self.temperature)}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"temperature={self.temperature}, weight={self.weight}"
 
 
 class DKDLoss(DistillationLoss):
-    """DKD: KL divergence of target against rest (TCKD), and among the other classes (NCKD), weighted apart.
+    """DKD: KL divergence of target against rest (TCKD) and among the other classes (NCKD), with separate weights.
 
     Parameters
     ----------
@@ -77,10 +75,15 @@ class DKDLoss(DistillationLoss):
     ValueError
         If the temperature is not positive or a weight negative.
 
+    Notes
+    -----
+    Reads logits (B, classes) of at least 3 classes, and the target (B,). The terms are "tckd" and "nckd", means over
+    samples.
+
     References
     ----------
-    Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, equation 7; 1, 8 and temperature 4 on CIFAR-100, where the
-    terms are also warmed up over the first 20 epochs.
+    Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, equation 7. On CIFAR-100 the weights are 1 and 8 and the
+    temperature 4; there the terms also warm up over the first 20 epochs.
 
     Examples
     --------
@@ -98,23 +101,19 @@ class DKDLoss(DistillationLoss):
         self.temperature = positive("temperature", temperature)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted terms "tckd" and "nckd", means over samples.
-
-        Raises
-        ------
-        ValueError
-            Without labels, or with two classes only, where there are no other classes to compare.
-        """
+        """The weighted terms "tckd" and "nckd"."""
         x, y = logit_pair(student.logits, teacher.logits, type(self).__name__)
         if target is None:
-            raise ValueError("DKDLoss needs the class labels: pass target.")
+            raise ValueError("DKDLoss needs the class labels. Pass loss(student, teacher, target).")
         if x.shape[1] < 3:
-            raise ValueError(f"DKDLoss compares the classes beside the target and needs 3 classes, got {x.shape[1]}.")
+            raise ValueError(
+                f"DKDLoss compares the classes other than the target and needs 3 classes, got {x.shape[1]}."
+            )
         rest = torch.ones_like(x, dtype=torch.bool).scatter_(1, target[:, None], False)
         others = (x.shape[0], x.shape[1] - 1)
 
         def two_classes(z: Tensor) -> Tensor:
-            """The target's logit, and the one whose exponential is that of all the others together."""
+            """The target's logit and the log-sum-exp of all other logits, (B, 2)."""
             z = z / self.temperature
             return torch.cat([z.gather(1, target[:, None]), z[rest].view(others).logsumexp(1, keepdim=True)], dim=1)
 
@@ -124,7 +123,7 @@ class DKDLoss(DistillationLoss):
         return {"tckd": self.alpha * tckd, "nckd": self.beta * nckd}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}"
 
 
@@ -136,9 +135,9 @@ class DISTLoss(DistillationLoss):
     beta, gamma : float
         Weights of inter (over the classes of each sample) and intra (over the samples of each class).
     temperature : float
-        Divides the logits; its square multiplies the loss, as in the authors' code.
+        Divides the logits. Its square multiplies the loss, as in the authors' code.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed, for intra.
+        If true, the loss is that of the batch of all processes under torch.distributed.
 
     Raises
     ------
@@ -147,13 +146,13 @@ class DISTLoss(DistillationLoss):
 
     Notes
     -----
-    A correlation that is not defined (a class whose probability is the same for all samples, 0 after rounding, say)
-    counts as 0 and has no gradient.
+    Reads logits (B, classes). The terms are "inter" and "intra". A correlation that is not defined (a class has the
+    same probability for all samples, for example 0 after rounding) counts as 0 and has no gradient.
 
     References
     ----------
-    Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, equations 7 to 9; weights 1 and 1 on
-    ImageNet, 2, 2 and temperature 4 on CIFAR-100.
+    Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, equations 7 to 9: weights 1 and 1 on
+    ImageNet; 2, 2 and temperature 4 on CIFAR-100.
 
     Examples
     --------
@@ -182,17 +181,17 @@ class DISTLoss(DistillationLoss):
         }
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, gather={self.gather}"
 
 
 def softened_divergence(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """temperature^2 KL(softmax(y / temperature) || softmax(x / temperature)), the mean over rows."""
+    """temperature^2 KL(softmax(y / temperature) || softmax(x / temperature)), mean over rows."""
     student, teacher = (functional.log_softmax(z / temperature, dim=1) for z in (x, y))
     return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """The Pearson correlation of each row of ``x`` (n, m) with that of ``y``, shape (n,); 0 where it is not defined."""
+    """Pearson correlation of each row of ``x`` (n, m) with the same row of ``y``, shape (n,); 0 if not defined."""
     x, y = (unit_rows(z - z.mean(1, keepdim=True)) for z in (x, y))
     return (x * y).sum(1)

@@ -1,4 +1,4 @@
-"""Baselines on relations between samples: SP, RKD, CC. They see the gathered batch, as the CKA losses do."""
+"""Baselines that compare relations between samples: SP, RKD, CC."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...estimators.kernels import squared_distances
-from ..losses.contract import (
-    DistillationLoss,
-    Outputs,
-    feature_pairs,
-    gathered,
-    matrix,
-    not_negative,
-    positive,
-    unit_rows,
-)
+from ..losses.checks import feature_pairs, not_negative, positive, unit_rows
+from ..losses.contract import DistillationLoss, Outputs
+from ..losses.gather import gathered
 
 __all__ = ["CCLoss", "RKDLoss", "SPLoss"]
 
@@ -31,12 +24,16 @@ class SPLoss(DistillationLoss):
     weight : float
         Multiplies the sum.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed.
+        If true, the loss is that of the batch of all processes under torch.distributed.
 
     Raises
     ------
     ValueError
         If the weight is negative.
+
+    Notes
+    -----
+    Reads features (B, ...), pair by pair. The term is "sp".
 
     References
     ----------
@@ -65,7 +62,7 @@ class SPLoss(DistillationLoss):
         return {"sp": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}, gather={self.gather}"
 
 
@@ -75,9 +72,9 @@ class RKDLoss(DistillationLoss):
     Parameters
     ----------
     distance_weight, angle_weight : float
-        Of the two terms, each a sum over layer pairs.
+        Weights of the two terms, each a sum over layer pairs.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed.
+        If true, the loss is that of the batch of all processes under torch.distributed.
 
     Raises
     ------
@@ -86,13 +83,14 @@ class RKDLoss(DistillationLoss):
 
     Notes
     -----
-    The angle term holds B^3 numbers. The authors tap the embedding before the classifier only.
+    Reads features (B, ...), pair by pair. The terms are "distance" and "angle". The angle term needs memory for B^3
+    numbers. The authors tap only the embedding before the classifier.
 
     References
     ----------
     Park, Kim, Lu and Cho, Relational Knowledge Distillation, CVPR 2019, equations 5 to 10; weights 25 and 50. As in
-    their code the means run over all ordered pairs and triplets, also those with a sample twice, which match trivially;
-    the mean distance runs over the pairs that are apart.
+    their code, the means run over all ordered pairs and triplets, including those with a sample twice, which always
+    match. The mean distance runs over the pairs with a distance above 0.
 
     Examples
     --------
@@ -119,7 +117,7 @@ class RKDLoss(DistillationLoss):
         return {"distance": self.distance_weight * distance, "angle": self.angle_weight * angle}
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}, gather={self.gather}"
 
 
@@ -131,16 +129,20 @@ class CCLoss(DistillationLoss):
     weight : float
         Multiplies the sum over layer pairs.
     gamma : float
-        Of the kernel exp(-gamma |u - v|^2).
+        Factor in the kernel exp(-gamma |u - v|^2).
     order : int
-        The highest power of the expansion.
+        Highest power of the expansion.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed.
+        If true, the loss is that of the batch of all processes under torch.distributed.
 
     Raises
     ------
     ValueError
-        If the weight is negative, gamma not positive, or the order below 1.
+        If the weight is negative, gamma not positive, or the order no whole number of at least 1.
+
+    Notes
+    -----
+    Reads features (B, ...), pair by pair. The term is "cc".
 
     References
     ----------
@@ -171,29 +173,32 @@ class CCLoss(DistillationLoss):
         return {"cc": self.weight * torch.stack(values).sum()}
 
     def _correlation(self, x: Tensor) -> Tensor:
+        """Taylor expansion of exp(-gamma |u - v|^2) for unit rows u, v, (B, B)."""
         x = unit_rows(x)
         cosines = x @ x.mT
         powers = [(2 * self.gamma) ** p / math.factorial(p) * cosines**p for p in range(self.order + 1)]
         return math.exp(-2 * self.gamma) * torch.stack(powers).sum(0)
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}, gamma={self.gamma}, order={self.order}, gather={self.gather}"
 
 
 def _matrices(student: Outputs, teacher: Outputs, gather: bool, loss: str) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of features as matrices (B, d), gathered."""
     pairs = feature_pairs(student.features, teacher.features, loss)
-    return gathered([(matrix(x), matrix(y)) for x, y in pairs], gather)
+    return gathered([(x.flatten(1), y.flatten(1)) for x, y in pairs], gather)
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Euclidean distances (B, B); the root has no gradient at 0, on the diagonal."""
+    """Euclidean distances (B, B). A distance of 0, as on the diagonal, gets no gradient."""
     squared = squared_distances(x)
     apart = squared > 0
     return torch.where(apart, torch.where(apart, squared, torch.ones_like(squared)).sqrt(), torch.zeros_like(squared))
 
 
 def _scaled_distances(x: Tensor) -> Tensor:
+    """Distances (B, B) divided by the mean of those above 0."""
     distances = _distances(x)
     apart = (distances > 0).sum()
     mean = distances.sum() / torch.where(apart > 0, apart, torch.ones_like(apart))
@@ -201,7 +206,7 @@ def _scaled_distances(x: Tensor) -> Tensor:
 
 
 def _angles(x: Tensor) -> Tensor:
-    """The cosine of the angle at j between the directions to i and k, as [j, i, k]; 0 where two of them coincide."""
+    """Cosine of the angle at j between the directions to i and k, as [j, i, k]; 0 if two of them coincide."""
     x = x - x.mean(0, keepdim=True).detach()
     gram = x @ x.mT
     # (x_i - x_j) . (x_k - x_j) from the Gram matrix, without the B x B x d differences.

@@ -1,4 +1,4 @@
-"""Learnable 1x1 maps from the student's channels to the teacher's, for losses that compare entry by entry."""
+"""Learnable 1 x 1 maps from the student's channels to the teacher's, for losses that compare entry by entry."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Adapters", "same_size"]
+__all__ = ["Adapters", "channels", "same_size"]
 
 
 class Adapters(nn.Module):
-    """One 1x1 convolution (maps) or linear layer (matrices, tokens) for each feature pair, made by `prepare`.
+    """One 1 x 1 convolution (maps) or linear layer (matrices, tokens) for each pair of features, made by `prepare`.
 
     Parameters
     ----------
     always : bool
-        Whether a pair of equal channels gets one too.
+        If true, a pair with equal channels gets one too.
 
     Examples
     --------
@@ -33,7 +33,7 @@ class Adapters(nn.Module):
         self.maps = nn.ModuleList()
 
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
-        """Makes the maps; called once on a sample batch before the optimiser is built, so that they are trained.
+        """Make the layers. Call it once on a sample batch, before the optimiser is built, so that they are trained.
 
         Parameters
         ----------
@@ -50,12 +50,12 @@ class Adapters(nn.Module):
         return layer.to(x.device)
 
     def forward(self, index: int, x: Tensor) -> Tensor:
-        """The student's feature ``index`` with the teacher's channels.
+        """Map the student's feature ``index`` to the teacher's channels.
 
         Raises
         ------
         RuntimeError
-            If `prepare` has not been called, or the channels are others than it saw.
+            If `prepare` has not been called, or saw another number of channels.
         """
         if index >= len(self.maps):
             raise RuntimeError(
@@ -70,12 +70,12 @@ class Adapters(nn.Module):
 
 
 def channels(x: Tensor) -> int:
-    """The channels of a map (B, C, H, W), or the width of a matrix (B, d) or of tokens (B, T, d)."""
+    """Number of channels of a map (B, C, H, W), or width of a matrix (B, d) or of tokens (B, T, d)."""
     return x.shape[1] if x.ndim == 4 else x.shape[-1]
 
 
 def same_size(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, C, H, W) at the smaller of the two sizes, by adaptive average pooling; other shapes as they are."""
+    """Pool two maps (B, C, H, W) adaptively to the smaller height and width; return other shapes unchanged."""
     if x.ndim != 4 or y.ndim != 4 or x.shape[2:] == y.shape[2:]:
         return x, y
     size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))

@@ -1,19 +1,213 @@
-"""Whether the CKA of a batch is defined, and if not, a message that says why."""
+"""Check and prepare the settings and inputs of a loss; say why the CKA of a batch is not defined."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...estimators.validation import check_estimator
 
-__all__ = ["check_classes", "check_defined", "check_levels", "check_samples"]
+__all__ = [
+    "check_classes",
+    "check_defined",
+    "check_levels",
+    "check_samples",
+    "feature_pairs",
+    "floating_logits",
+    "in_one_dtype",
+    "logit_pair",
+    "not_negative",
+    "positive",
+    "unit_rows",
+]
+
+
+def not_negative(name: str, value: float) -> float:
+    """Return ``value`` as a float.
+
+    Raises
+    ------
+    ValueError
+        If it is negative or NaN; the message calls it ``name``.
+    """
+    if not value >= 0:
+        raise ValueError(f"`{name}` must not be negative, got {value!r}.")
+    return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    """Return ``value`` as a float.
+
+    Raises
+    ------
+    ValueError
+        If it is not above 0; the message calls it ``name``.
+    """
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value!r}.")
+    return float(value)
+
+
+def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None, loss: str) -> tuple[Tensor, Tensor]:
+    """Check the logits of both networks; return them in one dtype, the teacher's detached.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits : Tensor (B, classes)
+        Before the softmax.
+    loss : str
+        Name of the loss, for the messages.
+
+    Returns
+    -------
+    tuple of Tensor
+        Both (B, classes), float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        If the logits are no floating tensors.
+    ValueError
+        If logits are missing or not matrices, or differ in samples or classes.
+    """
+    x, y = (
+        floating_logits(logits, owner, loss)
+        for logits, owner in ((student_logits, "student"), (teacher_logits, "teacher"))
+    )
+    for logits, owner in ((x, "student"), (y, "teacher")):
+        if logits.ndim != 2:
+            raise ValueError(f"The {owner}'s logits must have shape (B, classes), got {tuple(logits.shape)}.")
+    if x.shape != y.shape:
+        raise ValueError(
+            f"The student's logits have shape {tuple(x.shape)} and the teacher's {tuple(y.shape)}. Both networks must "
+            "see the same samples and have the same classes."
+        )
+    student, teacher = in_one_dtype(x, y.detach())
+    return student, teacher
+
+
+def floating_logits(logits: Tensor | None, owner: str, loss: str) -> Tensor:
+    """Return the logits of one network; raise an error if they are missing or no floating tensor.
+
+    Parameters
+    ----------
+    logits : Tensor or None
+        Of any shape.
+    owner : "student" or "teacher"
+        Whose they are, for the messages.
+    loss : str
+        Name of the loss, for the messages.
+
+    Raises
+    ------
+    ValueError
+        If they are missing.
+    TypeError
+        If they are no floating tensor.
+    """
+    if logits is None:
+        raise ValueError(f"{loss} compares logits, but the {owner} has none. Pass Outputs(logits=tensor).")
+    return _floating(logits, f"The {owner}'s logits")
+
+
+def feature_pairs(
+    student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], loss: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Check the features of both networks; return them as pairs in one dtype, the teacher's detached.
+
+    Parameters
+    ----------
+    student_features, teacher_features : sequence of Tensor (B, ...)
+        Activations of the tapped layers; student and teacher are compared pair by pair.
+    loss : str
+        Name of the loss, for the messages.
+
+    Returns
+    -------
+    list of tuple of Tensor
+        (student's feature, teacher's feature), with their shapes.
+
+    Raises
+    ------
+    TypeError
+        If a sequence is a single tensor, or an entry no floating tensor.
+    ValueError
+        If there are no features, the sequences differ in length, or a pair differs in its number of samples.
+    """
+    for features, owner in ((student_features, "student"), (teacher_features, "teacher")):
+        if isinstance(features, Tensor):
+            raise TypeError(
+                f"The {owner}'s features must be a tuple of tensors, one for each layer, got a single tensor. Put "
+                "it in a tuple."
+            )
+    if not student_features and not teacher_features:
+        raise ValueError(
+            f"{loss} compares features, but got none. Pass Outputs(features=(tensor, ...)); in distill(), name layers "
+            "with student_layers= and teacher_layers=."
+        )
+    if len(student_features) != len(teacher_features):
+        raise ValueError(
+            f"Features are compared pair by pair, but the student has {len(student_features)} and the teacher "
+            f"{len(teacher_features)}."
+        )
+    pairs = []
+    for index, (x, y) in enumerate(zip(student_features, teacher_features, strict=True)):
+        for feature, owner in ((x, "student"), (y, "teacher")):
+            _floating(feature, f"The {owner}'s feature {index}")
+            if feature.ndim < 2:
+                raise ValueError(
+                    f"The {owner}'s feature {index} must have shape (B, ...) with at least two axes, got "
+                    f"{tuple(feature.shape)}."
+                )
+        if x.shape[0] != y.shape[0]:
+            raise ValueError(
+                f"Feature {index} has {x.shape[0]} samples in the student and {y.shape[0]} in the teacher. Both must "
+                "see the same batch, with the samples on the first axis."
+            )
+        x, y = in_one_dtype(x, y.detach())
+        pairs.append((x, y))
+    return pairs
+
+
+def _floating(tensor: Any, what: str) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{what} must be a tensor, got {type(tensor).__name__}.")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{what} must be floating, got {tensor.dtype}.")
+    return tensor
+
+
+def in_one_dtype(*tensors: Tensor) -> list[Tensor]:
+    """Convert tensors to one dtype: float64 if any is float64, else float32.
+
+    Parameters
+    ----------
+    *tensors : Tensor
+        Real floating tensors.
+
+    Returns
+    -------
+    list of Tensor
+        In the same order.
+    """
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return [tensor.to(torch.float64 if wide else torch.float32) for tensor in tensors]
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Scale the rows (last axis) to Euclidean norm 1, at any scale; a zero row stays zero and gets no gradient."""
+    # Dividing by the largest entry keeps the squares in range. The factor cancels below, so it needs no gradient.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, torch.ones_like(largest))
+    squares = x.square().sum(-1, keepdim=True)
+    return x / torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt()
 
 
 def check_samples(samples: int, estimator: str) -> None:
-    """Nothing, or a ValueError when the batch has too few samples for the estimator."""
+    """Raise ValueError if the batch has too few samples for the estimator."""
     minimum = check_estimator(estimator)
     if samples < minimum:
         raise ValueError(
@@ -24,8 +218,8 @@ def check_samples(samples: int, estimator: str) -> None:
 
 
 def check_classes(classes: int, estimator: str) -> None:
-    """Nothing, or a ValueError when there are too few classes to align."""
-    minimum = max(3, check_estimator(estimator))  # with two, the centred CKA is 1 whatever the logits
+    """Raise ValueError if there are too few classes to align."""
+    minimum = max(3, check_estimator(estimator))  # the centred CKA of two classes is 1 for any logits
     if classes < minimum:
         raise ValueError(
             f"The inter term aligns classes and needs at least {minimum} ({estimator}), but the logits have {classes}. "
@@ -34,7 +228,7 @@ def check_classes(classes: int, estimator: str) -> None:
 
 
 def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str) -> None:
-    """Nothing, or an error that says why the alignment of these features is not defined; waits for a GPU once."""
+    """Raise ValueError with the reason if the CKA ``value`` of features x and y is NaN. Waits for a GPU once."""
     if not bool(torch.isnan(value.detach())):
         return
     for side, owner in ((x, "student"), (y, "teacher")):
@@ -49,23 +243,22 @@ def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str) -> None:
         if bool((side - side[:1]).abs().amax() <= 1e-5 * side.abs().amax()):
             raise ValueError(
                 f"The {owner}'s {what}, shape {tuple(side.shape)}, are constant over the batch, so their CKA is not "
-                "defined. Is the layer dead, or are its weights all zero? Tap another layer, initialise it with random "
-                "weights, or set this term's weight to 0."
+                "defined. Is the layer dead, or are its weights all zero? Tap another layer, start from random "
+                "weights, or set the weight of this term to 0."
             )
     raise ValueError(
-        f"The CKA of student's and teacher's {what} is not defined: a side has a zero row or no spread beyond "
-        "rounding, or more than half of its samples coincide (median bandwidth). Use another kernel or "
-        "layer."
+        f"The CKA of the student's and the teacher's {what} is not defined: one of them has a zero row, has no spread "
+        "beyond rounding, or more than half of its samples coincide (median bandwidth). Use another kernel or layer."
     )
 
 
 def check_levels(levels: Sequence[tuple[Tensor, Tensor, Tensor, int]]) -> None:
-    """Nothing, or an error that says why the first value of NaN is not defined; waits for a GPU once.
+    """Raise ValueError with the reason if the alignment of a pyramid level is NaN. Waits for a GPU once.
 
     Parameters
     ----------
     levels : sequence of (value, student's map, teacher's map, number of the level)
-        Mean alignments and what they are of.
+        Mean alignments with the maps that they compare.
     """
     if not levels or not bool(torch.stack([value.detach() for value, *_ in levels]).isnan().any()):
         return
@@ -77,6 +270,6 @@ def check_levels(levels: Sequence[tuple[Tensor, Tensor, Tensor, int]]) -> None:
                 "rate, or train in bf16 or float32 if it overflows in fp16."
             )
     raise ValueError(
-        f"The teacher's level {index}, shape {tuple(y.shape)}, is constant over its patches in every slice, so there "
-        "is nothing to align with. Is the layer dead? Tap another one."
+        f"The teacher's level {index}, shape {tuple(y.shape)}, is constant over its patches in every slice, so the "
+        "student has nothing to align with. Is the layer dead? Tap another one."
     )

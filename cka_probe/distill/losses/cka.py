@@ -1,17 +1,16 @@
 """CKA as a training loss: of features (FCKA), of logits over samples and over classes (LCKA), of both (RCKA).
 
-Each term is weight * (1 - CKA), so that 0 is a perfect match, and is computed in float32 inside autocast (a naive half
-precision CKA is NaN, or wrong by 1e-3: MATH 8). Widths may differ without a projector: the Gram matrices are B x B on
-both sides.
+Each term is weight * (1 - CKA), so that 0 is a perfect match. The widths of the networks may differ without a
+projector, because the Gram matrices are B x B on both sides.
 
-Why the biased estimator is the default here, while `compare` takes the unbiased: it is the paper's; it stays in
-[0, 1], so that a term of 0 is the optimum and 1 - CKA bounds an MMD (MATH 7, T1); and it exists for every batch. Its
-level for unrelated features, far above 0 when the batch is small (``chance_level``), is an offset that a loss can live
-with. The unbiased estimator drops the diagonals of the Gram matrices, the norms of single samples, from value and
-gradient.
+The biased estimator is the default here, while `compare` takes the unbiased. The paper uses it; it stays in [0, 1], so
+that a term of 0 is the optimum and 1 - CKA bounds an MMD (T1 in docs/theory.md, section 7); it exists for every batch.
+Its value for unrelated features is far above 0 when the batch is small (``chance_level``), which is a constant offset
+in a loss. The unbiased estimator leaves the norms of single samples, the diagonals of the Gram matrices, out of value
+and gradient.
 
-A CKA that is not defined (a layer that is constant over the batch) stops the run with the name of the feature. Leaving
-the term out instead would hide a dead layer, and NaN would spoil every weight at the next step.
+If a CKA is not defined (a layer is constant over the batch), the loss raises an error that names the feature. Leaving
+out the term would hide a dead layer, and NaN would spoil all weights in the next step.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from ...estimators.alignment import cka_of_features
 from ...estimators.kernels import Kernel, Linear
 from ...estimators.validation import check_estimator
 from .alignments import both_of_matrix, cka_of_centred
-from .checks import check_classes, check_defined, check_samples
-from .contract import (
-    DistillationLoss,
-    Outputs,
+from .checks import (
+    check_classes,
+    check_defined,
+    check_samples,
     feature_pairs,
-    gathered,
     logit_pair,
-    matrix,
     not_negative,
     positive,
     unit_rows,
 )
+from .contract import DistillationLoss, Outputs
+from .gather import gathered
 from .uncentred import uncentred_cka
 from .wide_gram import centred_wide_gram
 
@@ -51,25 +50,30 @@ class FeatureCKALoss(DistillationLoss):
     weight : float
         Multiplies the mean over pairs.
     kernel : Kernel, optional
-        Of both sides; linear when left out.
+        Kernel for both networks; linear by default.
     estimator : "biased" or "unbiased"
-        The unbiased needs 4 samples, and its term may be above 1.
+        The unbiased estimator needs 4 samples, and its term may exceed the weight.
     variant : "paper" or "released"
         "released" gives the value and gradient of the paper's code: minus the un-centred CKA of row-normalised Gram
         matrices that are used as features.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed. Without it each process has its own
-        CKA, whose mean has another gradient.
+        If true, the loss is that of the batch of all processes under torch.distributed. If false, each process takes
+        the CKA of its own samples; the mean of these has another gradient.
 
     Raises
     ------
     ValueError
-        For a negative weight, an unknown estimator or variant, or a kernel or estimator that "released" does not have.
+        If the weight is negative, the estimator or variant unknown, or the kernel or estimator not that of "released".
+
+    Notes
+    -----
+    Reads features (B, ...), pair by pair; every sample is flattened. The term is "features", between 0 and the weight
+    (biased). There is none at weight 0. A pair whose CKA is not defined is a ValueError that names the feature.
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024; PAPER.md, FCKA and
-    departures 1 and 4.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024; docs/paper.md, section 1
+    (FCKA) and section 2 (departures 1 and 4).
 
     Examples
     --------
@@ -97,32 +101,11 @@ class FeatureCKALoss(DistillationLoss):
         self.gather = gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The one weighted term "features"; none at weight 0.
-
-        Parameters
-        ----------
-        student_logits, teacher_logits, target
-            Not used.
-        student_features, teacher_features : sequence of Tensor (B, ...)
-            Activations of the tapped layers, pair by pair; every sample is flattened.
-
-        Returns
-        -------
-        dict of str to Tensor
-            A scalar between 0 and the weight (biased), float64 for float64 features and float32 for the rest.
-
-        Raises
-        ------
-        TypeError
-            If a feature is no floating tensor.
-        ValueError
-            If lists or batches do not fit, the batch is too small, or the CKA of a pair is not defined (a layer that is
-            constant over the batch, NaN, infinity): the message names the feature.
-        """
+        """The weighted term "features"; none at weight 0."""
         if not self.weight:
             return {}
         pairs = feature_pairs(student.features, teacher.features, type(self).__name__)
-        matrices = gathered([(matrix(x), matrix(y)) for x, y in pairs], self.gather)
+        matrices = gathered([(x.flatten(1), y.flatten(1)) for x, y in pairs], self.gather)
         values = [self._value(x, y, index) for index, (x, y) in enumerate(matrices)]
         mean = torch.stack(values).mean()
         return {"features": self.weight * _distance(mean, self.variant).to(matrices[0][0].dtype)}
@@ -139,7 +122,7 @@ class FeatureCKALoss(DistillationLoss):
         return value
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return f"weight={self.weight}, {_described(self)}"
 
 
@@ -149,31 +132,36 @@ class LogitCKALoss(DistillationLoss):
     Parameters
     ----------
     intra_weight : float
-        Of the alignment of the B x B Gram matrices over samples.
+        Weight of the alignment of the B x B Gram matrices over samples.
     inter_weight : float
-        Of the alignment of the P x P Gram matrices over classes, which needs at least 3 classes (4 when unbiased).
+        Weight of the alignment of the P x P Gram matrices over classes. It needs at least 3 classes (unbiased: 4).
     temperature : float, optional
-        Compares softmax(logits / temperature) instead of the logits.
+        If given, softmax(logits / temperature) is compared instead of the logits.
     kernel : Kernel, optional
-        Of both sides; linear when left out.
+        Kernel for both networks; linear by default.
     estimator : "biased" or "unbiased"
-        The unbiased needs 4 samples and 4 classes, and its terms may be above their weight.
+        The unbiased estimator needs 4 samples and 4 classes, and its terms may exceed their weights.
     variant : "paper" or "released"
         "released" gives the value and gradient of the paper's code: minus the CKA of un-centred Gram matrices whose
-        rows are divided by the norms of the samples, inter weighted by ``intra_weight`` (its own weight only switches
-        it on), and the temperature in intra only.
+        rows are divided by the norms of the samples. There the inter term has the weight ``intra_weight`` (its own
+        weight only switches it on), and the temperature applies to intra only.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed.
+        If true, the loss is that of the batch of all processes under torch.distributed.
 
     Raises
     ------
     ValueError
-        For a negative weight, a temperature that is not positive, an unknown estimator or variant, or a kernel or
-        estimator that "released" does not have.
+        If a weight is negative, the temperature not positive, the estimator or variant unknown, or the kernel or
+        estimator not that of "released".
+
+    Notes
+    -----
+    Reads logits (B, P) of the same samples and classes. The terms are "intra" and "inter", between 0 and their weight
+    (biased); one with weight 0 is left out. Constant logits have no CKA and are a ValueError.
 
     References
     ----------
-    Zhou et al., IJCAI 2024; PAPER.md, LCKA and departures 1 to 3.
+    Zhou et al., IJCAI 2024; docs/paper.md, section 1 (LCKA) and section 2 (departures 1 to 3).
 
     Examples
     --------
@@ -205,28 +193,7 @@ class LogitCKALoss(DistillationLoss):
         self.gather = gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted terms "intra" and "inter"; one with weight 0 is left out.
-
-        Parameters
-        ----------
-        student_logits, teacher_logits : Tensor (B, P)
-            Of the same samples and classes.
-        student_features, teacher_features, target
-            Not used.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Scalars between 0 and their weight (biased), float64 for float64 logits and float32 for the rest.
-
-        Raises
-        ------
-        TypeError
-            If the logits are no floating tensors.
-        ValueError
-            If the shapes do not fit, there are too few samples or classes, or the CKA is not defined (constant logits,
-            NaN, infinity).
-        """
+        """The weighted terms "intra" and "inter"; one with weight 0 is left out."""
         if not self.intra_weight and not self.inter_weight:
             return {}
         x, y = gathered([logit_pair(student.logits, teacher.logits, type(self).__name__)], self.gather)[0]
@@ -251,7 +218,7 @@ class LogitCKALoss(DistillationLoss):
             terms["intra"] = self.intra_weight * _distance(over_samples, self.variant).to(x.dtype)
         if inter:
             check_defined(over_classes, soft_x.mT, soft_y.mT, "transposed logits")
-            # Departure 3: the released code weighs inter by the intra weight.
+            # The released code multiplies inter by the intra weight (docs/paper.md, departure 3).
             weight = self.intra_weight if released else self.inter_weight
             terms["inter"] = weight * _distance(over_classes, self.variant).to(x.dtype)
         return terms
@@ -262,7 +229,7 @@ class LogitCKALoss(DistillationLoss):
         return cka_of_features(torch, x, y, self.kernel, self.kernel, self.estimator)
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return (
             f"intra_weight={self.intra_weight}, inter_weight={self.inter_weight}, temperature={self.temperature}, "
             f"{_described(self)}"
@@ -275,7 +242,7 @@ class RCKALoss(DistillationLoss):
     Parameters
     ----------
     feature_weight : float
-        Of 1 - CKA of the features, the mean over layer pairs. At 0 no features are needed.
+        Weight of 1 - CKA of the features, the mean over layer pairs. At 0 the loss reads logits only.
     intra_weight, inter_weight : float
         As in `LogitCKALoss`.
     temperature, kernel, estimator, variant, gather
@@ -284,12 +251,17 @@ class RCKALoss(DistillationLoss):
     Raises
     ------
     ValueError
-        As these two.
+        As in these two.
+
+    Notes
+    -----
+    Reads logits (B, P) and features (B, ...). The terms are "features", "intra" and "inter"; one with weight 0 is left
+    out.
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, equations 12 to 14; weights
-    of its code: 1, 15, 15.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, equations 12 to 14. Weights
+    1, 15, 15 are a guess from its code: docs/paper.md, section 1.
 
     Examples
     --------
@@ -329,27 +301,7 @@ class RCKALoss(DistillationLoss):
         )
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted terms "features", "intra" and "inter"; one with weight 0 is left out.
-
-        Parameters
-        ----------
-        student_logits, teacher_logits : Tensor (B, P)
-            Of the same samples and classes.
-        student_features, teacher_features : sequence of Tensor (B, ...)
-            Activations of the tapped layers, pair by pair.
-        target
-            Not used.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Scalars.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the terms of `FeatureCKALoss` and `LogitCKALoss`.
-        """
+        """The weighted terms "features", "intra" and "inter"; one with weight 0 is left out."""
         return {**self.features.terms(student, teacher), **self.logits.terms(student, teacher)}
 
 
@@ -370,5 +322,5 @@ def _described(loss: FeatureCKALoss | LogitCKALoss) -> str:
 
 
 def _distance(value: Tensor, variant: str) -> Tensor:
-    """1 - CKA, or -CKA where the value of the released code is asked for."""
+    """1 - CKA; for "released" -CKA, as in the paper's code."""
     return -value if variant == "released" else 1 - value

@@ -1,7 +1,8 @@
-"""The global batch of a data-parallel run, with its true gradient.
+"""Gather the batch of all processes of a data-parallel run, with the gradient of the whole batch.
 
-Losses that relate samples to one another (CKA, SP, RKD, DIST, CC) are not means over samples: the mean of the losses of
-each process's share is another loss, with another gradient (cosine 0.73: MATH 8). So the shares are gathered first.
+Losses that relate samples to one another (CKA, SP, RKD, DIST, CC) are not means over samples. The mean of the losses
+that the processes take of their own samples is another loss, with another gradient (cosine 0.73: docs/theory.md,
+section 8). So the samples are gathered first.
 """
 
 from __future__ import annotations
@@ -14,35 +15,36 @@ from torch import Tensor
 from torch import distributed as dist
 
 if dist.is_available():
-    # DDP loads it too, but after there is a process group: its functions then hold the group in their defaults, and
+    # DDP loads this module too, but when a process group exists: the defaults of its functions then hold the group, and
     # gloo's threads outlive destroy_process_group, which may abort the process at its end (as of torch 2.15).
     import torch.distributed.nn
 
-__all__ = ["batch_sizes", "gather_batch", "sum_over_processes", "world_size"]
+__all__ = ["batch_sizes", "gather_batch", "gathered", "sum_over_processes", "world_size"]
 
 
 def world_size() -> int:
-    """The number of processes that train together; 1 outside torch.distributed."""
+    """Number of processes that train together; 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def batch_sizes(*tensors: Tensor) -> list[int]:
-    """The number of samples of every process, in rank order, after a check that their tensors fit together.
+    """Number of samples of each process, in rank order; check that the tensors fit together.
 
     Parameters
     ----------
     *tensors : Tensor (B, ...)
-        What will be gathered, all of one B in a process.
+        Tensors to gather. Within a process all have the same B.
 
     Returns
     -------
     list of int
-        One entry a process; ``[B]`` outside torch.distributed.
+        One entry for each process; ``[B]`` outside torch.distributed.
 
     Raises
     ------
     ValueError
-        In every process, if the tensors differ between processes in more than B: images padded to another size, say.
+        In every process, if the tensors differ between processes in another axis than the first, for example because
+        images were padded to different sizes.
     """
     if world_size() == 1:
         return [len(tensors[0])]
@@ -64,19 +66,18 @@ def batch_sizes(*tensors: Tensor) -> list[int]:
 
 
 def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """The samples of all processes in rank order; gradients flow back to the process that each sample came from.
+    """The samples of all processes in rank order; gradients flow back to the process of each sample.
 
-    Every process must call it the same number of times in the same order. Each computes the same loss of the gathered
-    batch; the backward pass adds up what all of them ask for, so that the mean over processes that
-    DistributedDataParallel takes of the parameter gradients is the gradient of that one loss. (A detached gather that
-    keeps only the own share yields 1 / world size of it.)
+    Every process must call this the same number of times in the same order. All processes compute the same loss of the
+    gathered batch. The backward pass sums their gradients, so that the mean over processes that DistributedDataParallel
+    takes is the gradient of this loss. (A detached gather would scale the gradient by 1 / world_size.)
 
     Parameters
     ----------
     x : Tensor (B, ...)
-        This process's samples; the other axes must agree between processes, B may differ.
+        Samples of this process. B may differ between processes, the other axes may not.
     sizes : sequence of int, optional
-        What ``batch_sizes`` gave, where it has been asked already.
+        Result of ``batch_sizes``, if it is known already.
 
     Returns
     -------
@@ -86,11 +87,11 @@ def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     Raises
     ------
     ValueError
-        As ``batch_sizes``.
+        As in ``batch_sizes``.
 
     References
     ----------
-    MATH 8.
+    docs/theory.md, section 8.
 
     Examples
     --------
@@ -103,11 +104,32 @@ def gather_batch(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     return _Gather.apply(x, list(batch_sizes(x) if sizes is None else sizes))
 
 
+def gathered(pairs: Sequence[tuple[Tensor, Tensor]], gather: bool) -> list[tuple[Tensor, Tensor]]:
+    """Gather the pairs over all processes under torch.distributed, if ``gather`` is true.
+
+    Parameters
+    ----------
+    pairs : sequence of tuple of Tensor (B, ...)
+        All with the same B.
+    gather : bool
+        If false, the pairs are returned unchanged.
+
+    Returns
+    -------
+    list of tuple of Tensor
+        Pairs over the whole batch. Gradients flow back to the process of each sample.
+    """
+    if not gather or not pairs:
+        return list(pairs)
+    sizes = batch_sizes(*(tensor for pair in pairs for tensor in pair))
+    return [(gather_batch(x, sizes), gather_batch(y, sizes)) for x, y in pairs]
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
-        # all_gather wants equal shapes; shares differ by a sample when the batch does not divide evenly.
+        # all_gather needs equal shapes, but B differs by one if the batch does not divide evenly.
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -123,15 +145,14 @@ class _Gather(torch.autograd.Function):
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of ``x`` over all processes; gradients flow back as from ``gather_batch``.
+    """The sum of ``x`` over all processes; gradients flow back as in ``gather_batch``.
 
-    For statistics that are sums over samples (Gram matrices over patches, moments of channels) this is cheaper than to
-    gather the samples.
+    This is cheaper than gathering the samples if a statistic is a sum over samples (moments of channels).
 
     Parameters
     ----------
     x : Tensor
-        Of one shape in all processes.
+        With the same shape in all processes.
 
     Returns
     -------

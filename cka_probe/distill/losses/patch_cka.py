@@ -1,9 +1,8 @@
-"""PCKA of feature pyramids.
+"""PCKA: CKA between patches of feature pyramids, as a loss.
 
-Detectors train on few images at a time, so that a Gram matrix over samples says little; PCKA relates patches instead.
-The alignment of un-centred patches starts at 0.86 to 0.99 for independent features (PAPER.md, departure 11), hence the
-centring here, smaller patches on coarse levels, and `PatchCKALoss.report`, which sets each value beside its chance
-level.
+Detectors train on few images at a time, too few for a Gram matrix over samples, so PCKA relates patches instead. The
+alignment of un-centred patches starts at 0.86 to 0.99 for independent features (docs/paper.md, departure 11). So this
+loss centres, takes smaller patches on coarse levels, and reports each value beside its chance level.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from torch.nn import functional
 from ...estimators.validation import check_estimator
 from .adapters import Adapters
 from .alignments import inter_of_products, intra_of_products, of_stacks, value_and_chance
-from .checks import check_levels
-from .contract import DistillationLoss, Outputs, feature_pairs, gathered, not_negative
+from .checks import check_levels, feature_pairs, not_negative
+from .contract import DistillationLoss, Outputs
+from .gather import gathered
 from .patches import RELATIONS, patch_products, patch_size, patch_stack, resized, stack_shape
 
 __all__ = ["PatchCKALoss"]
@@ -31,51 +31,58 @@ VARIANTS = ("paper", "released")
 class PatchCKALoss(DistillationLoss):
     """PCKA: the weighted sum over pyramid levels of 1 - CKA between patches (intra) and between their entries (inter).
 
-    Each map is resized to multiples of the patch and cut; the CKA of each slice (channel, sample, or place in the
-    patch) is taken, and the mean over slices.
+    Each map is resized to multiples of the patch and cut into patches. The loss takes the CKA of each slice (channel,
+    sample, or place in the patch) and the mean over slices.
 
     Parameters
     ----------
     patch : int
         Side of the patches at the finest levels.
     relation : "patch", "sample" or "pixel"
-        Whether the mean runs over channels, over samples, or over the places of a patch. The last two need no adapter
-        where channels differ.
+        The slices are channels, samples, or places in a patch. The last two need no adapter if channels differ.
     intra_weight : float
-        Of the alignment of n x n Gram matrices over patches, for each level.
+        Weight, for each level, of the alignment of Gram matrices over patches.
     inter_weight : float
-        Of the alignment of Gram matrices over the entries of a patch, for each level.
+        Weight, for each level, of the alignment of Gram matrices over the entries of a patch.
     mimic_weight : float
-        Of the mean squared difference of the maps themselves, for each level ("+ mimic").
+        Weight, for each level, of the mean squared difference of the maps themselves ("+ mimic").
     estimator : "biased" or "unbiased"
-        The unbiased has chance level 0 and needs 4 patches.
+        The unbiased estimator has chance level 0 and needs 4 patches.
     variant : "paper" or "released"
-        "released" gives the value and gradient of the paper's code: minus the un-centred alignment, inter weighted by
-        ``intra_weight`` (its own weight only switches it on).
+        "released" gives the value and gradient of the paper's code: minus the un-centred alignment. There the inter
+        term has the weight ``intra_weight`` (its own weight only switches it on).
     min_patches : int, optional
-        Patches are halved until a level has so many; 16 when None, and 1 for "released", which keeps the patch.
+        The patch is halved until a level has at least this many patches. 16 by default; 1 for "released", which keeps
+        the patch.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed; maps must then have one size in all of
-        them. Off, because detectors pad each batch to a size of its own, and patches are many in each process.
+        If true, the loss is that of the batch of all processes under torch.distributed, and the maps must have the same
+        size in all of them. False by default, because detectors pad each batch to its own size and each process has
+        many patches.
 
     Raises
     ------
     TypeError
         If ``patch`` or ``min_patches`` is no whole number.
     ValueError
-        For a negative weight, a patch or minimum below 1, an unknown relation, estimator or variant, or the unbiased
-        estimator with "released".
+        If a weight is negative, ``patch`` or ``min_patches`` below 1, the relation, estimator or variant unknown, or
+        the estimator unbiased with "released".
 
     Notes
     -----
-    A channel that is constant in the teacher teaches nothing and is left out of the mean; one that is constant in the
-    student alone counts as CKA 0 and has no gradient. A level with fewer than 3 patches (4, unbiased) has no intra
-    term, since the centred CKA of two is 1 whatever they are; a warning says so once.
+    Reads features: pyramid levels (B, C, H, W), pair by pair. The teacher's are resized to the student's size. The
+    terms are "intra", "inter" and "mimic"; one with weight 0 is left out. Intra and inter lie between 0 and weight x
+    levels (biased).
+
+    A channel that is constant in the teacher is left out of the mean. One that is constant in the student alone counts
+    as CKA 0 and has no gradient. A level that is constant in all slices of the teacher is a ValueError. A level with
+    fewer than 3 patches (unbiased: 4) has no intra term, because the centred CKA of two patches is always 1; a warning
+    says so once.
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, section 4; PAPER.md, PCKA,
-    departures 1, 3 and 6 to 11. Weights there: intra 10 for detectors, inter 10 for two-stage detectors and GFL.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, section 4: intra 10 for
+    detectors, inter 10 for two-stage detectors and GFL. docs/paper.md, section 1 (PCKA) and section 2 (departures 1, 3
+    and 6 to 11).
 
     Examples
     --------
@@ -125,10 +132,9 @@ class PatchCKALoss(DistillationLoss):
         self._warned: set[int] = set()
 
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
-        """Makes a learnable 1x1 map for each level whose channels differ; called once, before the optimiser is built.
+        """Make a learnable 1 x 1 map for each level whose channels differ. Call it before the optimiser is built.
 
-        Nothing is made where channels agree, or where nothing compares them one by one (relation "sample" or "pixel"
-        without mimic).
+        The relations "sample" and "pixel" without mimic do not compare channels and need no map.
 
         Parameters
         ----------
@@ -140,30 +146,7 @@ class PatchCKALoss(DistillationLoss):
             self.adapters.prepare([x for x, _ in pairs], [y for _, y in pairs])
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted terms "intra", "inter" and "mimic"; one with weight 0 is left out.
-
-        Parameters
-        ----------
-        student_logits, teacher_logits, target
-            Not used.
-        student_features, teacher_features : sequence of Tensor (B, C, H, W)
-            Pyramid levels, pair by pair. The teacher's are resized to the student's size where they differ.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Scalars; intra and inter between 0 and weight x levels (biased).
-
-        Raises
-        ------
-        TypeError
-            If a level is no floating tensor.
-        ValueError
-            If the pyramids do not fit, or the CKA of a level is not defined: NaN, infinity, or a teacher that is
-            constant in all channels. The message names the level.
-        RuntimeError
-            If channels differ, and `prepare` has not been called.
-        """
+        """The weighted terms "intra", "inter" and "mimic"; one with weight 0 is left out."""
         pairs = gathered(feature_pairs(student.features, teacher.features, type(self).__name__), self.gather)
         values: dict[str, list[Tensor]] = {"intra": [], "inter": [], "mimic": []}
         levels = []
@@ -175,10 +158,10 @@ class PatchCKALoss(DistillationLoss):
                 values[name].append(-value if self.variant == "released" else 1 - value)
                 levels.append((value, x, y, index))
         check_levels(levels)
-        # Departure 3: the released code weighs inter by the intra weight.
+        # The released code multiplies inter by the intra weight (docs/paper.md, departure 3).
         inter_weight = self.intra_weight if self.variant == "released" and self.inter_weight else self.inter_weight
         weights = {"intra": self.intra_weight, "inter": inter_weight, "mimic": self.mimic_weight}
-        # Without any level that has the term: 0, which still has a (zero) gradient.
+        # A term that no level has is 0, with a gradient of 0.
         nothing = pairs[0][0].flatten()[:0].sum()
         return {
             name: torch.stack(values[name] or [nothing]).sum().to(pairs[0][0].dtype) * weight
@@ -187,7 +170,7 @@ class PatchCKALoss(DistillationLoss):
         }
 
     def _fitted(self, index: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair as maps of equal channels, where channels are compared."""
+        """Check that the pair are maps; map the student to the teacher's channels if channels are compared."""
         for level, owner in ((x, "student"), (y, "teacher")):
             if level.ndim != 4:
                 raise ValueError(
@@ -201,13 +184,13 @@ class PatchCKALoss(DistillationLoss):
         return x, y
 
     def _cut(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Both maps at the student's size, rounded up to multiples of the patch, and the patch."""
+        """Both maps at the student's size rounded up to multiples of the patch, and the side of the patch."""
         patch = patch_size(x.shape[2], x.shape[3], self.patch, self.min_patches)
         height, width = (-(-side // patch) * patch for side in x.shape[2:])
         return resized(x, height, width), resized(y, height, width), patch
 
     def _alignments(self, x: Tensor, y: Tensor, index: int) -> dict[str, Tensor]:
-        """The mean CKA of the slices over patches, and over entries, where wanted and possible."""
+        """Mean CKA of the slices over patches ("intra") and over entries ("inter"), if wanted and defined."""
         height, width = x.shape[2:]
         x, y, patch = self._cut(x, y)
         _, n, m = stack_shape(x, patch, self.relation)
@@ -216,8 +199,8 @@ class PatchCKALoss(DistillationLoss):
         if self.intra_weight and not intra and index not in self._warned:
             self._warned.add(index)
             warnings.warn(
-                f"Level {index}, {height} x {width}, has {n} patches of {patch} x {patch}, and CKA over patches needs "
-                f"{least}: the level has no intra term. Use smaller patches, or leave it out.",
+                f"Level {index}, {height} x {width}, has {n} patches of {patch} x {patch}, but CKA over patches needs "
+                f"{least}, so the level has no intra term. Use smaller patches, or leave the level out.",
                 stacklevel=5,
             )
         values = {}
@@ -236,7 +219,7 @@ class PatchCKALoss(DistillationLoss):
         return values
 
     def report(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """How each level was cut, its alignment, and the alignment that unrelated patches of this kind would have.
+        """Table of the levels: how each is cut, its alignment, and the chance level of this alignment.
 
         Parameters
         ----------
@@ -246,17 +229,18 @@ class PatchCKALoss(DistillationLoss):
         Returns
         -------
         list of dict
-            One a level, for a data frame: level, height, width, patch, patches, entries, then cka and chance for
-            "intra" and "inter": means over slices, where chance is the mean over all orders of the teacher's patches
-            (entries). NaN where not defined.
+            One for each level: "level", "height", "width", "patch", "patches", "entries", and the means over slices
+            "intra", "intra_chance", "inter", "inter_chance". Chance is the mean over all permutations of the teacher's
+            patches (entries). NaN where it is not defined.
 
         References
         ----------
-        MATH 1 (the floor of biased CKA), without centring too.
+        docs/theory.md, section 1 (chance level).
         """
         rows = []
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for index, (x, y) in enumerate(feature_pairs(student_features, teacher_features, type(self).__name__)):
+        pairs = feature_pairs(student_features, teacher_features, type(self).__name__)
+        with torch.no_grad(), torch.autocast(pairs[0][0].device.type, enabled=False):
+            for index, (x, y) in enumerate(pairs):
                 x, y = self._fitted(index, x, y)
                 row: dict[str, Any] = {"level": index, "height": x.shape[2], "width": x.shape[3]}
                 x, y, row["patch"] = self._cut(x, y)
@@ -269,7 +253,7 @@ class PatchCKALoss(DistillationLoss):
         return rows
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return (
             f"patch={self.patch}, relation={self.relation!r}, intra_weight={self.intra_weight}, "
             f"inter_weight={self.inter_weight}, mimic_weight={self.mimic_weight}, estimator={self.estimator!r}, "

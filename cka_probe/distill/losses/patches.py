@@ -1,14 +1,14 @@
-"""Feature maps cut into patches, and the small matrix products that a patchwise CKA is made of.
+"""Cut feature maps into patches, and form the small matrix products that a patchwise CKA needs.
 
-A map (B, C, H, W) becomes a stack X (L, n, m): for each of L slices, n patches with m entries each.
+A map (B, C, H, W) becomes a stack X (L, n, m): L slices, each with n patches of m entries.
 
 relation    L slices          n       m entries of a patch
 "patch"     channels C        patches B p p        the paper's default
 "sample"    samples B         patches C p p        channels may differ between the networks
 "pixel"     places p p        patches B C          channels may differ between the networks
 
-Intra aligns the n x n Gram matrices over patches, inter the m x m ones over entries, which are never formed:
-<X'X, Y'Y> = ||X Y'||^2 (PAPER.md, Cost).
+Intra aligns the n x n Gram matrices over patches. Inter aligns the m x m Gram matrices over entries, which are never
+formed: <X'X, Y'Y> = ||X Y'||^2 (docs/paper.md, section 3).
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from torch.nn import functional
 
 __all__ = ["RELATIONS", "PatchProducts", "patch_products", "patch_size", "patch_stack", "resized", "stack_shape"]
 
-# The axes b, c, u, h, v, w of a map cut into u x v patches of h x w pixels, in the order (slices, patches, entries).
+# A map cut into u x v patches of h x w pixels has the axes b, c, u, h, v, w. Their order as (slices, patches, entries):
 AXES = {"patch": (1, 2, 4, 0, 3, 5), "sample": (0, 2, 4, 1, 3, 5), "pixel": (3, 5, 2, 4, 0, 1)}
 RELATIONS = tuple(AXES)
 
-# Entries of a stack that are worked on at a time, on a GPU and on a CPU: there to fill it, here to stay in its cache.
+# Chunk size in entries of a stack: large on a GPU to fill it, small on a CPU to fit the cache.
 CHUNK = (2**26, 2**20)
 
 
 def patch_size(height: int, width: int, patch: int, minimum: int) -> int:
-    """The side of the patches for a map: ``patch``, halved until there are at least ``minimum`` patches, or 1.
+    """Side of the patches of a map: ``patch``, halved until there are at least ``minimum`` patches, or 1.
 
     Parameters
     ----------
     height, width : int
-        Of the map.
+        Size of the map.
     patch : int
-        The largest side.
+        Largest side.
     minimum : int
-        The least number of patches wanted.
+        Smallest number of patches.
 
     Returns
     -------
@@ -59,14 +59,14 @@ def patch_size(height: int, width: int, patch: int, minimum: int) -> int:
 
 
 def resized(x: Tensor, height: int, width: int) -> Tensor:
-    """The map at this size, bilinear; itself where it has it already."""
+    """Resize a map bilinearly; return it unchanged if it has the size."""
     if tuple(x.shape[2:]) == (height, width):
         return x
     return functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)
 
 
 def _cut(x: Tensor, patch: int, relation: str) -> tuple[Tensor, tuple[int, int, int]]:
-    """A view of the map with its axes in the order of the relation, and (L, n, m)."""
+    """View of a map with its axes in the order of ``relation``, and (L, n, m)."""
     u, v = x.shape[2] // patch, x.shape[3] // patch
     view = x.unflatten(2, (u, patch)).unflatten(4, (v, patch)).permute(AXES[relation])
     slices = view.shape[0] if relation != "pixel" else patch * patch
@@ -79,7 +79,7 @@ def stack_shape(x: Tensor, patch: int, relation: str) -> tuple[int, int, int]:
 
 
 def patch_stack(x: Tensor, patch: int, relation: str) -> Tensor:
-    """The stack X (L, n, m) of a map whose sides are multiples of ``patch``; one copy.
+    """The stack X (L, n, m) of a map whose sides are multiples of ``patch``, as one copy.
 
     Examples
     --------
@@ -93,56 +93,56 @@ def patch_stack(x: Tensor, patch: int, relation: str) -> Tensor:
 
 
 class PatchProducts(NamedTuple):
-    """The small matrices (L, n, n) of student x and teacher y, and what tells a constant slice from rounding."""
+    """Products (L, n, n) of the stacks X of the student and Y of the teacher, and their rounding errors."""
 
     gram_x: Tensor
-    """Over patches, centred where asked for."""
+    """Gram matrix over patches, centred if asked for."""
     gram_y: Tensor
     inner_x: Tensor
-    """X X' with centred rows, for inter; empty where inter is not wanted."""
+    """X X' with centred rows, for inter; empty without inter."""
     inner_y: Tensor
     cross: Tensor
     """X Y' with centred rows."""
     floors: tuple[Tensor, Tensor]
-    """Traces (L,) of ``gram_x`` and ``gram_y`` at or below these are rounding."""
+    """A slice is constant if the trace of ``gram_x`` (``gram_y``) is at most this, (L,)."""
     inner_floors: tuple[Tensor, Tensor]
-    """The same for ``inner_x`` and ``inner_y``."""
+    """The same bounds for ``inner_x`` and ``inner_y``."""
 
 
 def patch_products(x: Tensor, y: Tensor, patch: int, relation: str, *, centred: bool, inter: bool) -> PatchProducts:
-    """The products of all slices, as batched products, without a copy of the maps.
+    """Products of all slices, batched, without a copy of the maps.
 
     Parameters
     ----------
     x : Tensor (B, C, H, W)
         Student's map; H and W are multiples of ``patch``.
     y : Tensor (B, C', H, W)
-        Teacher's map, float dtype of ``x``; it gets no gradient. C' = C for relation "patch".
+        Teacher's map with the dtype of ``x``. It gets no gradient. C' = C for relation "patch".
     patch : int
         Side of the patches.
     relation : "patch", "sample" or "pixel"
-        What a slice is.
+        See the table of this module.
     centred : bool
-        Whether patches are centred for ``gram`` and entries for ``inner``.
+        Centre over patches for ``gram`` and over entries for ``inner``.
     inter : bool
-        Whether ``inner`` and ``cross`` are wanted.
+        Form ``inner`` and ``cross`` too.
 
     Returns
     -------
     PatchProducts
-        Gradients flow to ``x``, first derivatives only.
+        Gradients flow to ``x``. It has first derivatives only.
 
     Notes
     -----
-    With X = W + s 1' + 1 mu', where W is centred both ways, s are the centred patch means and mu the mean patch, one
-    product gives both centrings, and no subtraction loses digits: over patches W W' + m s s', over entries
-    T (W; mu')(V; nu')' T' with T = (I, 1) and mu and nu without their means.
+    Write X = W + s 1' + 1 mu', where W is centred over patches and entries, s holds the centred patch means and mu is
+    the mean patch. Then one product gives both centrings, and no subtraction loses digits: over patches W W' + m s s',
+    over entries T (W; mu')(V; nu')' T' with T = (I, 1), where V and nu belong to Y and mu and nu have mean 0.
     """
     gram_x, means_x, gram_y, means_y, cross, size_x, size_y = _Products.apply(
         x, y, _Options(patch, relation, centred, inter)
     )
     _, (_, n, m) = _cut(x, patch, relation)
-    # What rounding leaves of a constant slice, whose size is that of its mean patch, or of its patch means.
+    # Rounding error of a constant slice, relative to its mean patch, or to its patch means.
     eps = (16 * torch.finfo(x.dtype).eps) ** 2
     floors = (n * eps * size_x, n * eps * size_y)
     if not inter or not centred:
@@ -165,7 +165,7 @@ def patch_products(x: Tensor, y: Tensor, patch: int, relation: str, *, centred: 
 
 
 def _spread(product: Tensor, n: int) -> Tensor:
-    """T P T' with T = (I, 1): what belongs to the mean patch, the last row and column, goes to all patches."""
+    """T P T' with T = (I, 1): add the last row and column, of the mean patch, to those of all patches."""
     return product[:, :n, :n] + product[:, :n, n:] + product[:, n:, :n] + product[:, n:, n:]
 
 
@@ -177,21 +177,22 @@ class _Options(NamedTuple):
 
 
 class _Operand(NamedTuple):
-    """Some slices as products are taken of them: (l, n, m), or (l, n + 1, m) with the mean patch as the last row."""
+    """Some slices, prepared for products."""
 
     slices: slice
     stack: Tensor
+    """(l, n, m), or (l, n + 1, m) with the mean patch as the last row if both centrings are wanted."""
     means: Tensor
-    """Of the rows (l, n or n + 1), taken off when both centrings are wanted; else zeros."""
+    """Means of the rows, (l, n) or (l, n + 1), already subtracted if both centrings are wanted; else zeros."""
     size: Tensor
-    """Squared norms (l,) of the mean patches; zeros where nothing is centred."""
+    """Squared norms of the mean patches, (l,); zeros without centring."""
 
 
 def _operands(z: Tensor, options: _Options) -> Iterator[_Operand]:
-    """The operands, some slices at a time, for use before the next ones are asked for.
+    """Yield the operands of some slices at a time. Use each before the next one, which overwrites it.
 
-    One buffer serves all slices and stays in the cache: a copy of the whole map would cost more time than the products,
-    and as much memory as the map again.
+    One buffer serves all slices and stays in the cache. A copy of the whole map would cost more time than the products,
+    and as much memory as the map.
     """
     view, (slices, n, m) = _cut(z, options.patch, options.relation)
     first = 2 if options.relation == "pixel" else 1
@@ -206,7 +207,7 @@ def _operands(z: Tensor, options: _Options) -> Iterator[_Operand]:
         target.unflatten(first + 2, part.shape[first + 2 :]).copy_(part)
         means, size = z.new_zeros(stack.shape[:2]), z.new_zeros(len(stack))
         if options.centred:
-            # One entry goes off first: exactly zero for a constant slice, and no digits lost to a large mean.
+            # One entry is subtracted first: a constant slice becomes exactly zero, and a large mean costs no digits.
             entry = stack[:, 0, :1].clone()
             stack[:, :n] -= entry[:, :, None]
             mean = stack[:, :n].mean(1)
@@ -220,7 +221,7 @@ def _operands(z: Tensor, options: _Options) -> Iterator[_Operand]:
 
 
 class _Products(torch.autograd.Function):
-    """Gram matrices of both stacks and their cross product; keeps only the maps, and cuts them again going back."""
+    """Gram matrices of both stacks and their cross product. Backward cuts the maps again, to save memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, options: _Options) -> tuple[Tensor, ...]:
@@ -252,13 +253,13 @@ class _Products(torch.autograd.Function):
         inner = slices // len(view)
 
         def to_patches(gradient: Tensor) -> Tensor:
-            """The transposed centring over patches and mean over patches, on the small side of the product."""
+            """Transposed centring and mean over patches, applied to the small factor of the product."""
             if not options.centred:
                 return gradient
             rows = gradient[:, :n] - gradient[:, :n].mean(1, keepdim=True)
             return rows + gradient[:, n:] / n if options.inter else rows
 
-        # The centring of the rows needs no transpose: all rows of the operands are centred.
+        # The rows of the operands are centred already, so the centring of the rows needs no transpose.
         own, cross = to_patches(gradients[0] + gradients[0].mT), to_patches(gradients[4])
         offsets = to_patches(gradients[1][:, :, None]) / m
         others: Iterator[_Operand | None] = _operands(y, options) if options.inter else itertools.repeat(None)

@@ -1,4 +1,4 @@
-"""The alignment of class-score maps of segmenters, by factored products."""
+"""CKA of the class-score maps of segmenters as a loss, without a Gram matrix over pixels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from ...estimators.alignment import cka_of_features
 from ...estimators.kernels import Linear
 from ...estimators.validation import check_estimator
-from .checks import check_classes, check_defined, check_samples
-from .contract import DistillationLoss, Outputs, feature_pairs, gathered, not_negative, unit_rows
+from .checks import check_classes, check_defined, check_samples, feature_pairs, floating_logits, not_negative, unit_rows
+from .contract import DistillationLoss, Outputs
+from .gather import gathered
 from .patches import resized
 from .uncentred import uncentred_cka
 
@@ -17,7 +18,7 @@ __all__ = ["SegmentationCKALoss"]
 
 
 class SegmentationCKALoss(DistillationLoss):
-    """1 - CKA of class-score maps (B, P, H, W), given as logits: intra and inter, weighted and added.
+    """1 - CKA of class-score maps (B, P, H, W): intra and inter, weighted and added.
 
     relation    intra aligns             inter aligns
     "pixel"     the B H W pixels         the P classes           LCKA with every pixel as a sample
@@ -26,34 +27,37 @@ class SegmentationCKALoss(DistillationLoss):
     Parameters
     ----------
     intra_weight, inter_weight : float
-        Of the two terms.
+        Weights of the two terms.
     relation : "pixel" or "sample", optional
-        "pixel" when None, and "sample" with "released". With few images on a device, "sample" says little: the centred
-        CKA of two is 1 whatever they are.
+        "pixel" by default, and "sample" with "released". "sample" needs many images: the centred CKA of two images is
+        always 1.
     estimator : "biased" or "unbiased"
         As in `LogitCKALoss`.
     variant : "paper" or "released"
-        "paper" compares scores of unit norm (each pixel's, or each image's, and each class's) and centres. "released"
-        gives the value and gradient of the paper's code: minus the CKA of un-centred Gram matrices whose rows alone are
-        scaled, inter weighted by ``intra_weight``.
+        "paper" centres, and scales the scores of each pixel (or image) and of each class to norm 1. "released" gives
+        the value and gradient of the paper's code: minus the CKA of un-centred Gram matrices whose rows alone are
+        scaled. There the inter term has the weight ``intra_weight``.
     gather : bool
-        Whether the batch of all processes is gathered under torch.distributed.
+        If true, the loss is that of the batch of all processes under torch.distributed.
 
     Raises
     ------
     ValueError
-        For a negative weight, an unknown relation, estimator or variant, or "released" with relation "pixel" or the
-        unbiased estimator.
+        If a weight is negative, the relation, estimator or variant unknown, or "released" is combined with relation
+        "pixel" or the unbiased estimator.
 
     Notes
     -----
-    No Gram matrix over pixels is formed: at 512 x 1024 it would have 2.7e11 entries. ||X'Y||^2 and its weighted form
-    for the released code need P x P, or B x B, products alone. Tap the scores before they are upsampled to the image:
-    they say the same at a fraction of the cost.
+    Reads logits (B, P, H, W); the teacher's are resized to the student's size. The terms are "intra" and "inter",
+    between 0 and their weight (biased); one with weight 0 is left out.
+
+    A Gram matrix over pixels would have 2.7e11 entries at 512 x 1024. It is not formed: ||X'Y||^2, and its weighted
+    form for "released", need products of size P x P or B x B only. Tap the scores before they are upsampled to the
+    image: the upsampled ones cost more and add nothing.
 
     References
     ----------
-    Zhou et al., IJCAI 2024; PAPER.md, Segmentation and departure 9; weights 10 and 10.
+    Zhou et al., IJCAI 2024; docs/paper.md, section 1 (segmentation, weights 10 and 10) and section 2 (departure 9).
 
     Examples
     --------
@@ -89,27 +93,7 @@ class SegmentationCKALoss(DistillationLoss):
         self.relation, self.estimator, self.variant, self.gather = relation, estimator, variant, gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The weighted terms "intra" and "inter"; one with weight 0 is left out.
-
-        Parameters
-        ----------
-        student_logits, teacher_logits : Tensor (B, P, H, W)
-            Class scores; the teacher's are resized to the student's size where they differ.
-        student_features, teacher_features, target
-            Not used.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Scalars between 0 and their weight (biased).
-
-        Raises
-        ------
-        TypeError
-            If the scores are no floating tensors.
-        ValueError
-            If the shapes do not fit, there are too few samples or classes, or the CKA is not defined.
-        """
+        """The weighted terms "intra" and "inter"; one with weight 0 is left out."""
         if not self.intra_weight and not self.inter_weight:
             return {}
         x, y = gathered([_score_maps(student.logits, teacher.logits)], self.gather)[0]
@@ -137,7 +121,7 @@ class SegmentationCKALoss(DistillationLoss):
         return (-value if self.variant == "released" else 1 - value).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The settings, as they are given."""
+        """The settings, for the text of the module."""
         return (
             f"intra_weight={self.intra_weight}, inter_weight={self.inter_weight}, relation={self.relation!r}, "
             f"estimator={self.estimator!r}, variant={self.variant!r}, gather={self.gather}"
@@ -145,15 +129,10 @@ class SegmentationCKALoss(DistillationLoss):
 
 
 def _score_maps(student: Tensor | None, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both as maps of one size in full precision, the teacher's without gradient."""
+    """Check both score maps; return them in one size and dtype, the teacher's detached."""
     maps = []
-    for scores, owner in ((student, "student"), (teacher, "teacher")):
-        if scores is None:
-            raise ValueError(
-                f"SegmentationCKALoss compares logits, but the {owner} has none. Pass Outputs(logits=tensor)."
-            )
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"The {owner}'s class scores must be a tensor, got {type(scores).__name__}.")
+    for logits, owner in ((student, "student"), (teacher, "teacher")):
+        scores = floating_logits(logits, owner, "SegmentationCKALoss")
         if scores.ndim != 4:
             raise ValueError(f"The {owner}'s class scores must have shape (B, P, H, W), got {tuple(scores.shape)}.")
         maps.append(scores)

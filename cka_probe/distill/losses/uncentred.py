@@ -1,7 +1,7 @@
-"""The alignment of the paper's released code: Gram matrices that are not centred, rows scaled on one side only.
+"""The alignment of the paper's released code: Gram matrices that are not centred and whose rows alone are scaled.
 
-For reproduction. Un-centred alignment is dominated by the mean of the features: for independent features of patches it
-starts at 0.86 to 0.99 (PAPER.md, departure 11).
+It is here to reproduce that code. The mean of the features dominates an un-centred alignment: for independent features
+of patches it starts at 0.86 to 0.99 (docs/paper.md, departure 11).
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ def uncentred_cka(x: Tensor, y: Tensor, *, rows_scaled: bool) -> Tensor:
     x, y : Tensor (..., n, p) and (..., n, q)
         Features.
     rows_scaled : bool
-        Whether row i of each Gram matrix is divided by |x_i|, the square root of its diagonal entry. The columns are
-        not, so that G is then no Gram matrix any more.
+        If true, row i of each Gram matrix is divided by |x_i|, the square root of its diagonal entry. The columns are
+        not divided, so that G is no longer a Gram matrix.
 
     Returns
     -------
     Tensor (...) of float64
-        At most 1; NaN where a side is zero, or has a zero row that should be scaled.
+        At most 1. NaN if x or y is zero, or has a zero row that should be scaled.
 
     Notes
     -----
-    Taken in the cheaper of two forms. With weights w_i = 1 / (|x_i| |y_i|), or 1, the numerator is
-    sum_ij w_i (x_i . x_j)(y_i . y_j), or <X'Y, X' diag(w) Y> without any n x n matrix.
+    The cheaper of two forms is computed. With weights w_i = 1 / (|x_i| |y_i|), or 1, the numerator is
+    sum_ij w_i (x_i . x_j)(y_i . y_j), or <X'Y, X' diag(w) Y>, which needs no n x n matrix.
 
     References
     ----------
-    PAPER.md, departures 1 and 2, and Cost.
+    docs/paper.md, section 2 (departures 1 and 2) and section 3.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def uncentred_cka(x: Tensor, y: Tensor, *, rows_scaled: bool) -> Tensor:
     >>> float(uncentred_cka(x, 3 * x, rows_scaled=False))
     1.0
     """
-    # Either form is linear in a common factor of each side, which cancels in the ratio and keeps squares in range.
+    # A common factor of x or y cancels in the ratio. This one keeps the squares in range.
     x, y = _unit_size(x), _unit_size(y)
     as_gram = gram_is_cheaper(x.shape[-2], x.shape[-1], y.shape[-1])
     inner = _gram_inner if as_gram else _feature_inner
@@ -65,7 +65,7 @@ def _unit_size(x: Tensor) -> Tensor:
 
 
 def _inverse_norms(x: Tensor) -> Tensor:
-    """1 / |x_i|, shape (..., n, 1); NaN for a zero row, as 0 / 0 in the released code."""
+    """1 / |x_i|, shape (..., n, 1). NaN for a zero row, as 0 / 0 in the released code."""
     norms = x.square().sum(-1, keepdim=True)
     return torch.where(norms > 0, norms, torch.full_like(norms, torch.nan)).rsqrt()
 

@@ -1,7 +1,7 @@
-"""The centred Gram matrix of wide features without a copy of them: what a training step can afford.
+"""The centred Gram matrix of wide features, without a centred copy of them.
 
-The estimators centre and scale whole activations, which for a training step costs more time and memory than the
-products themselves. Here some columns at a time are centred, in a buffer that stays in the cache.
+The estimators centre and scale whole activations. In a training step that costs more time and memory than the products
+themselves. Here some columns are centred at a time, in a buffer that stays in the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["centred_wide_gram"]
 
-# Entries that are centred at a time on a CPU; a GPU takes all at once.
+# Entries that a CPU centres at a time. A GPU centres all at once.
 CHUNK = 2**18
 
 
@@ -23,12 +23,12 @@ def centred_wide_gram(x: Tensor) -> Tensor:
     Parameters
     ----------
     x : Tensor (n, d)
-        Features of any mean.
+        Features, centred or not.
 
     Returns
     -------
     Tensor (n, n)
-        Exactly zero for constant features. Gradients flow, first derivatives only.
+        Exactly zero for constant features. It has first derivatives only.
 
     Examples
     --------
@@ -45,7 +45,8 @@ class _CentredWideGram(torch.autograd.Function):
         ctx.save_for_backward(x)
         gram = x.new_zeros(len(x), len(x))
         for columns in x.split(_step(x), dim=1):
-            # The first sample goes off before the mean: exact zeros for a constant column, no digits lost to its level.
+            # The first sample is subtracted before the mean: a constant column becomes exactly zero, and a large mean
+            # costs no digits.
             z = columns - columns[:1]
             z -= z.mean(0)
             gram.addmm_(z, z.mT)
@@ -59,7 +60,7 @@ class _CentredWideGram(torch.autograd.Function):
         both = both - both.mean(1, keepdim=True)
         result = torch.empty_like(x)
         for columns, target in zip(x.split(_step(x), dim=1), result.split(_step(x), dim=1), strict=True):
-            # Centred on the small side of the product.
+            # The n x n factor is centred, because it is the small one.
             target.copy_(both @ (columns - columns[:1]))
         return result
 

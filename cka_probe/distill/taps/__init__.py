@@ -1,4 +1,4 @@
-"""Activations of a network while it trains: which layers, and how they reach a loss."""
+"""Find the layers whose activations a loss compares, and tap them while a network trains."""
 
 from .map_tap import MapTap
 from .stages import match_stages, stage_layers

@@ -1,4 +1,4 @@
-"""The maps that a module gives, also as a dict of them (feature pyramids), with the autograd graph intact."""
+"""Tap the maps that a module returns, alone or as a dict (feature pyramid), with the autograd graph intact."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["MapTap", "maps_of"]
 
 
 def maps_of(output: Any, levels: int | None = None) -> list[Tensor]:
-    """The maps (B, C, H, W) in a module's output, in its order.
+    """The maps (B, C, H, W) in the output of a module, in its order.
 
     Parameters
     ----------
     output : Tensor, mapping, list or tuple
-        What a module gave; a feature pyramid is a dict of maps.
+        Output of a module; a feature pyramid is a dict of maps.
     levels : int, optional
-        Keep so many of the first.
+        Number of maps to keep, from the first; all by default.
 
     Returns
     -------
@@ -53,18 +53,18 @@ def maps_of(output: Any, levels: int | None = None) -> list[Tensor]:
 
 
 class MapTap:
-    """What a layer was given and what maps it gave, in the last forward pass; a context manager that owns one hook.
+    """Keep a layer's input and its maps of the last forward pass. A context manager that owns one hook.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any module.
     layer : str
-        A path as in ``model.named_modules()``, "backbone" for torchvision's detectors.
+        Path as in ``model.named_modules()``, for example "backbone" for torchvision's detectors.
     levels : int, optional
-        Keep so many of the first maps; all when None.
+        Number of maps to keep, from the first; all by default.
     role : str
-        What the model is called in messages.
+        Name of the model in messages, for example "student".
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class MapTap:
 
     def __enter__(self) -> MapTap:
         def keep(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            # Clones, because a later operation in place would change them under the loss.
+            # Cloned, because a later in-place operation would change the maps before the loss reads them.
             self._calls += 1
             self._last = (given[0] if given else None, [z.clone() for z in maps_of(output, self.levels)])
 
@@ -110,22 +110,22 @@ class MapTap:
         self._handle = None
 
     def take(self) -> tuple[Any, list[Tensor]]:
-        """The layer's input and its maps, which are forgotten here.
+        """Return the layer's input and its maps, and forget them.
 
         Raises
         ------
         RuntimeError
-            If the layer was not called since the last time, or more than once.
+            If the layer was not called since the last ``take``, or more than once.
         """
         calls, last = self._calls, self._last
         self.forget()
         if calls != 1:
             raise RuntimeError(
-                f"The {self.role}'s layer {self.layer!r} was called {calls} times in one forward pass, so its maps are "
-                "not known. Tap a layer that is called once."
+                f"The {self.role}'s layer {self.layer!r} was called {calls} times in one forward pass, but must be "
+                "called once. Tap another layer."
             )
         return last
 
     def forget(self) -> None:
-        """Lets go of what was seen, after forward passes that nobody asks about."""
+        """Forget the maps, after forward passes whose maps are not needed."""
         self._calls, self._last = 0, (None, [])

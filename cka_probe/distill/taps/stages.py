@@ -1,4 +1,4 @@
-"""The stages of a network, found by running it once, and which stage of a student goes with which of its teacher."""
+"""Find the stages of a network by running it once, and pair a student's stages with its teacher's."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ...capture.trees import tensors
 
 __all__ = ["match_stages", "stage_layers"]
 
-# As many pairs as an image network has stages: what two transformers are compared by, however deep they are.
+# Pairs for two networks of one resolution (transformers) of any depth: as many as an image network has stages.
 FLAT_STAGES = 4
 
-# Modules that only reshape, drop or pool: the layer before them is the end of the stage.
+# Modules that only reshape, drop or pool. The layer before them is the end of the stage.
 PASSIVE = ("pool", "dropout", "droppath", "flatten", "identity", "permute")
 
 
 def stage_layers(model: nn.Module, example_input: Any) -> list[str]:
-    """The layers at which the stages of a network end, in the order in which they run; the stem is not one of them.
+    """The layers at which the stages of a network end, in the order in which they run, without the stem.
 
-    A network that says so itself, by an attribute ``stage_layers``, is believed; all of `cka_probe.distill.models` do.
-    Otherwise the network is run once in eval mode without gradients: the stages are the last layers at each
-    resolution. Where the resolution never changes (transformers, multilayer perceptrons) they are up to four of the
-    blocks, or of the hidden layers with weights, at equal distances, the last one included.
+    If the network has an attribute ``stage_layers``, as those of `cka_probe.distill.models` have, this is the result.
+    Otherwise the network is run once in eval mode without gradients, and the stages are the last layers at each
+    resolution. If the resolution never changes (transformers, multilayer perceptrons), the result is up to four of the
+    blocks, or of the hidden layers with weights, at equal distances, including the last one.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A network; its state, mode and the random generators are afterwards as before.
+        A network. Its state, its mode and the random generators are restored.
     example_input : Tensor, mapping or tuple
-        A batch as the network takes it; one sample is enough.
+        A batch as the network takes it. One sample is enough.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def stage_layers(model: nn.Module, example_input: Any) -> list[str]:
     Raises
     ------
     ValueError
-        If no stages are found: name the layers then.
+        If no stages are found. Name the layers yourself then.
 
     Examples
     --------
@@ -58,17 +58,17 @@ def stage_layers(model: nn.Module, example_input: Any) -> list[str]:
 
 
 def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> tuple[list[str], list[str]]:
-    """Layers of the student and, pair by pair, those of the teacher that a feature loss may compare.
+    """Pairs of layers of student and teacher that a feature loss can compare.
 
-    Both networks' stages (see `stage_layers`) are aligned from the end, as many as the one with fewer has; where one
-    of them has blocks of a single resolution, as many of these are taken at equal distances.
+    The stages of both networks (see `stage_layers`) are paired from the end; the network with fewer stages decides the
+    number. A network with blocks of one resolution gives as many of them, at equal distances.
 
     Parameters
     ----------
     student, teacher : torch.nn.Module
         Any two networks that take `example_input`.
     example_input : Tensor, mapping or tuple
-        A batch as the networks take it; one sample is enough.
+        A batch as the networks take it. One sample is enough.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> 
     Raises
     ------
     ValueError
-        If no stages are found in one of the networks: name the layers then.
+        If no stages are found in one of the networks. Name the layers yourself then.
 
     Examples
     --------
@@ -100,16 +100,16 @@ def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> 
 
 @dataclass
 class _Visit:
-    """What one module did in the forward pass; extents are numbers of positions, height x width or tokens."""
+    """One module in the forward pass. An extent is a number of positions: height x width, or tokens."""
 
     module: nn.Module
-    entered: int | None  # extent of its input, None for a matrix
-    left: int | None  # extent of its output
-    point: Tensor | None  # the output itself where its extent is 1: it may be the logits
+    entered: int | None  # extent of the input, None for a matrix
+    left: int | None  # extent of the output
+    point: Tensor | None  # the output itself if its extent is 1, because it may be the logits
 
 
 def _find(model: nn.Module, example_input: Any, whose: str) -> tuple[list[str], bool]:
-    """Stage ends and False, or the blocks of a network of one resolution and True."""
+    """Ends of the stages and False; for a network of one resolution its blocks and True."""
     model = unwrap(model)
     own = getattr(model, "stage_layers", None)
     if isinstance(own, tuple | list) and own:
@@ -121,14 +121,12 @@ def _find(model: nn.Module, example_input: Any, whose: str) -> tuple[list[str], 
     blocks = [path for path in block_layers(model) if path in visits]
     if len(blocks) > 1:
         return blocks, True
-    hidden = [path for path, visit in visits.items() if _is_weight_layer(visit.module)][
-        :-1
-    ]  # the last gives the logits
-    if hidden:
-        return hidden, True
+    weight_layers = [path for path, visit in visits.items() if _is_weight_layer(visit.module)]
+    if len(weight_layers) > 1:
+        return weight_layers[:-1], True  # the last one gives the logits
     raise ValueError(
         f"No stages were found in {whose} ({type(model).__name__}): it has fewer than two layers with weights. "
-        f"Name the layers to compare, or use a loss on the logits alone."
+        "Name the layers to compare, or use a loss of logits."
     )
 
 
@@ -139,7 +137,8 @@ def _run(model: nn.Module, example_input: Any) -> tuple[dict[str, _Visit], Tenso
     def hook_of(path: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             tensor = next(tensors(output), None)
-            before = visits.pop(path, None)  # called again: the input of the first call, the output of the last
+            # A module that is called again has the input of its first call and the output of its last.
+            before = visits.pop(path, None)
             entered = _extent(next(tensors(inputs), None)) if before is None else before.entered
             left = _extent(tensor)
             visits[path] = _Visit(module, entered, left, tensor if left == 1 else None)
@@ -157,7 +156,7 @@ def _run(model: nn.Module, example_input: Any) -> tuple[dict[str, _Visit], Tenso
 
 
 def _resolution_ends(visits: dict[str, _Visit], logits: Tensor | None) -> list[str]:
-    """The last unit at each extent, without the stem and whatever follows the global pooling."""
+    """The last unit at each extent, without the stem and without the layers after global pooling."""
     units = set(_units("", visits))
     groups: dict[int, list[str]] = {}
     for path, visit in visits.items():
@@ -165,7 +164,7 @@ def _resolution_ends(visits: dict[str, _Visit], logits: Tensor | None) -> list[s
             continue
         if _is_passive(visit.module):
             if visit.left == 1 and visit.entered != 1:
-                break  # global pooling: the rest is the classifier
+                break  # global pooling, after which comes the classifier
         elif visit.point is None or logits is None or not _same_values(visit.point, logits):
             groups.setdefault(visit.left, []).append(path)
     weights = {
@@ -174,26 +173,26 @@ def _resolution_ends(visits: dict[str, _Visit], logits: Tensor | None) -> list[s
     }
     kept = [extent for extent in groups if weights[extent] > 0]
     if len(kept) > 1 and weights[kept[0]] == 1:
-        kept = kept[1:]  # a lone convolution at the first resolution is the stem
+        kept = kept[1:]  # a single convolution at the first resolution is the stem
     ends = {groups[extent][-1] for extent in kept}
     return [path for path in visits if path in ends]
 
 
 def _units(path: str, visits: dict[str, _Visit]) -> list[str]:
-    """The modules in `path` that count as a whole.
+    """The units in `path`, the modules that are not divided further.
 
-    A module through which the resolution falls more than once (``features``, an encoder) is a row of units; one that
-    lowers it once or not at all (a stage, a residual block) is a unit, whatever its inner convolutions do.
+    A module that lowers the resolution more than once (``features``, an encoder) contains several units. One that
+    lowers it once or not at all (a stage, a residual block) is a unit.
     """
     inside = [other for other in visits if other != path and (not path or other.startswith(f"{path}."))]
     if path:
         entered, left = visits[path].entered, visits[path].left or 1  # logits have no extent
         extents = {visits[other].left for other in inside}
-        # What is smaller than the output is a side path, such as the pooled gate of squeeze-and-excitation.
+        # An extent below that of the output belongs to a side path, such as the pooled gate of squeeze-and-excitation.
         falls = [extent for extent in extents if entered and extent and left <= extent < entered]
         if len(falls) < 2:
             return [path]
-    # A ModuleList does not run itself, so its parts are the nearest that ran.
+    # A ModuleList does not run itself, so the children are the nearest modules that ran.
     within = {other for other in inside if any(other.startswith(f"{between}.") for between in inside)}
     return [unit for child in inside if child not in within for unit in _units(child, visits)]
 
@@ -203,7 +202,7 @@ def _spread(paths: list[str], count: int) -> list[str]:
 
 
 def _extent(tensor: Tensor | None) -> int | None:
-    """Positions in a map (channels first or last) or a sequence (n, tokens, d); None for anything else."""
+    """Number of positions of a map (channels first or last) or sequence (n, tokens, d); None for other shapes."""
     if tensor is None or tensor.ndim not in (3, 4):
         return None
     if tensor.ndim == 3:
@@ -221,5 +220,5 @@ def _is_passive(module: nn.Module) -> bool:
 
 
 def _is_weight_layer(module: nn.Module) -> bool:
-    """Whether it has a weight matrix or filter of its own, as convolutions and linear layers do and norms do not."""
+    """Whether the module itself has a weight matrix or filter, as convolutions and linear layers have."""
     return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""A network that also returns the activations of some of its layers, with the autograd graph intact."""
+"""A network that also returns the activations of some layers, with the autograd graph intact."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["TappedModel", "check_layer_names"]
 
 
 class TappedModel(nn.Module):
-    """A model whose forward pass returns its logits and the activations of the tapped layers.
+    """A model whose forward pass returns its logits and the activations of the tapped layers, as `Outputs`.
 
-    The taps are the hooks of a `Probe`, set on entering the ``with`` block and removed on leaving it, whatever happens
-    in it. An activation that a later operation changes in place (torchvision's ResNets apply ReLU in place) is cloned
-    before that; all are in the first forward pass of a mode, which shows which need it. Clones stay in the autograd
-    graph.
+    The taps are the hooks of a `Probe`. Entering the ``with`` block sets them, leaving it removes them, also after an
+    exception. An activation that a later operation changes in place (torchvision's ResNets apply ReLU in place) is
+    cloned before the change. The first forward pass in train mode, and the first in eval mode, clone all activations to
+    learn which ones this concerns. Clones stay in the autograd graph.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any module. It is not copied and its own attributes do not change.
+        Any module. It is neither copied nor changed.
     layers : sequence of str
-        Layer paths as in ``model.named_modules()``; the features come out in this order.
+        Layer paths as in ``model.named_modules()``. The features come out in this order.
     role : str
-        What the model is called in error messages, e.g. "student".
+        Name of the model in messages, for example "student".
 
     Raises
     ------
@@ -59,7 +59,7 @@ class TappedModel(nn.Module):
         self.role = role
         self._probe: Probe | None = None
         self._kept: dict[str, _Kept] = {}
-        # Of train and eval mode each: the calls whose outputs are changed in place later on.
+        # For train and for eval mode: the calls whose outputs are changed in place later on.
         self._in_place: dict[bool, set[str]] = {}
         self._stack = ExitStack()
 
@@ -81,7 +81,7 @@ class TappedModel(nn.Module):
         Parameters
         ----------
         inputs : Tensor or mapping
-            A mapping (a tokenizer's batch, say) is passed to the model as keywords.
+            A mapping (for example a tokenizer's batch) is passed to the model as keyword arguments.
 
         Returns
         -------
@@ -93,9 +93,9 @@ class TappedModel(nn.Module):
         ValueError
             If a tapped layer was called twice, or not at all.
         TypeError
-            If the model returns something without a tensor in it.
+            If the model's output contains no tensor.
         RuntimeError
-            If an activation was changed in place that was not in the first forward pass.
+            If an activation was changed in place that was not changed in the first forward pass.
         """
         self._kept = {}
         output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
@@ -120,12 +120,12 @@ class TappedModel(nn.Module):
         return Outputs(logits, tuple(kept[layer].features for layer in self.layers))
 
     def _keep(self, name: str, _module: nn.Module, output: Tensor) -> None:
-        if output.is_inference():  # not watched by torch
+        if output.is_inference():  # torch does not count changes of inference tensors
             self._kept[name] = _Kept(output.clone(), output, None)
             return
         known = self._in_place.get(self.model.training)
         copied = known is None or name in known
-        # The version is that of the output before anything happens to it.
+        # The version now is that of the unchanged output.
         self._kept[name] = _Kept(output.clone() if copied else output, output, output._version)
 
     def _check_in_place(self, kept: Mapping[str, _Kept]) -> None:
@@ -137,31 +137,34 @@ class TappedModel(nn.Module):
         if unforeseen := sorted(changed - known):
             known |= changed
             raise RuntimeError(
-                f"The output of the {self.role}'s layer {unforeseen[0]!r} was changed in place by the forward pass, "
-                "but not in the first one: what was tapped is not what the layer gave. Make that operation one that "
-                "is not in place, or tap another layer."
+                f"The output of the {self.role}'s layer {unforeseen[0]!r} was changed in place by this forward pass, "
+                "but not by the first one, so the tapped activation is not the layer's output. Replace the in-place "
+                "operation, or tap another layer."
             )
 
 
 class _Kept(NamedTuple):
-    """An activation as it is handed on, the layer's own output, and how often that had been changed in the hook."""
+    """A tapped activation."""
 
     features: Tensor
+    """The layer's output or a clone of it."""
     output: Tensor
+    """The layer's output itself."""
     version: int | None
+    """Number of in-place changes of ``output`` before the tap; None for inference tensors."""
 
 
 def check_layer_names(model: nn.Module, layers: Sequence[str], role: str = "model") -> None:
-    """An error with the nearest names for the first layer path that `model` does not have; otherwise nothing.
+    """Raise ValueError, with the nearest names, if the model does not have one of the layers.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The model that should have the layers.
+        Any module.
     layers : sequence of str
         Layer paths.
     role : str
-        What the model is called in the message.
+        Name of the model in the message.
 
     Raises
     ------

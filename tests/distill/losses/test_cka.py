@@ -293,7 +293,7 @@ def test_logits_of_a_head_with_zero_weights_are_named():
 def test_a_zero_row_that_the_released_code_divides_by():
     x = normal(6, 5)
     x[2] = 0
-    with pytest.raises(ValueError, match="a side has a zero row"):
+    with pytest.raises(ValueError, match="one of them has a zero row"):
         LogitCKALoss(variant="released")(x, normal(6, 5, seed=1))
 
 

@@ -1,8 +1,11 @@
+"""CKA of hidden states: the definition, padding, depths, gradient, and bad input."""
+
 import numpy as np
 import pytest
 import reference
 import torch
 
+from cka_probe.distill.losses.contract import Outputs
 from cka_probe.distill.losses.hidden_states import HiddenStateCKALoss, match_depths
 
 
@@ -20,7 +23,19 @@ def test_real_tokens_are_the_samples_and_depths_are_paired_from_the_end():
     expected = 1 - np.mean(
         [reference.cka(student[i][real].numpy(), teacher[j][real].numpy(), "biased") for i, j in ((0, 1), (1, 3))]
     )
-    assert float(HiddenStateCKALoss()(student, teacher, mask)) == pytest.approx(expected, abs=1e-12)
+    for outputs in (
+        (masked(student, mask), teacher),
+        (student, masked(teacher, mask)),
+        (masked(student, mask.bool()), teacher),
+    ):
+        assert float(HiddenStateCKALoss()(*outputs)) == pytest.approx(expected, abs=1e-12)
+    terms = HiddenStateCKALoss(2).terms(masked(student, mask), teacher, torch.zeros(4))
+    assert {name: float(term) for name, term in terms.items()} == {"hidden_states": pytest.approx(2 * expected)}
+    assert HiddenStateCKALoss(0).terms(student, teacher) == {}
+
+
+def masked(states, mask):
+    return Outputs(features=tuple(states), mask=mask)
 
 
 @pytest.mark.parametrize("pooling", ["all", "mean", "last"])
@@ -33,14 +48,15 @@ def test_padding_does_not_change_the_loss(pooling):
         for s in (student, teacher)
     ]
     longer = torch.cat([mask, torch.zeros(6, 3)], 1)
-    torch.testing.assert_close(loss(*padded, longer), loss(student, teacher, mask), rtol=0, atol=1e-12)
+    value = loss(masked(padded[0], longer), padded[1])
+    torch.testing.assert_close(value, loss(masked(student, mask), teacher), rtol=0, atol=1e-12)
 
 
 def test_the_gradient_is_right():
     student, teacher = states(1, 3, (3, 2), 0), states(1, 4, (3, 2), 1)
     mask = torch.tensor([[1, 1], [1, 0], [1, 1]])
     student[0].requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: HiddenStateCKALoss(2.0)([x], teacher, mask), student)
+    assert torch.autograd.gradcheck(lambda x: HiddenStateCKALoss(2.0)(masked([x], mask), teacher), student)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +74,25 @@ def test_mistakes_are_said():
         HiddenStateCKALoss(pooling="max")
     with pytest.raises(ValueError, match="Both models must see the same tokens"):
         HiddenStateCKALoss()(states(1, 3, (4, 6), 0), states(1, 3, (4, 5), 0))
+    student, teacher = states(2, 3, (4, 6), 0), states(1, 5, (4, 6), 1)
+    with pytest.raises(ValueError, match=r"the student has 2 and the teacher 0. Pass Outputs\(features=hidden_states"):
+        HiddenStateCKALoss()(student, [])
+    with pytest.raises(ValueError, match=r"the student's layer 1 has shape \(4, 18\) instead of \(B, T, d\)"):
+        HiddenStateCKALoss()([x.flatten(1) for x in student], teacher)
+    with pytest.raises(ValueError, match=r"The mask has shape \(4, 5\), but layer 1 holds tokens \(4, 6\)"):
+        HiddenStateCKALoss()(masked(student, torch.ones(4, 5)), teacher)
+
+
+def test_a_mask_in_the_place_of_the_target_is_refused():
+    """Version 0.1 took (student_states, teacher_states, attention_mask)."""
+    student, teacher = states(1, 3, (4, 6), 0), states(1, 5, (4, 6), 1)
+    with pytest.raises(
+        TypeError, match=r"looks like an attention mask. Call loss\(Outputs\(features=student_states, mask"
+    ):
+        HiddenStateCKALoss()(student, teacher, torch.ones(4, 6))
+    labels = torch.arange(24).view(4, 6)  # class labels of tokens, or of sequences, are no mask
+    expected = HiddenStateCKALoss()(student, teacher)
+    assert torch.equal(HiddenStateCKALoss()(student, teacher, labels), expected)
+    assert torch.equal(HiddenStateCKALoss()(student, teacher, torch.ones(4)), expected)
+    mask = torch.ones(4, 6)
+    assert torch.equal(HiddenStateCKALoss()(masked(student, mask), teacher, mask), expected)

@@ -1,10 +1,10 @@
-"""Distil a small language model by the CKA of its hidden states, on the text of this repository.
+"""Distill a small language model by the CKA of its hidden states, on the text of this repository.
 
-python examples/distil_language_model.py [--steps 300]
+python examples/distill_language_model.py [--steps 300]
 
-Both models are built from a config with random weights (nothing is downloaded): a teacher of 4 layers of width 64, a
-student of 2 layers of width 32, over the characters of README.md and docs/. The student is trained on the text alone,
-and on the text and its teacher's hidden states, from the same start; padded positions take no part.
+Both models start from a config with random weights, so nothing is downloaded: a teacher of 4 layers of width 64 and a
+student of 2 layers of width 32, over the characters of README.md and docs/. From the same start, the student is trained
+on the text alone, and on the text and the teacher's hidden states. Padded positions are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cka_probe.distill import Outputs
 from cka_probe.distill.losses.hidden_states import HiddenStateCKALoss
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,7 @@ LENGTH, PAGE = 64, 512
 
 
 def characters() -> tuple[torch.Tensor, torch.Tensor]:
-    """Character codes (1 to 95; 0 is padding) of the repository's own text: to train on, and every tenth page of it."""
+    """Character codes of this repository's text (1 to 95; 0 is padding): to train on, and every tenth page to test."""
     text = "".join(p.read_text(encoding="utf-8") for p in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
     codes = torch.tensor([ord(c) - 31 if 32 <= ord(c) < 127 else 1 for c in text])
     pages = codes.split(PAGE)
@@ -30,7 +31,7 @@ def characters() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def batch(codes: torch.Tensor, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Passages of different lengths, padded on the right, and their attention mask."""
+    """Passages of different lengths (size, LENGTH), padded on the right, and their attention mask."""
     starts = torch.randint(0, len(codes) - LENGTH, (size,), generator=generator)
     lengths = torch.randint(LENGTH // 2, LENGTH + 1, (size,), generator=generator)
     positions = torch.arange(LENGTH)
@@ -77,7 +78,7 @@ def train(
         if teacher is not None:
             with torch.no_grad():
                 states = teacher(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            loss = loss + loss_of_states(output.hidden_states[1:], states[1:], mask)
+            loss = loss + loss_of_states(Outputs(features=output.hidden_states[1:], mask=mask), states[1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
