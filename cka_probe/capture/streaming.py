@@ -259,8 +259,8 @@ class Pass:
         if len(set(rows)) > 1:
             raise ValueError(
                 f"Batch {index} gives {rows[0]} rows of features in {self.recorders[0].name} and {rows[1]} in "
-                f"{self.recorders[1].name}. Both must see the same samples, and the same positions where positions "
-                "are samples."
+                f"{self.recorders[1].name}. Both must see the same samples, and with pooling 'spatial' or 'all' the "
+                "same positions."
             )
         if rows[0] < self.minimum:
             self.notes.append(f"batch {index} of {rows[0]} samples was left out: at least {self.minimum} are needed")

@@ -182,6 +182,6 @@ def test_models_with_different_numbers_of_positions_are_an_error():
     first, second = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(
         ValueError,
-        match=r"Batch 0 gives 96 rows of features in model_x \(Sequential\) and 216 in model_y .* the same positions",
+        match=r"Batch 0 gives 96 rows of features in model_x \(Sequential\) and 216 in model_y .* the same positions\.",
     ):
         cp.compare(first, second, torch.randn(6, 3, 6, 6), pooling="spatial", progress=False)
