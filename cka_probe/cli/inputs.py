@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from ..capture.extras import require
+
 __all__ = ["FEATURE_FILES", "load_arrays", "load_data"]
 
 FEATURE_FILES = (".npy", ".npz", ".safetensors")
@@ -104,6 +106,7 @@ def load_data(
         inputs = torch.randn(samples or 1024, channels, image_size, image_size, generator=generator)
         dataset, samples = TensorDataset(inputs), None
     elif source == "digits":
+        require("sklearn", "distill", "--data digits")
         from ..distill.data import digits
 
         dataset = digits(size=image_size, channels=channels)[1]

@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
 from ..atomic_write import atomic_write
+from ..capture.extras import require
 from ..similarity.matrix import SimilarityMatrix
 from .canvas import check_fraction
 from .heatmap import CMAP
@@ -74,12 +75,8 @@ def write_report(
     ...     write_report(matrix, f"{folder}/report.html").name
     'report.html'
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'The HTML report needs plotly. Install it: pip install "cka-probe[report]".'
-        ) from error
+    require("plotly", "report", "write_report()")
+    from plotly.offline import get_plotlyjs
 
     named = results if isinstance(results, Mapping) else {"result": results}
     if not named:
