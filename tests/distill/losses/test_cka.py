@@ -1,4 +1,4 @@
-"""CKA losses: value against the brute-force definition, gradient, the released code's formulas, and bad input."""
+"""CKA losses: value against the brute-force definition, gradient, formulas of the released code, and bad input."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_a_perfect_match_is_zero_up_to_what_cka_ignores():
     value = RCKALoss()(Outputs(2.0 * logits + 1.0, (3.0 * maps @ rotation + 7.0,)), Outputs(logits, (maps,)))
     assert abs(float(value)) < 1e-12
     squeezed = FeatureCKALoss()([maps @ torch.diag(torch.tensor([1, 9, 1, 1, 0.1], dtype=F64))], [maps])
-    assert float(squeezed) > 0.05  # a general linear map is another representation
+    assert float(squeezed) > 0.05  # CKA sees a general linear map
 
 
 # --- gradients ---------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_gradcheck(settings):
 
 
 def test_the_gradient_is_the_one_derived_in_closed_form():
-    """MATH 8: dc/dX = (2 / |Kc|)(Lhat - c Khat) X for centred X."""
+    """dc/dX = (2 / |Kc|)(Lhat - c Khat) X for centred X (docs/theory.md, section 8)."""
     x, y = normal(7, 4), normal(7, 6, seed=1)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(FeatureCKALoss()(x, y), x)
@@ -173,11 +173,11 @@ def test_training_with_the_loss_aligns_a_student_that_is_narrower():
     assert value.item() < 0.6 * first
 
 
-# --- the released code, written out from PAPER.md ----------------------------------------------------------------
+# --- the released code, as docs/paper.md, section 2, describes it -------------------------------------------------
 
 
 def released_cka(x, y, scaled):
-    """Departures 1 and 2: un-centred; the L2 option divides the rows of the Gram by the root of its diagonal."""
+    """Departures 1 and 2: un-centred; the L2 option divides the rows of the Gram matrix by the root of its diagonal."""
     grams = [x @ x.T, y @ y.T]
     if scaled:
         grams = [gram / torch.sqrt(torch.diag(gram))[:, None] for gram in grams]
@@ -186,7 +186,7 @@ def released_cka(x, y, scaled):
 
 
 def released_logits(x, y, intra_weight, inter_weight, temperature):
-    """Departure 3: inter is weighted by the intra weight; softening touches intra only."""
+    """Departure 3: inter has the intra weight; the temperature applies to intra only."""
     soft = (x, y) if temperature is None else (torch.softmax(x / temperature, 1), torch.softmax(y / temperature, 1))
     terms = {"intra": -intra_weight * released_cka(*soft, True)}
     if inter_weight:
@@ -195,7 +195,7 @@ def released_logits(x, y, intra_weight, inter_weight, temperature):
 
 
 def released_features(x, y):
-    """Departure 4: the rows of each B x B Gram are normalised, and the result goes in as features."""
+    """Departure 4: the rows of each B x B Gram matrix are normalised, and the result is used as features."""
     rows = [z.flatten(1) @ z.flatten(1).T for z in (x, y)]
     return -released_cka(*(gram / gram.norm(dim=1, keepdim=True) for gram in rows), False)
 

@@ -1,4 +1,4 @@
-"""What a loss accepts: `Outputs` of both networks, or bare tensors; and what it says about anything else."""
+"""A loss accepts `Outputs` of both networks, or bare tensors; anything else is an error that shows the right form."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The gathered batch: two gloo processes with unequal shares give the loss and gradient of one process."""
+"""The gathered batch: two gloo processes with different batch sizes give the loss and gradient of one process."""
 
 import gc
 
