@@ -13,7 +13,7 @@ import lazy_loader
 __version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-# Modules of 0.1 that moved. The old paths still import: package of 0.1, package of today, names (old:new if renamed).
+# Modules of 0.1 that moved; the old paths still import. Each line: package in 0.1, package today, names (old:new).
 _MOVED = {
     f"cka_probe{old}.{name.partition(':')[0]}": f"cka_probe{new}.{name.rpartition(':')[2]}"
     for old, new, names in (
@@ -45,7 +45,7 @@ _MOVED = {
 
 
 class _OldPaths:
-    """Import hook: the old path of a module that moved gives the module itself."""
+    """Import hook: the old path of a module that moved imports the module itself."""
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
         return ModuleSpec(name, self) if name in _MOVED else None  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""The same estimators as training losses: train a student so that its layers see the data as the teacher's do."""
+"""Distillation: train a student so that its layers represent the data as the teacher's layers do.
+
+Names are imported when they are first used. Training needs the extra `distill`, detectors need `dense`.
+"""
 
 import lazy_loader
 
