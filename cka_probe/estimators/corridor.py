@@ -1,8 +1,8 @@
-"""The corridor of theorem T3 (MATH 7): how far the quadratic-kernel MMD between two layers may lie from their CKA.
+"""Statement T3 (docs/theory.md, section 7): CKA bounds the quadratic-kernel MMD between two layers from both sides.
 
-Normalised Gram matrices Khat and Lhat have Frobenius norm 1. Their scaled rows sqrt(n) Khat_i are two clouds of n
-points in R^n, whatever the widths of the layers, and the squared MMD of the clouds under the kernel (u . v)^2 is
-Q = ||Khat^2 - Lhat^2||_F^2, which CKA bounds from both sides.
+Khat and Lhat (n, n) are centred Gram matrices divided by their Frobenius norms. The scaled rows sqrt(n) Khat_i and
+sqrt(n) Lhat_i are two clouds of n points in R^n, for layers of any widths. With the kernel (u . v)^2 their squared MMD
+is Q = ||Khat^2 - Lhat^2||_F^2.
 """
 
 from __future__ import annotations
@@ -13,32 +13,38 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from .alignment import normalized_gram
-from .hsic import (
-    gram_is_cheaper,
-    scaled_features,
-)
+from .hsic import gram_is_cheaper, scaled_features
 from .kernels import Kernel, Linear
 from .validation import Array, check_estimator, check_features, check_finite, check_pair, constant, namespace
 
+__all__ = [
+    "Corridor",
+    "CorridorCurves",
+    "alignment_corridor",
+    "alignment_corridor_from_covariances",
+    "corridor_curves",
+    "corridor_of",
+]
+
 
 class Corridor(NamedTuple):
-    """One pair of layers between the two curves of T3, every field an array (...) of float64.
+    """CKA, MMD and the two bounds of T3 for a pair of layers; every field is an array (...) of float64.
 
     Attributes
     ----------
     cka : array
-        c, the alignment of the two sides.
+        c, the CKA of the two layers.
     mmd_squared : array
-        Q, the squared MMD under the kernel (u . v)^2 between the rows of the normalised Gram matrices; from 0 to 2.
+        Q, the squared MMD with the kernel (u . v)^2 between the scaled rows; from 0 to 2.
     lower : array
-        4 (1 - c)^2 / rank. NaN for U-centred matrices: the lower side needs positive semi-definite ones.
+        Lower bound 4 (1 - c)^2 / rank. NaN for U-centred matrices, which are not positive semi-definite.
     upper : array
-        2 (1 - c^2).
+        Upper bound 2 (1 - c^2).
     rank : array
-        Rank of Khat - Lhat; 0 when the two agree.
+        Rank of Khat - Lhat; 0 if both are equal.
     spectral_lower : array
-        ||(Khat - Lhat)^2||_F^2, the sharper lower bound from which ``lower`` follows by Cauchy and Schwarz. NaN where
-        ``lower`` is.
+        Sharper lower bound ||(Khat - Lhat)^2||_F^2; ``lower`` follows from it by Cauchy and Schwarz. NaN where
+        ``lower`` is NaN.
     """
 
     cka: Array
@@ -50,9 +56,9 @@ class Corridor(NamedTuple):
 
 
 def _spectrum(xp: ModuleType, symmetric: Array) -> Array:
-    """Eigenvalues (..., m); NaN where the matrix holds NaN, which LAPACK and cuSOLVER would refuse."""
+    """Eigenvalues (..., m) of symmetric matrices (..., m, m); NaN where a matrix holds NaN, which LAPACK refuses."""
     defined = xp.all(xp.isfinite(symmetric), axis=(-2, -1), keepdims=True)
-    # Cut from the gradient: the rank has none, and that of repeated eigenvalues is not defined.
+    # Without gradient: the rank has none, and repeated eigenvalues have no defined one.
     values = xp.linalg.eigvalsh(constant(xp.where(defined, symmetric, xp.zeros_like(symmetric))))
     return xp.where(defined[..., 0], values, xp.full_like(values, xp.nan))
 
@@ -60,8 +66,8 @@ def _spectrum(xp: ModuleType, symmetric: Array) -> Array:
 def _corridor(
     xp: ModuleType, c: Array, gap: Array, mmd_squared: Array, eigenvalues: Array, samples: int, *, psd: bool
 ) -> Corridor:
-    """All fields from c, 1 - c, Q and the eigenvalues of Khat - Lhat."""
-    # Rounding of the difference of two matrices of norm 1. Counting too much only lowers the lower bound.
+    """All fields from c, ``gap`` = 1 - c, Q and the eigenvalues of Khat - Lhat."""
+    # Rounding of the difference of two matrices of norm 1. A rank that is too large only makes the lower bound weaker.
     resolution = 4 * samples * float(xp.finfo(xp.float64).eps)
     counted = xp.sum(xp.astype(xp.abs(eigenvalues) > resolution, xp.float64), axis=-1)
     rank = xp.where(xp.isnan(c), c, counted)
@@ -84,20 +90,20 @@ def corridor_of(unit_x: Array, unit_y: Array, *, psd: bool = True) -> Corridor:
     Parameters
     ----------
     unit_x, unit_y : array (..., n, n) of float64
-        As ``normalized_gram`` gives them.
+        For example from ``normalized_gram``.
     psd : bool
-        Whether both are positive semi-definite, as the lower side of T3 needs.
+        Whether both are positive semi-definite. The lower bound of T3 needs it.
 
     Returns
     -------
     Corridor
-        NaN where a side is.
+        NaN where one of the matrices holds NaN.
     """
     xp = array_namespace(unit_x, unit_y)
     difference, total = unit_x - unit_y, unit_x + unit_y
     gap = xp.sum(difference * difference, axis=(-2, -1)) / 2
     c = xp.sum(unit_x * unit_y, axis=(-2, -1))
-    # Khat^2 - Lhat^2 = (DS + SD) / 2: no cancellation when the two sides are close.
+    # Khat^2 - Lhat^2 = (DS + SD) / 2 with D the difference and S the sum: no digits cancel when both sides are close.
     product = difference @ total
     product = (product + xp.matrix_transpose(product)) / 2
     mmd_squared = xp.sum(product * product, axis=(-2, -1))
@@ -107,7 +113,7 @@ def corridor_of(unit_x: Array, unit_y: Array, *, psd: bool = True) -> Corridor:
 def alignment_corridor(
     x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: Kernel | None = None, estimator: str = "biased"
 ) -> Corridor:
-    """CKA, the quadratic-kernel MMD^2 between the rows of the normalised Gram matrices, and its two bounds by CKA.
+    """CKA of two layers, the squared quadratic-kernel MMD between them, and the two bounds of that MMD by CKA (T3).
 
     Parameters
     ----------
@@ -116,16 +122,16 @@ def alignment_corridor(
     y : array (..., n, q)
         Features of the same samples.
     kernel : Kernel, optional
-        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear when left out.
+        Kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear by default.
     kernel_y : Kernel, optional
         Kernel of ``y``.
     estimator : "biased" or "unbiased"
-        Centred or U-centred Gram matrices. The lower bound exists for the centred ones only.
+        "biased" centres the Gram matrices, "unbiased" U-centres them. Only centred ones have the lower bound.
 
     Returns
     -------
     Corridor
-        Named tuple of arrays (...) of float64; NaN for a constant side.
+        Named tuple of arrays (...) of float64; NaN where one side is constant.
 
     Raises
     ------
@@ -134,12 +140,13 @@ def alignment_corridor(
 
     Notes
     -----
-    With the linear kernel and fewer features than samples everything comes from the covariances, at a cost of
+    For linear kernels and fewer features than samples, all fields are computed from the covariances, at a cost of
     (p + q)^2 (n + p + q).
 
     References
     ----------
-    MATH 7, T3; its lower side by Ando, Comparison of Norms |||f(A) - f(B)||| and |||f(|A - B|)|||, Math. Z. 1988.
+    Ando, Comparison of Norms |||f(A) - f(B)||| and |||f(|A - B|)|||, Math. Z. 1988 (lower bound). T3 (docs/theory.md,
+    section 7).
 
     Examples
     --------
@@ -164,32 +171,34 @@ def alignment_corridor(
 
 
 def alignment_corridor_from_covariances(covariance_x: Array, covariance_y: Array, covariance_xy: Array) -> Corridor:
-    """The corridor of ``alignment_corridor`` for the linear kernel from the covariances of the features.
+    """The result of ``alignment_corridor`` for linear kernels, from the covariances of the features.
+
+    Q = tr Cxx^4/||Cxx||^4 + tr Cyy^4/||Cyy||^4 - 2 tr(Cxx Cxy Cyy Cyx)/(||Cxx||^2 ||Cyy||^2), with Frobenius norms.
 
     Parameters
     ----------
     covariance_x : array (..., p, p)
-        Covariances of ``x``, or any multiple of them.
+        Covariance matrix Cxx of ``x``, times any factor a > 0.
     covariance_y : array (..., q, q)
-        Covariances of ``y``.
+        Covariance matrix Cyy of ``y``, times any factor b > 0.
     covariance_xy : array (..., p, q)
-        Covariances between ``x`` and ``y``, with the square root of the product of the two multiples.
+        Covariances Cxy between ``x`` and ``y``, times sqrt(a b).
 
     Returns
     -------
     Corridor
-        As ``alignment_corridor``; NaN where a covariance matrix is zero.
+        As ``alignment_corridor``; NaN where Cxx or Cyy is zero.
 
     Raises
     ------
     TypeError
-        For anything but real floating arrays of one library.
+        If an argument is not a real floating array, or they come from different libraries.
     ValueError
         If the shapes do not fit, or a matrix holds NaN or infinity.
 
     References
     ----------
-    MATH 7, T3: Q = tr Cxx^4/||Cxx||^4 + tr Cyy^4/||Cyy||^4 - 2 tr(Cxx Cxy Cyy Cyx)/(||Cxx||^2 ||Cyy||^2).
+    T3 (docs/theory.md, section 7).
 
     Examples
     --------
@@ -215,7 +224,7 @@ def alignment_corridor_from_covariances(covariance_x: Array, covariance_y: Array
 
 
 def _from_covariances(xp: ModuleType, cxx: Array, cyy: Array, cxy: Array) -> Corridor:
-    # Unit Frobenius norm of the self terms, and the cross term in the units of both.
+    # Divide Cxx and Cyy by their Frobenius norms, and Cxy by the root of both norms.
     norms = []
     for matrix in (cxx, cyy):
         squares = xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True)
@@ -229,12 +238,13 @@ def _from_covariances(xp: ModuleType, cxx: Array, cyy: Array, cxy: Array) -> Cor
         + xp.sum(yy * yy, axis=(-2, -1))
         - 2 * xp.sum((cxx @ cxy) * xp.matrix_transpose(cyy @ cyx), axis=(-2, -1))
     )
-    # Khat - Lhat = [X Y] S [X Y]' with S = diag(1, -1): its eigenvalues, but for zeros, are those of G^1/2 S G^1/2.
+    # Khat - Lhat = [X Y] S [X Y]' with S = diag(I, -I). Apart from zeros, its eigenvalues are those of G^1/2 S G^1/2,
+    # where G = [X Y]'[X Y] is the joint covariance matrix.
     joint = xp.concat([xp.concat([cxx, cxy], axis=-1), xp.concat([cyx, cyy], axis=-1)], axis=-2)
     defined = xp.all(xp.isfinite(joint), axis=(-2, -1), keepdims=True)
     values, vectors = xp.linalg.eigh(constant(xp.where(defined, joint, xp.zeros_like(joint))))
-    # The joint covariance is positive semi-definite: what lies below its rounding, or below 0, is 0. Kept, the root of
-    # such a value would be as large as 1e-8 and would count into the rank.
+    # G is positive semi-definite, so eigenvalues below its rounding, or below 0, are set to 0. Otherwise their roots
+    # would be as large as 1e-8 and would be counted in the rank.
     p, m = cxx.shape[-1], values.shape[-1]
     resolution = 4 * m * float(xp.finfo(xp.float64).eps) * values[..., -1:]
     roots = xp.sqrt(xp.where(values > resolution, values, xp.zeros_like(values)))[..., None, :]
@@ -246,37 +256,37 @@ def _from_covariances(xp: ModuleType, cxx: Array, cyy: Array, cxy: Array) -> Cor
 
 
 class CorridorCurves(NamedTuple):
-    """The two curves of T3 over a grid of alignments."""
+    """The two bounds of T3 as functions of CKA."""
 
     lower: Array
     upper: Array
 
 
 def corridor_curves(c: Array, rank: int) -> CorridorCurves:
-    """The curves 4 (1 - c)^2 / rank and 2 (1 - c^2) between which the quadratic-kernel MMD^2 lies.
+    """The bounds 4 (1 - c)^2 / rank and 2 (1 - c^2) of the squared quadratic-kernel MMD.
 
     Parameters
     ----------
     c : array (...)
-        Alignments, floating.
+        Values of CKA, of a floating dtype.
     rank : int
-        Rank of the difference of the normalised Gram matrices: at most n - 1, and at most p + q for linear kernels.
+        Rank of Khat - Lhat: at most n - 1, and at most p + q for linear kernels.
 
     Returns
     -------
     CorridorCurves
-        ``lower`` and ``upper``, arrays of the shape of ``c``; both 0 at c = 1.
+        ``lower`` and ``upper``, arrays of the shape of ``c``; both are 0 at c = 1.
 
     Raises
     ------
     TypeError
-        If ``c`` is no real floating array.
+        If ``c`` is not a real floating array.
     ValueError
         If ``rank`` is below 1, or ``c`` holds NaN or infinity.
 
     References
     ----------
-    MATH 7, T3.
+    T3 (docs/theory.md, section 7).
 
     Examples
     --------
@@ -292,12 +302,3 @@ def corridor_curves(c: Array, rank: int) -> CorridorCurves:
     if not rank >= 1:
         raise ValueError(f"`rank` must be at least 1, got {rank!r}. It is at most n - 1 for n samples.")
     return CorridorCurves(4 * (1 - c) ** 2 / rank, 2 * (1 - c * c))
-
-
-__all__ = [
-    "Corridor",
-    "CorridorCurves",
-    "alignment_corridor",
-    "alignment_corridor_from_covariances",
-    "corridor_curves",
-]

@@ -113,8 +113,8 @@ def _jackknife_variance(xp: ModuleType, values: Array) -> Array:
 class _SampledLayer:
     """The recorded features of one layer, both together and one by one as sides of inner products.
 
-    ``with_others`` (..., p) is the sum of the inner products of each feature with all others, ``total`` (...) the sum of
-    these, ``self_term`` (...) the mean over pairs of different features.
+    ``with_others`` (..., p) is the sum of the inner products of each feature with all others, ``total`` (...) the sum
+    of these, ``self_term`` (...) the mean over pairs of different features.
     """
 
     def __init__(self, xp: ModuleType, x: Array) -> None:

@@ -1,4 +1,4 @@
-"""MMD: how far two sets of samples lie apart under a kernel, with a permutation test, and the energy distance."""
+"""MMD (maximum mean discrepancy) between two sets of samples, its permutation test, and the energy distance."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from array_api_compat import array_namespace, device
 from .kernels import RBF, Kernel, Laplacian, Linear, center_features, safe_sqrt, squared_distances
 from .validation import Array, check_features, namespace
 
+__all__ = [
+    "Distance",
+    "MMDTest",
+    "energy_distance",
+    "mmd_squared",
+    "mmd_test",
+]
+
 MEDIAN_SAMPLES = 1000
-"""Samples of each side, evenly spaced, from which the block and linear-time forms take a median bandwidth."""
-
-ESTIMATORS = ("unbiased", "biased", "block", "linear")
+"""Largest number of evenly spaced samples of a side from which blocks and linear time take a median bandwidth."""
 
 
-def distances(x: Array, y: Array | None = None) -> Array:
-    """Euclidean distances (..., n, m) between all samples, with gradient 0 where two coincide."""
+def _distances(x: Array, y: Array | None = None) -> Array:
+    """Euclidean distances (..., n, m) between all samples; the gradient is 0 where two samples coincide."""
     return safe_sqrt(array_namespace(x), squared_distances(x, y))
 
 
 @dataclass(frozen=True)
 class Distance:
-    """The distance kernel k(u, v) = (|u| + |v| - |u - v|) / 2, whose MMD^2 is half the energy distance.
+    """The distance kernel k(u, v) = (|u| + |v| - |u - v|) / 2; its squared MMD is half the energy distance.
 
     References
     ----------
@@ -44,18 +50,18 @@ class Distance:
         """The Gram matrix of ``x`` (..., n, n), or the cross-Gram matrix with ``y`` (..., n, m)."""
         xp = array_namespace(x)
         norms_x, norms_y = (safe_sqrt(xp, xp.sum(z * z, axis=-1, keepdims=True)) for z in (x, x if y is None else y))
-        return (norms_x + xp.matrix_transpose(norms_y) - distances(x, y)) / 2
+        return (norms_x + xp.matrix_transpose(norms_y) - _distances(x, y)) / 2
 
 
-def check_two_samples(x: Array, y: Array, minimum: int = 2) -> tuple[ModuleType, Array, Array]:
-    """The shared namespace, and both sets of samples checked and in one dtype, shapes (..., n, p) and (..., m, p).
+def _check_two_samples(x: Array, y: Array, minimum: int = 2) -> tuple[ModuleType, Array, Array]:
+    """The shared namespace, and both sets of samples, checked and in one dtype, (..., n, p) and (..., m, p).
 
     Raises
     ------
     TypeError
-        If one is no array, not real floating, or the two come from different libraries.
+        If one is not an array or not real floating, or if they come from different libraries.
     ValueError
-        If they live on different devices, differ in width, or one has too few samples, NaN or infinity.
+        If they are on different devices, differ in width, or one has too few samples, NaN or infinity.
     """
     xp = namespace(x, y, names=("x", "y"))
     if device(x) != device(y):
@@ -76,15 +82,15 @@ def check_two_samples(x: Array, y: Array, minimum: int = 2) -> tuple[ModuleType,
     return xp, x, y
 
 
-def pooled_gram(xp: ModuleType, x: Array, y: Array, kernel: Kernel) -> Array:
-    """The Gram matrix (..., n + m, n + m) of both samples together, so that a median bandwidth is that of all."""
+def _pooled_gram(xp: ModuleType, x: Array, y: Array, kernel: Kernel) -> Array:
+    """The Gram matrix (..., n + m, n + m) of both sets together, with one median bandwidth for all samples."""
     pooled = xp.concat([x, y], axis=-2)
-    # A common shift cancels in these MMDs, but not in their rounding.
+    # With these kernels a common shift cancels in the MMD. Removed here, it costs no digits.
     return kernel(center_features(pooled) if isinstance(kernel, Linear | Distance) else pooled)
 
 
-def mean_within(xp: ModuleType, gram: Array, *, with_diagonal: bool) -> Array:
-    """Mean of all entries of (..., n, n), or of those off the diagonal, added up in float64."""
+def _mean_within(xp: ModuleType, gram: Array, *, with_diagonal: bool) -> Array:
+    """The mean of all entries of ``gram`` (..., n, n), or of those off the diagonal, summed in float64."""
     n = gram.shape[-1]
     total = xp.sum(gram, axis=(-2, -1), dtype=xp.float64)
     if with_diagonal:
@@ -94,15 +100,15 @@ def mean_within(xp: ModuleType, gram: Array, *, with_diagonal: bool) -> Array:
 
 def _full(xp: ModuleType, x: Array, y: Array, kernel: Kernel, estimator: str) -> Array:
     n = x.shape[-2]
-    gram = pooled_gram(xp, x, y, kernel)
+    gram = _pooled_gram(xp, x, y, kernel)
     biased = estimator == "biased"
-    within_x = mean_within(xp, gram[..., :n, :n], with_diagonal=biased)
-    within_y = mean_within(xp, gram[..., n:, n:], with_diagonal=biased)
+    within_x = _mean_within(xp, gram[..., :n, :n], with_diagonal=biased)
+    within_y = _mean_within(xp, gram[..., n:, n:], with_diagonal=biased)
     return within_x + within_y - 2 * xp.mean(xp.astype(gram[..., :n, n:], xp.float64), axis=(-2, -1))
 
 
 def _with_one_bandwidth(x: Array, y: Array, kernel: Kernel) -> tuple[Array, Array, Kernel]:
-    """Features in units of the median bandwidth of both samples, and the kernel of bandwidth 1 that goes with them."""
+    """Divide features by a median bandwidth of both sets and give the kernel bandwidth 1; keep all other kernels."""
     if not (isinstance(kernel, RBF | Laplacian) and kernel.bandwidth == "median"):
         return x, y, kernel
     some = [z[..., :: math.ceil(z.shape[-2] / MEDIAN_SAMPLES), :] for z in (x, y)]
@@ -111,14 +117,14 @@ def _with_one_bandwidth(x: Array, y: Array, kernel: Kernel) -> tuple[Array, Arra
 
 
 def _blocks(xp: ModuleType, x: Array, y: Array, kernel: Kernel, size: int) -> Array:
-    """The mean over blocks of the U-statistic k(x, x') + k(y, y') - k(x, y') - k(x', y)."""
+    """The mean over blocks of ``size`` samples of the U-statistic of k(x, x') + k(y, y') - k(x, y') - k(x', y)."""
     count, p = x.shape[-2] // size, x.shape[-1]
     x, y, kernel = _with_one_bandwidth(x, y, kernel)
     x, y = (xp.reshape(z[..., : count * size, :], (*z.shape[:-2], count, size, p)) for z in (x, y))
-    gram = pooled_gram(xp, x, y, kernel)
+    gram = _pooled_gram(xp, x, y, kernel)
     same = gram[..., :size, :size] + gram[..., size:, size:]
     cross = gram[..., :size, size:]
-    return xp.mean(mean_within(xp, same - cross - xp.matrix_transpose(cross), with_diagonal=False), axis=-1)
+    return xp.mean(_mean_within(xp, same - cross - xp.matrix_transpose(cross), with_diagonal=False), axis=-1)
 
 
 def mmd_squared(
@@ -129,23 +135,23 @@ def mmd_squared(
     estimator: str = "unbiased",
     block_size: int | None = None,
 ) -> Array:
-    """The squared maximum mean discrepancy between two sets of samples.
+    """The squared maximum mean discrepancy (MMD) between two sets of samples.
 
     Parameters
     ----------
     x : array (..., n, p)
         Samples of the first distribution, n >= 2.
     y : array (..., m, p)
-        Samples of the second, in the same space. Their number may differ ("unbiased" and "biased").
+        Samples of the second distribution, m >= 2, in the same space. "block" and "linear" need m = n.
     kernel : Kernel, optional
-        ``RBF()`` when left out. A median bandwidth is that of both samples together.
+        ``RBF()`` by default. A median bandwidth is taken from both sets together.
     estimator : "unbiased", "biased", "block" or "linear"
-        The U-statistic; the V-statistic, which includes k(x_i, x_i) and is never negative for a positive semi-definite
-        kernel; the mean of U-statistics over blocks of ``block_size`` samples, at a cost of n times the block size;
-        blocks of two, at a cost of n. The last two need n = m, leave out a remainder of n below the size of a block,
-        and read a median bandwidth off at most 1000 evenly spaced samples of each side.
+        "unbiased" is the U-statistic. "biased" is the V-statistic: it includes k(x_i, x_i), and for a positive
+        semi-definite kernel it is never negative. "block" is the mean of U-statistics over blocks of ``block_size``
+        samples, at a cost of n times the block size. "linear" uses blocks of 2, at a cost of n. The last two skip the
+        samples that do not fill a block, and take a median bandwidth from at most 1000 evenly spaced samples a side.
     block_size : int, optional
-        At least 2; the square root of n when left out. For "block" only.
+        For "block" only: at least 2, the square root of n by default.
 
     Returns
     -------
@@ -155,10 +161,11 @@ def mmd_squared(
     Raises
     ------
     TypeError
-        For anything but real floating arrays of one library.
+        If ``x`` or ``y`` is not a real floating array, or they come from different libraries.
     ValueError
-        For samples of different width, too few, on different devices or not finite; an unknown estimator; a block size
-        out of range or without "block"; different numbers of samples for "block" and "linear".
+        If the widths, devices or leading axes differ; there are too few samples; a value is NaN or infinite; the
+        estimator is unknown; the block size is out of range or given without "block"; or n and m differ for "block" or
+        "linear".
 
     Notes
     -----
@@ -167,7 +174,7 @@ def mmd_squared(
     References
     ----------
     Gretton et al., A Kernel Two-Sample Test, JMLR 2012, equations 3 and 5 and section 6 (linear time). Zaremba et al.,
-    B-tests, NeurIPS 2013 (blocks). MATH 6.
+    B-tests, NeurIPS 2013 (blocks). docs/theory.md, section 6.
 
     Examples
     --------
@@ -176,11 +183,11 @@ def mmd_squared(
     >>> float(mmd_squared(x, y, kernel=Linear()))
     4.0
     """
-    if estimator not in ESTIMATORS:
+    if estimator not in ("unbiased", "biased", "block", "linear"):
         raise ValueError(f'`estimator` must be "unbiased", "biased", "block" or "linear", got {estimator!r}.')
     if block_size is not None and estimator != "block":
         raise ValueError(f'`block_size` belongs to estimator="block", not to {estimator!r}.')
-    xp, x, y = check_two_samples(x, y)
+    xp, x, y = _check_two_samples(x, y)
     kernel = kernel or RBF()
     if estimator in ("unbiased", "biased"):
         return _full(xp, x, y, kernel, estimator)
@@ -202,11 +209,12 @@ class MMDTest(NamedTuple):
     Attributes
     ----------
     mmd_squared : array (...)
-        The statistic.
+        Squared MMD of the two sets.
     p_value : array (...)
-        Share of permutations, the given order among them, with at least this statistic; above 0, at most 1.
+        Share of the permutations, with the given order among them, whose squared MMD is at least this; above 0, at
+        most 1.
     null : array (..., permutations)
-        The statistic under each permutation.
+        Squared MMD under each permutation.
     """
 
     mmd_squared: Array
@@ -223,39 +231,41 @@ def mmd_test(
     permutations: int = 1000,
     seed: int = 0,
 ) -> MMDTest:
-    """The p-value of MMD^2 between two sets of samples, and its values when the samples are dealt out at random.
+    """Permutation test of whether two sets of samples have the same distribution, by their squared MMD.
 
-    All permutations are one product K S: K the Gram matrix of both samples, a column of S +1 where a sample goes to the
-    first side and -1 where it goes to the second.
+    All permutations are one product K S. K (n + m, n + m) is the Gram matrix of both sets. Each column of S is one
+    permutation: +1 for a sample of the first set, -1 for one of the second.
 
     Parameters
     ----------
     x : array (..., n, p)
         Samples of the first distribution, n >= 2.
     y : array (..., m, p)
-        Samples of the second.
+        Samples of the second distribution, m >= 2.
     kernel : Kernel, optional
-        ``RBF()`` when left out, with the median distance of both samples together, which no permutation changes.
+        ``RBF()`` by default, with the median distance of both sets together, which no permutation changes.
     estimator : "unbiased" or "biased"
         U-statistic or V-statistic.
     permutations : int
-        How many; the smallest p-value is 1 / (permutations + 1).
+        Number of random permutations. The smallest possible p-value is 1 / (permutations + 1).
     seed : int
-        Of numpy's generator: the same for all libraries and devices.
+        Seed of numpy's generator; all libraries and devices give the same permutations.
 
     Returns
     -------
     MMDTest
-        Arrays of float64. The p-value is exact: under the null it is at most a with probability at most a.
+        Arrays of float64. The p-value is exact: if the distributions are equal, it is at most a with probability at
+        most a.
 
     Raises
     ------
     TypeError, ValueError
-        As ``mmd_squared``, and for fewer than 1 permutation.
+        As ``mmd_squared``, and if ``permutations`` is below 1.
 
     References
     ----------
-    Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010 (the given order counts). MATH 6.
+    Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010 (the given order counts). docs/theory.md,
+    section 6.
 
     Examples
     --------
@@ -268,12 +278,12 @@ def mmd_test(
         raise ValueError(f'`estimator` must be "unbiased" or "biased", got {estimator!r}.')
     if permutations < 1:
         raise ValueError(f"`permutations` must be at least 1, got {permutations!r}.")
-    xp, x, y = check_two_samples(x, y)
+    xp, x, y = _check_two_samples(x, y)
     n, m = x.shape[-2], y.shape[-2]
     given = np.concatenate([np.ones(n), -np.ones(m)])
     shuffled = np.random.default_rng(seed).permuted(np.tile(given, (permutations, 1)), axis=1)
     signs = xp.asarray(np.vstack([given, shuffled]).T, dtype=xp.float64, device=device(x))  # (n + m, 1 + permutations)
-    gram = xp.astype(pooled_gram(xp, x, y, kernel or RBF()), xp.float64)
+    gram = xp.astype(_pooled_gram(xp, x, y, kernel or RBF()), xp.float64)
     unbiased = estimator == "unbiased"
     if unbiased:
         gram = gram * (1 - xp.eye(n + m, dtype=xp.float64, device=device(x)))
@@ -285,7 +295,7 @@ def mmd_test(
     norm_x, norm_y = (n * (n - 1), m * (m - 1)) if unbiased else (n * n, m * m)
     values = sum_x / norm_x + sum_y / norm_y - (total - squares) / (2 * n * m)
     statistic, null = values[..., 0], values[..., 1:]
-    # A permutation that deals out the same sets ties with the given order but for rounding, and must count.
+    # A permutation with the same two sets has the same statistic up to rounding. It must count.
     rounding = 64 * float(xp.finfo(xp.float64).eps) * xp.max(xp.abs(gram), axis=(-2, -1))
     reached = xp.sum(xp.astype(null >= (statistic - rounding)[..., None], xp.float64), axis=-1)
     p_value = (1 + reached) / (1 + permutations)
@@ -300,14 +310,16 @@ def energy_distance(x: Array, y: Array, *, estimator: str = "biased") -> Array:
     x : array (..., n, p)
         Samples of the first distribution, n >= 2.
     y : array (..., m, p)
-        Samples of the second.
+        Samples of the second distribution, m >= 2.
     estimator : "biased" or "unbiased"
-        Whether the means of E|x - x'| and E|y - y'| include each sample with itself, as Szekely and Rizzo define them.
+        "biased" includes the pairs of a sample with itself in E|x - x'| and E|y - y'|, as Szekely and Rizzo define it;
+        "unbiased" leaves them out.
 
     Returns
     -------
     array (...) of float64
-        In units of the features: twice the MMD^2 of the kernel ``Distance()``. The biased value is not negative.
+        In units of the features: twice the squared MMD of the kernel ``Distance()``. The biased value is never
+        negative.
 
     Raises
     ------
@@ -327,6 +339,6 @@ def energy_distance(x: Array, y: Array, *, estimator: str = "biased") -> Array:
     """
     if estimator not in ("unbiased", "biased"):
         raise ValueError(f'`estimator` must be "unbiased" or "biased", got {estimator!r}.')
-    xp, x, y = check_two_samples(x, y)
-    # The norms in the distance kernel cancel: leaving them out keeps their digits.
-    return _full(xp, x, y, lambda z, _=None: -distances(z), estimator)
+    xp, x, y = _check_two_samples(x, y)
+    # The norms |u| and |v| of the distance kernel cancel in the MMD. Without them no digits are lost.
+    return _full(xp, x, y, lambda z, _=None: -_distances(z), estimator)

@@ -1,8 +1,8 @@
-"""CKA and MMD (MATH 7): the decomposition of CKA and every bound that ties it to an MMD, as numbers of two layers.
+"""CKA and MMD of two layers: the decomposition of CKA, and every MMD that CKA bounds (docs/theory.md, section 7).
 
-Zhou et al. read CKA as an upper bound of an MMD plus a constant. Made exact: with Khat and Lhat the centred Gram
-matrices over their Frobenius norms, the clouds of scaled rows sqrt(n) Khat_i and sqrt(n) Lhat_i lie in one space, R^n,
-and CKA = 1 - (1/2) (mean squared distance of paired rows).
+Zhou et al. write CKA as a constant minus an upper bound of an MMD. In exact form: Khat and Lhat (n, n) are the centred
+Gram matrices divided by their Frobenius norms. Their scaled rows sqrt(n) Khat_i and sqrt(n) Lhat_i are two clouds of n
+points in R^n, and CKA = 1 - (1/2) (mean squared distance of paired rows).
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from .kernels import RBF, Kernel, Linear, center_features
 from .measures.layer_mmd import cloud, clouds_mmd_squared
 from .validation import Array, check_pair
 
+__all__ = ["CONJECTURE", "CKAMMDBounds", "Statement", "cka_mmd_bounds"]
+
 CONJECTURE = "conjecture (not proved)"
 VACUOUS = "linear MMD^2 = 0 identically (centred rows have mean 0): no evidence that CKA minimises an MMD"
 
 
 class Statement(NamedTuple):
-    """One statement of MATH 7: ``lower <= value <= upper``, with None where a side says nothing."""
+    """One statement of docs/theory.md, section 7: ``lower <= value <= upper``; None where there is no bound."""
 
     name: str
     claim: str
@@ -39,58 +41,59 @@ class Statement(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CKAMMDBounds:
-    """Every term of the CKA-MMD theory for one pair of layers (or a stack of pairs): arrays (...) of float64.
+    """Every term of the theory of CKA and MMD for one pair of layers (or a stack of pairs), as arrays (...) of float64.
 
-    Names end in ``_uncentred`` where the Gram matrices are normalised without centring. Each MMD is the biased
-    V-statistic between the clouds of scaled rows; Gaussian means exp(-|u - v|^2 / (2 tau^2)), quadratic (u . v)^2.
+    The ending ``_uncentred`` marks terms of Gram matrices that are divided by their norms without centring (Kbar and
+    Lbar). Each MMD is the biased V-statistic between the two clouds of scaled rows. The Gaussian kernel is
+    exp(-|u - v|^2 / (2 tau^2)), the quadratic kernel (u . v)^2.
 
     Attributes
     ----------
     tau : float
         Bandwidth of the Gaussian kernel on the scaled rows, whose mean squared norm is 1.
     samples : int
-        n.
+        Number of samples n.
     cka, cka_uncentred : array
-        c, biased CKA, and c0, the alignment without centring.
+        Biased CKA c, and c0, the same without centring.
     paired_distance, paired_distance_uncentred : array
-        Mean squared distance of paired rows, ||Khat - Lhat||_F^2: 2 (1 - c).
+        Mean squared distance of paired rows, ||Khat - Lhat||_F^2 = 2 (1 - c).
     decomposition_residual, decomposition_residual_uncentred : array
-        c - (1 - paired_distance / 2): 0 up to rounding.
+        c - (1 - paired_distance / 2), which is 0 up to rounding.
     gaussian_mmd_squared, gaussian_mmd_squared_uncentred : array
-        MMD^2 of T1, T4 and T5.
+        Squared MMD with the Gaussian kernel (T1, T4, T5).
     t1_bound, t1_bound_uncentred : array
-        2 (1 - exp(-(1 - c) / tau^2)).
+        Bound of T1, 2 (1 - exp(-(1 - c) / tau^2)).
     t1_linear_bound, t1_linear_bound_uncentred : array
-        2 (1 - c) / tau^2, the weaker form of T1.
+        Weaker bound of T1, 2 (1 - c) / tau^2.
     linear_mmd_squared : array
-        Centred: identically 0 up to rounding, so there is no bound beside it.
+        Squared MMD with the linear kernel: always 0 up to rounding, so it has no bound.
     linear_mmd_squared_uncentred : array
-        MMD^2 of T2.
+        Squared MMD with the linear kernel, without centring (T2).
     t2_bound_uncentred : array
-        2 (1 - c0).
+        Bound of T2, 2 (1 - c0).
     t2_ratio_uncentred : array
-        MMD^2 of T2 over its bound, from 0 to 1: 1 if and only if Kbar - Lbar is proportional to 11'.
-        NaN when both are 0.
+        Squared MMD of T2 divided by its bound, from 0 to 1. It is 1 if and only if Kbar - Lbar is proportional to 11',
+        and NaN if both are 0.
     quadratic_mmd_squared, quadratic_mmd_squared_uncentred : array
-        Q of T3.
+        Squared MMD with the quadratic kernel, Q of T3.
     t3_lower, t3_upper, t3_lower_uncentred, t3_upper_uncentred : array
-        4 (1 - c)^2 / rank and 2 (1 - c^2).
+        Bounds of T3, 4 (1 - c)^2 / rank and 2 (1 - c^2).
     t3_spectral_lower, t3_spectral_lower_uncentred : array
-        ||(Khat - Lhat)^2||_F^2: the sharper lower bound behind ``t3_lower``.
+        Sharper lower bound ||(Khat - Lhat)^2||_F^2, from which ``t3_lower`` follows.
     rank, rank_uncentred : array
         Rank of Khat - Lhat.
     t4_bound : array
-        (1 - c) (3 + c + min(1, 2 (1 - c))) / tau^4. Centred only.
+        Bound of T4, (1 - c) (3 + c + min(1, 2 (1 - c))) / tau^4. It needs centring.
     t4_linear_bound : array
-        4.5 (1 - c) / tau^4, below ``t1_linear_bound`` when tau^2 > 2.25.
+        Weaker bound of T4, 4.5 (1 - c) / tau^4; below ``t1_linear_bound`` if tau^2 > 2.25.
     conjectured_bound : array
-        (1 - c^2) / tau^4. A CONJECTURE: no violation was found, and it is not proved.
+        (1 - c^2) / tau^4. A CONJECTURE: no violation was found, but it is not proved.
     hsic : array
-        T6: tr(KHLH) / n^2 of the kernels given, in their own units.
+        tr(KHLH) / n^2 of the given kernels, in their units (T6).
     hsic_norm : array
         sqrt(hsic(x, x) hsic(y, y)), so that ``hsic = cka * hsic_norm``.
     hsic_mmd_squared : array
-        T6: MMD^2 between the joint sample and the product of its marginals with the product kernel k l.
+        Squared MMD between the joint sample and the product of its marginals, with the product of both kernels (T6).
         Equals ``hsic``.
     """
 
@@ -130,21 +133,21 @@ class CKAMMDBounds:
     hsic_mmd_squared: Array
 
     def to_dict(self) -> dict[str, float]:
-        """All terms as floats by name: one line of a table.
+        """All terms by name as floats, for example for one row of a table.
 
         Raises
         ------
         ValueError
-            If the terms are of a stack of pairs.
+            If the terms belong to a stack of pairs.
         """
         if self.cka.ndim:
             raise ValueError(
-                f"These terms are of a stack of {tuple(self.cka.shape)} pairs. Make a table of one at a time."
+                f"These terms belong to a stack of {tuple(self.cka.shape)} pairs. Pass one pair to `cka_mmd_bounds`."
             )
         return {field.name: float(getattr(self, field.name)) for field in fields(self)}
 
     def statements(self) -> tuple[Statement, ...]:
-        """The statements of MATH 7 in words, each with its value and bounds; the conjecture says that it is one."""
+        """The statements of docs/theory.md, section 7, each with its value and bounds; the conjecture is marked."""
         half = 1 - self.paired_distance / 2
         half0 = 1 - self.paired_distance_uncentred / 2
         gauss, gauss0 = self.gaussian_mmd_squared, self.gaussian_mmd_squared_uncentred
@@ -173,24 +176,24 @@ class CKAMMDBounds:
         )
 
     def violations(self, *, rounding: float = 1e-12) -> tuple[str, ...]:
-        """The names of the statements that these numbers break by more than rounding; empty when all hold.
+        """Names of the statements that do not hold for these numbers; empty if all hold.
 
         Parameters
         ----------
         rounding : float
-            Allowed beyond a bound, in units of the norm of the Gram matrices (1, and for T6 ``hsic_norm``).
+            Tolerance beyond a bound, in units of 1, and for T6 in units of ``hsic_norm``.
 
         Returns
         -------
         tuple of str
-            NaN (a constant side) breaks nothing.
+            Terms that are NaN (a side is constant) count as no violation.
         """
         xp = array_namespace(self.cka)
         units = {"T6": xp.where(self.hsic_norm > 0, self.hsic_norm, xp.full_like(self.hsic_norm, xp.nan))}
         return tuple(s.name for s in self.statements() if _broken(s, rounding * units.get(s.name, 1.0)))
 
     def __str__(self) -> str:
-        """One line for each statement; of a stack, its shape."""
+        """One line for each statement; for a stack, only its shape."""
         if self.cka.ndim:
             return f"CKA and MMD: {tuple(self.cka.shape)} pairs, n = {self.samples}, tau = {self.tau:g}"
         lines = [f"CKA and MMD (n = {self.samples}, tau = {self.tau:g})"]
@@ -208,7 +211,7 @@ def _broken(statement: Statement, slack: Array | float) -> bool:
 
 
 class _Terms(NamedTuple):
-    """What one normalisation (centred or not) contributes."""
+    """Terms of the normalised Gram matrices, centred or not; ``gaussian`` and ``linear`` are squared MMDs."""
 
     corridor: Corridor
     paired: Array
@@ -231,13 +234,12 @@ def _terms(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel,
 
 
 def _hsic_terms(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel) -> tuple[Array, Array, Array]:
-    """tr(KHLH)/n^2, its norm, and the MMD^2 between joint and product of marginals from the raw Gram matrices."""
+    """``hsic``, ``hsic_norm`` and ``hsic_mmd_squared`` of ``CKAMMDBounds``; the last from the raw Gram matrices."""
     n = x.shape[-2]
     grams = []
     for features, k in ((x, kernel), (y, kernel_y)):
         z = xp.astype(features, xp.float64)
-        # The MMD subtracts what a shift of linear features or a constant in the kernel adds: removed first, no digits
-        # are lost.
+        # A shift of linear features and a constant in the kernel cancel in the MMD. Removed here, they cost no digits.
         gram = k(center_features(z) if isinstance(k, Linear) else z)
         grams.append(gram - xp.mean(gram, axis=(-2, -1), keepdims=True))
     gram_x, gram_y = grams
@@ -255,7 +257,7 @@ def _hsic_terms(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Ke
 def cka_mmd_bounds(
     x: Array, y: Array, *, tau: float = 1.0, kernel: Kernel | None = None, kernel_y: Kernel | None = None
 ) -> CKAMMDBounds:
-    """The decomposition of CKA and every MMD that it bounds, with the bounds, for two layers.
+    """Every term of the theory of CKA and MMD for two layers: CKA, the MMDs that it bounds, and the bounds.
 
     Parameters
     ----------
@@ -266,30 +268,30 @@ def cka_mmd_bounds(
     tau : float
         Bandwidth of the Gaussian kernel on the scaled rows, whose mean squared norm is 1.
     kernel : Kernel, optional
-        Positive semi-definite kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear when left out.
+        Positive semi-definite kernel of ``x``, and of ``y`` unless ``kernel_y`` is given. Linear by default.
     kernel_y : Kernel, optional
         Kernel of ``y``.
 
     Returns
     -------
     CKAMMDBounds
-        Named terms, computed in float64. All centred terms are NaN where a side is constant.
+        The named terms, computed in float64. All centred terms are NaN where one side is constant.
 
     Raises
     ------
     TypeError
-        For anything but real floating arrays of one library, or a ``tau`` that is no number.
+        As ``cka``, and if ``tau`` is not a number.
     ValueError
-        For a ``tau`` that is not positive and finite, and as ``cka``.
+        As ``cka``, and if ``tau`` is not positive and finite.
 
     Notes
     -----
-    Costs a few products of n x n matrices and two eigenvalue problems: 0.4 s at n = 512 on one CPU core.
+    The cost is a few products of n x n matrices and two eigenvalue problems: 0.4 s at n = 512 on one CPU core.
 
     References
     ----------
     Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, arXiv 2401.11824.
-    MATH 7. T6: Gretton et al., A Kernel Two-Sample Test, JMLR 2012, section 7.
+    Gretton et al., A Kernel Two-Sample Test, JMLR 2012, section 7 (T6). docs/theory.md, section 7.
 
     Examples
     --------
@@ -310,7 +312,7 @@ def cka_mmd_bounds(
     kernel_y = kernel_y or kernel
     centred = _terms(xp, x, y, kernel, kernel_y, tau, "biased")
     raw = _terms(xp, x, y, kernel, kernel_y, tau, "none")
-    # 1 - c from the paired distance: no digits are lost when c is near 1.
+    # 1 - c is taken from the paired distance, so that no digits are lost when c is near 1.
     c, gap, gap0 = centred.corridor.cka, centred.paired / 2, raw.paired / 2
     t2_bound = 2 * gap0
     apart = t2_bound > 0
