@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cka_probe.distill.models import load_weights
-from cka_probe.distill.taps.tapped_model import TappedModel
 from cka_probe.distill.training.batches import DatasetBatches
 from cka_probe.distill.training.schedules import CosineDecay, StepDecay
 
@@ -121,97 +120,6 @@ def test_everything_is_restored_after_an_exception(error):
     assert not student.norm.training
     assert torch.equal(state, torch.get_rng_state())
     assert (np_state == np.random.get_state()[1]).all()  # noqa: NPY002
-
-
-def test_taps_survive_in_place_operations_and_keep_the_graph():
-    student = network(1)
-    x = images(8).tensors[0]
-    with TappedModel(student, ["norm", "fc"]) as tapped:
-        norm, fc = tapped(x).features
-    expected = student.norm(student.stem(x))
-    assert torch.equal(norm, expected)
-    assert (norm < 0).any()
-    (norm.sum() + fc.sum()).backward()
-    assert student.stem.weight.grad is not None
-    assert not student.norm._forward_hooks
-
-
-def test_taps_copy_only_what_is_changed_in_place():
-    student = network(1)
-    x = images(8).tensors[0]
-    outputs = {}
-    for name in ("stem", "norm"):
-        student.get_submodule(name).register_forward_hook(lambda _m, _i, o, name=name: outputs.update({name: o}))
-    expected = student.norm(student.stem(x))
-    with TappedModel(student, ["stem", "norm"]) as tapped:
-        for mode in (True, False, True):
-            student.train(mode)
-            expected = student.norm(student.stem(x)).detach().clone()
-            for first in (True, False):
-                stem, norm = tapped(x).features
-                assert torch.allclose(norm, expected)
-                assert norm is not outputs["norm"]
-                assert (stem is outputs["stem"]) or first
-        with torch.inference_mode():
-            stem, norm = tapped(x).features
-        assert torch.allclose(norm, expected)
-
-
-def test_taps_do_not_hand_on_what_was_changed_unforeseen():
-    class Moody(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-            self.changes = False
-
-        def forward(self, x):
-            out = self.fc(x)
-            return out.relu_() if self.changes else out.relu()
-
-    model, x = Moody(), torch.randn(4, 4)
-    with TappedModel(model, ["fc"], "student") as tapped:
-        tapped(x)
-        model.changes = True
-        with pytest.raises(RuntimeError, match="student's layer 'fc' was changed in place"):
-            tapped(x)
-        (features,) = tapped(x).features
-        assert torch.equal(features, model.fc(x))
-
-
-def test_taps_on_tuples_dicts_and_repeated_layers():
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.pair = Pair()
-            self.twice = nn.Linear(4, 4)
-            self.unused = nn.Linear(4, 4)
-
-        def forward(self, x):
-            return {"logits": self.twice(self.twice(self.pair(x)[0]))}
-
-    class Pair(nn.Module):
-        def forward(self, x):
-            return x * 2, "text"
-
-    x = torch.randn(4, 4)
-    with TappedModel(Odd(), ["pair"]) as tapped:
-        logits, features, _ = tapped(x)
-    assert logits.shape == (4, 4)
-    assert torch.equal(features[0], x * 2)
-    with TappedModel(Odd(), ["twice"], "student") as tapped, pytest.raises(ValueError, match="more than once"):
-        tapped(x)
-    with (
-        TappedModel(Odd(), ["unused"], "student") as tapped,
-        pytest.raises(ValueError, match="'unused' was not called"),
-    ):
-        tapped(x)
-    with pytest.raises(TypeError, match="returns a str without a tensor"), TappedModel(Text()) as tapped:
-        tapped(x)
-
-
-class Text(nn.Module):
-    def forward(self, x):
-        return "text"
 
 
 def test_best_and_last_are_saved(tmp_path):
