@@ -12,14 +12,14 @@ from .segmentation import distill_segmenter, mean_iou
 
 __all__ = [
     "CITYSCAPES_TRAIN_IDS",
-    "CocoBoxes",
     "DETECTORS",
+    "PAPER_ROWS",
+    "SEGMENTERS",
+    "CocoBoxes",
     "DenseResult",
     "DenseSchedule",
     "LabelMaps",
-    "PAPER_ROWS",
     "PatchCKALoss",
-    "SEGMENTERS",
     "SceneFolders",
     "SegmentationCKALoss",
     "SmallResNet",

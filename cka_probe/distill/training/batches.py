@@ -28,8 +28,8 @@ __all__ = [
     "Batch",
     "DatasetBatches",
     "LoaderBatches",
-    "seed_everything",
     "evaluation_loader",
+    "seed_everything",
     "training_batches",
 ]
 
