@@ -1,4 +1,4 @@
-"""Gram matrices of many layers at once: as accurate as the features allow, on one scale, centred, one layer a row."""
+"""Accurate Gram matrices of layers: centre and scale features as needed, and stack all layers for one product."""
 
 from __future__ import annotations
 
@@ -13,24 +13,46 @@ from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_layer_features, constant
 
+__all__ = [
+    "CPU_BLOCK",
+    "FEW",
+    "GPU_BLOCK",
+    "MEAN_LIMIT",
+    "LayerGram",
+    "Mode",
+    "doubtful",
+    "layer_gram",
+    "layer_rows",
+    "less_mean",
+    "mean_over_spread",
+    "repeated_gram",
+    "unit_stack",
+]
+
 MEAN_LIMIT = 0.5
-"""A Gram matrix may be U-centred while the squared mean of its features stays below this many times n times the root
-mean square of the result. The rounding of the mean then costs CKA less than 6e-7 in float32 over all pairs of leaves of
-ResNet-18 and -50, DenseNet-121 and Swin-T with 16 to 64 samples (at a limit of 2 up to 1.8e-6)."""
+"""Largest ``mean_over_spread`` of raw features whose Gram matrix is U-centred in float32.
+
+The rounding of the mean then costs CKA less than 6e-7 over all pairs of leaves of ResNet-18 and -50, DenseNet-121 and
+Swin-T with 16 to 64 samples; at a limit of 2 it costs up to 1.8e-6."""
 
 FEW = 16
-"""Below this many samples Gram matrices are taken in float64: so few entries do not average the rounding of a float32
-product out, which costs up to 7e-6 at 8 samples even if the features are centred."""
+"""Gram matrices of fewer samples than this are computed in float64.
 
+So few entries do not average out the rounding of a float32 product, which costs up to 7e-6 at 8 samples even if the
+features are centred."""
 
 CPU_BLOCK, GPU_BLOCK = 2**18, 2**27
-"""Numbers that are shifted at a time: what stays in a core's cache, and what keeps a GPU busy."""
+"""Chunk size, in numbers, for centring features: small on a CPU to fit the cache, large on a GPU to fill it."""
+
+EPS32 = 2.0**-23
+"""Rounding unit of float32: ``mean_over_spread`` of another dtype is converted to this one."""
 
 
 def _over_spread(xp: ModuleType, gram: Array, size: float, mean_square: float) -> tuple[float, float]:
-    """What ``mean_over_spread`` gives for raw features and for those minus their mean, from the latter's Gram matrix.
+    """``mean_over_spread`` of the raw features and of the features minus their mean.
 
-    Infinite where nothing of the spread is above rounding.
+    ``gram`` (n, n) is the Gram matrix of the features minus their mean, ``size`` the mean of its diagonal,
+    ``mean_square`` the squared length of the mean. Both values are infinite if the spread is not above rounding.
     """
     n = gram.shape[0]
     eps = float(xp.finfo(gram.dtype).eps)
@@ -42,12 +64,12 @@ def _over_spread(xp: ModuleType, gram: Array, size: float, mean_square: float) -
     if not spread > 64 * eps * squares:
         return math.inf, math.inf
     unit = math.sqrt(spread) / eps * EPS32
-    # The entries of the raw Gram matrix off its diagonal add up to n^2 |mean|^2 - n (|mean|^2 + size).
+    # The off-diagonal entries of the raw Gram matrix sum to n^2 |mean|^2 - n (|mean|^2 + size).
     return abs(mean_square - (mean_square + size) / n) / unit, size / n / unit
 
 
 def _in_range(xp: ModuleType, dtype: Any, size: float) -> bool:
-    """Whether the squares of numbers of this size neither overflow nor vanish; False for NaN."""
+    """Whether squares of Gram entries of magnitude ``size`` neither overflow nor underflow; False for NaN."""
     low, high = _range(xp, dtype)
     return low < size < high
 
@@ -57,37 +79,40 @@ def _range(xp: ModuleType, dtype: Any) -> tuple[float, float]:
 
 
 def _lost(xp: ModuleType, dtype: Any) -> float:
-    """Squared spread over squared mean below which the spread is lost in the mean.
+    """The ratio (squared spread) / (squared mean) below which the spread is lost in the rounding of the mean.
 
-    What the rounding of a mean leaves in the features is the same for all samples; above this it is small beside their
-    spread. Below it are constant layers, too.
+    That rounding shifts all samples alike. Above this ratio the shift is small beside their spread; constant layers lie
+    below it.
     """
     return (512 * float(xp.finfo(dtype).eps)) ** 2
 
 
-EPS32 = 2.0**-23
-
-
 def _spread(squares: Any, row_squares: Any, total: Any, n: int) -> Any:
-    """||A||^2 of the U-centred A, written out; its own rounding matters only where the answer is "far too large"."""
+    """||A||^2 of the U-centred Gram matrix A, from sums over the off-diagonal entries of the Gram matrix.
+
+    ``squares`` is the sum of their squares, ``row_squares`` the sum of the squared row sums, ``total`` their sum. The
+    rounding of this form matters only where the mean is far too large anyway.
+    """
     return squares - 2 / (n - 2) * row_squares + total * total / ((n - 1) * (n - 2))
 
 
 def mean_over_spread(grams: Array) -> Array:
-    """Squared mean of the features over n times the spread of the U-centred Gram matrix, for a stack of layers.
+    """The ratio |sum_{i != j} K_ij| / (n^2 ||A||_F) for each Gram matrix K, with A its U-centred form.
 
-    The measure that ``layer_gram`` holds against ``MEAN_LIMIT``, but without reading a single number to the host: on a
-    GPU it is gathered for every minibatch and read once, at the end.
+    It is about the squared length of the mean of the features over ||A||_F; ``layer_gram`` compares it with
+    ``MEAN_LIMIT``. Nothing is read to the host here: on a GPU it is computed for every minibatch and read once at the
+    end. For float64 it is multiplied by the rounding unit of float64 over that of float32.
 
     Parameters
     ----------
     grams : array (layers, n, n)
-        Linear Gram matrices of magnitude 1 (``unit_stack``), n >= 4.
+        Linear Gram matrices whose largest magnitude is 1 (``unit_stack``), n >= 4.
 
     Returns
     -------
     array (layers,) of float64
-        0 where the Gram matrix is zero, infinite where nothing of it is above rounding, NaN where it is not finite.
+        Not negative. 0 where the Gram matrix is zero, infinite where its spread is not above rounding, NaN where it is
+        not finite.
 
     Examples
     --------
@@ -112,11 +137,11 @@ def mean_over_spread(grams: Array) -> Array:
 
 
 Mode = Literal["raw", "shifted", "scaled"]
-"""Features as they are, minus their mean, or minus their mean and divided by their largest magnitude."""
+"""How features are prepared: as they are, minus their mean, or minus their mean and over their largest magnitude."""
 
 
 class LayerGram(NamedTuple):
-    """A Gram matrix, the factor it was divided by, and how a later minibatch of the layer may be prepared."""
+    """A Gram matrix (n, n), the factor that it was divided by, and the mode for later minibatches of this layer."""
 
     gram: Array
     factor: Array | float
@@ -126,23 +151,23 @@ class LayerGram(NamedTuple):
 def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LIMIT) -> LayerGram:
     """The Gram matrix of one layer, as accurate as its features allow.
 
-    Linear Gram matrices are of features minus their mean; if the squares of these leave the range of the dtype, or the
-    spread is lost in the mean, they are scaled as well. Both are known from the Gram matrix and the mean, and so is
-    whether the next minibatch needs to have its mean taken off at all: that costs as much as half of the product.
+    For the linear kernel the mean of the features is subtracted. If their squares leave the range of the dtype, or the
+    spread is lost in the mean, they are also divided by their largest magnitude. The Gram matrix and the mean tell
+    both, and also whether later minibatches may keep their mean: subtracting it costs half as much as the product.
 
     Parameters
     ----------
     x : array (n, p)
         Features, float32 or float64.
     kernel : Kernel, optional
-        Linear when left out.
+        Linear by default.
     limit : float
-        How far the mean may lie above the spread for the next minibatch to be "raw".
+        Later minibatches are "raw" if ``mean_over_spread`` of the raw features is below this.
 
     Returns
     -------
     LayerGram
-        Up to an additive term that centring removes, the Gram matrix divided by ``factor``. Not finite if ``x`` is not.
+        The Gram matrix divided by ``factor``, up to terms that centring removes. Not finite if ``x`` is not.
     """
     if kernel is not None and not isinstance(kernel, Linear):
         return LayerGram(kernel(x), 1.0, "raw")
@@ -154,23 +179,23 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
         if _in_range(xp, gram.dtype, size) and size > _lost(xp, gram.dtype) * square:
             raw, shifted = _over_spread(xp, known, size, square)
             if raw < limit and shifted > max(raw, limit / 4):
-                gram = _gram(xp, x)  # one sample far out has moved the mean away from all others
+                gram = _gram(xp, x)  # one far sample has moved the mean away from all others
             return LayerGram(gram, 1.0, "raw" if raw < limit else "shifted")
     z, scale = scaled_features(_wide_if_few(xp, x))
     return LayerGram(z @ xp.matrix_transpose(z), scale * scale, "scaled")
 
 
 def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None = None) -> LayerGram:
-    """The linear Gram matrix of features prepared as an earlier minibatch of the layer was: nothing is read or decided.
+    """The linear Gram matrix of a later minibatch of a layer, in a given mode, without a read to the host.
 
     Parameters
     ----------
     x : array (n, p)
         Features, float32 or float64.
     mode : "raw", "shifted" or "scaled"
-        The ``mode`` of what ``layer_gram`` gave for the first minibatch.
+        The ``mode`` that ``layer_gram`` returned for the first minibatch.
     product : callable, optional
-        Features to Gram matrix; the plain product when left out.
+        Function from features (n, p) to their Gram matrix (n, n); x @ x.T by default.
 
     Returns
     -------
@@ -197,8 +222,8 @@ def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None
 def less_mean(x: Array) -> tuple[Array, Array]:
     """The Gram matrix of the features minus their mean, and the squared length of that mean.
 
-    One pass where ``center_features`` takes two; a constant column is left with the rounding of its mean, so that
-    ``doubtful`` or ``layer_gram`` has to be asked.
+    It takes one pass over the features, where ``center_features`` takes two. A constant column keeps the rounding of
+    its mean, so check the result with ``doubtful``, or use ``layer_gram``.
 
     Parameters
     ----------
@@ -208,9 +233,9 @@ def less_mean(x: Array) -> tuple[Array, Array]:
     Returns
     -------
     gram : array (n, n)
-        Of float64 for fewer than ``FEW`` samples, else of the features' dtype.
+        float64 for fewer than ``FEW`` samples, else the dtype of the features.
     mean_square : array ()
-        Cut off from the gradient graph.
+        Without gradient.
 
     Examples
     --------
@@ -225,7 +250,7 @@ def less_mean(x: Array) -> tuple[Array, Array]:
     weights = xp.full((1, n), 1.0 / n, dtype=xp.float64 if n < FEW else x.dtype, device=device(x))
 
     def centre(part: Array) -> Array:
-        # On a CPU a product takes the mean several times faster than the reduction over rows.
+        # On a CPU this product is several times faster than a mean over rows.
         mean = weights @ part
         squares.append(xp.sum(constant(mean * mean)))
         return part - mean
@@ -234,19 +259,19 @@ def less_mean(x: Array) -> tuple[Array, Array]:
 
 
 def doubtful(grams: Array, mean_squares: Array | None = None) -> Array:
-    """Which Gram matrices of a stack may be off, judged as ``layer_gram`` does each.
+    """Whether each Gram matrix of a stack may be inaccurate, by the criteria of ``layer_gram``.
 
     Parameters
     ----------
     grams : array (layers, n, n)
         Linear Gram matrices of raw features, or of features minus their mean, n >= 4.
     mean_squares : array (layers,), optional
-        Of the latter: what ``less_mean`` gives.
+        For features minus their mean, the squared lengths of the means from ``less_mean``.
 
     Returns
     -------
     array (layers,) of bool
-        True also where they are not finite.
+        True also where a Gram matrix is not finite.
 
     Examples
     --------
@@ -265,10 +290,10 @@ def doubtful(grams: Array, mean_squares: Array | None = None) -> Array:
 
 
 def _gram(xp: ModuleType, x: Array, centre: Callable[[Array], Array] | None = None) -> Array:
-    """The Gram matrix of features as they are or centred, without a copy of all of them.
+    """The Gram matrix of features as they are, or of ``centre(features)``, without a copy of all features.
 
-    Some columns at a time are centred (and, of few samples, made float64), so that the copy stays in the cache: a whole
-    one costs passes over the memory and, for wide layers, half as much memory as the forward.
+    A few columns at a time are centred, and converted to float64 if the samples are few, so that the copy stays in the
+    cache. A full copy costs passes over the memory and, for wide layers, half as much memory as the forward.
     """
     few = x.shape[0] < FEW and x.dtype != xp.float64
     if centre is None and not few:
@@ -293,10 +318,10 @@ def _wide_if_few(xp: ModuleType, x: Array) -> Array:
 
 
 def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tuple[Array, Array]:
-    """Gram matrices of all layers as one stack (layers, n, n) of magnitude 1, and what each was divided by (layers,).
+    """Gram matrices of all layers as one stack (layers, n, n) with largest magnitude 1, and their divisors (layers,).
 
-    The divisors, in float64, hold the factors of ``layer_gram`` too, so that the products of layers with activations of
-    1e-10 or 1e10 stay within float32.
+    The float64 divisors include the factors of ``layer_gram``. So products of layers with activations of 1e-10 or 1e10
+    stay in the range of float32.
     """
     xp = array_namespace(*grams)
     dtypes = {g.dtype for g in grams}
@@ -307,7 +332,7 @@ def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tupl
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     divisors = xp.astype(largest[:, 0, 0], xp.float64)
     if any(isinstance(f, float) is False or f != 1.0 for f in factors):
-        # full, not asarray: a copy of a Python number to a GPU would wait for the GPU.
+        # full instead of asarray: copying a Python number to a GPU would wait for the GPU.
         arrays = [
             xp.full((), f, dtype=xp.float64, device=stack.device) if isinstance(f, float) else xp.astype(f, xp.float64)
             for f in factors
@@ -317,12 +342,13 @@ def unit_stack(grams: Sequence[Array], factors: Sequence[Array | float]) -> tupl
 
 
 def layer_rows(features: Sequence[Array], name: str, kernel: Kernel, estimator: str) -> tuple[Array, Array, int]:
-    """Flattened centred Gram matrices (layers, n * n) of checked features, their divisors (layers,), and n.
+    """Check features and return flattened centred Gram matrices (layers, n * n), their divisors (layers,), and n.
 
     Raises
     ------
     TypeError, ValueError
-        For bad features, named by their place in ``name``, and for layers of different samples.
+        If features are invalid (the message names the layer by its place in ``name``), or the numbers of samples
+        differ.
     """
     checked = check_layer_features(features, name, minimum=check_estimator(estimator))
     grams, factors, _ = zip(*(layer_gram(x, kernel) for x in checked), strict=True)

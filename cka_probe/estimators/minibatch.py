@@ -1,4 +1,4 @@
-"""Minibatch CKA of all pairs of layers: sums of minibatch HSIC that stream, merge and know their own error."""
+"""Minibatch CKA of all pairs of layers, its standard error and its p-values, from sums over minibatches."""
 
 from __future__ import annotations
 
@@ -15,31 +15,39 @@ from .layer_grams import layer_rows
 from .permutation import cubic_sums, third_moment, upper_tail
 from .validation import Array, check_estimator, check_layer_lists
 
+__all__ = ["MinibatchCKA", "cka_matrix"]
+
 
 class MinibatchCKA:
-    """CKA of all pairs of layers from a stream of minibatches: the ratio of mean minibatch HSIC.
+    """CKA of all pairs of layers over a stream of minibatches: the ratio of the means of minibatch HSIC.
 
-    Holds float64 sums only, on the device of the features: memory grows with the number of pairs of layers, not of
-    samples. Two accumulators merge by addition.
+    It holds only float64 sums, on the device of the features. Memory grows with the number of pairs of layers, not with
+    the number of samples. Two accumulators merge by addition.
 
     Parameters
     ----------
     kernel : Kernel, optional
-        Linear when left out. A median bandwidth is taken anew for each minibatch.
+        Linear by default. A median bandwidth is taken anew for each minibatch.
     estimator : "unbiased" or "biased"
-        HSIC_1, whose mean does not depend on the batch size, or HSIC_0.
+        "unbiased" takes HSIC_1, whose mean does not depend on the batch size; "biased" takes HSIC_0.
     skewness : bool
-        Gather the exact skewness of the null as well, for ``p_value``. It costs one n x n product for each layer and
-        minibatch, so that it is left out unless asked for. For the unbiased estimator.
+        Whether to compute the exact skewness of the null too, for ``p_value``. It costs one n x n matrix product for
+        each layer and minibatch. Only for the unbiased estimator.
+
+    Attributes
+    ----------
+    samples, batches : int
+        Number of samples and of minibatches added so far.
 
     Raises
     ------
     ValueError
-        For an unknown estimator, or the skewness of the biased one.
+        If the estimator is unknown, or ``skewness`` is asked of the biased one.
 
     References
     ----------
-    Nguyen, Raghu, Kornblith, Do Wide and Deep Networks Learn the Same Things?, ICLR 2021, section 2. MATH 1, 3, 4.
+    Nguyen, Raghu, Kornblith, Do Wide and Deep Networks Learn the Same Things?, ICLR 2021, section 2. docs/theory.md,
+    sections 1, 3 and 4.
 
     Examples
     --------
@@ -70,14 +78,15 @@ class MinibatchCKA:
         Parameters
         ----------
         xs : sequence of arrays (n, p_i)
-            Features of the layers of one network, n >= 4 (2 for the biased estimator).
+            Features of the layers of one network. The unbiased estimator needs n >= 4, the biased n >= 2.
         ys : sequence of arrays (n, q_j), optional
-            Features of the other network; left out, every pair of ``xs``.
+            Features of the layers of the other network; by default, every two layers of ``xs`` are compared.
 
         Raises
         ------
         TypeError, ValueError
-            For bad features, named by their place; for different numbers of samples or of layers than before.
+            If features are invalid (the message names the layer by its place), the numbers of samples differ, or the
+            number of layers differs from before.
         """
         check_layer_lists(xs, ys)
         rows_x, scale_x, samples = layer_rows(xs, "xs", self.kernel, self.estimator)
@@ -90,9 +99,9 @@ class MinibatchCKA:
         self.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
 
     def update_rows(self, rows_x: Array, scale_x: Array, rows_y: Array, scale_y: Array, samples: int) -> None:
-        """Add one minibatch of flattened centred Gram matrices (``hsic.flat_centred``) and their divisors.
+        """Add one minibatch of flattened centred Gram matrices (``hsic.flat_centred``) and their divisors (layers,).
 
-        Pass the same object for both networks to compare one with itself.
+        To compare a network with itself, pass the same object as ``rows_x`` and ``rows_y``.
         """
         xp = array_namespace(rows_x, rows_y)
         n = samples
@@ -100,7 +109,7 @@ class MinibatchCKA:
         norm = normalizer(n, self.estimator)
         cross = pairwise_inner(rows_x, rows_y) * scale_x[:, None] * scale_y[None, :] / norm
         if same:
-            # The two halves of a float32 product differ in their last bits.
+            # The two triangles of a float32 product differ in their last bits.
             cross = (cross + xp.matrix_transpose(cross)) / 2
             self_x = self_y = xp.linalg.diagonal(cross)
         else:
@@ -109,11 +118,11 @@ class MinibatchCKA:
         w = float(n)
         hx, hy = w * self_x[:, None], w * self_y[None, :]
         hxy = w * cross
-        # Under random permutation of one side <A, B> has mean 0 and variance 2 <A, A> <B, B> / (n(n-3)) (MATH 4).
+        # Over all permutations of one side, <A, B> has mean 0 and variance 2 <A, A> <B, B> / (n(n-3)) if unbiased
+        # (docs/theory.md, section 4) and mean tr(Kc) tr(Lc) / (n-1) if biased (section 1).
         null = 2 / (n * (n - 3)) if n > 3 else math.nan
         null_mean = {}
         if self.estimator == "biased":
-            # ... and for the biased estimator mean tr(Kc) tr(Lc) / (n-1) (MATH 1).
             trace_x = xp.sum(rows_x[:, :: n + 1], axis=1, dtype=xp.float64) * scale_x
             trace_y = trace_x if same else xp.sum(rows_y[:, :: n + 1], axis=1, dtype=xp.float64) * scale_y
             null_mean = {"null_mean": w * trace_x[:, None] * trace_y[None, :] / ((n - 1) * norm)}
@@ -146,8 +155,8 @@ class MinibatchCKA:
             self.sums = dict(sums)
         elif self.sums["cross"].shape != sums["cross"].shape:
             raise ValueError(
-                f"These statistics are of {tuple(sums['cross'].shape)} layers, those so far of "
-                f"{tuple(self.sums['cross'].shape)}. Every minibatch must bring the same layers."
+                f"These statistics have {tuple(sums['cross'].shape)} layers, the earlier ones have "
+                f"{tuple(self.sums['cross'].shape)}. Every minibatch must have the same layers."
             )
         else:
             self.sums = {name: total + sums[name] for name, total in self.sums.items()}
@@ -155,12 +164,12 @@ class MinibatchCKA:
         self.batches += batches
 
     def merge(self, other: MinibatchCKA) -> None:
-        """Add the minibatches that ``other`` has seen (another process, another shard of the data).
+        """Add all minibatches of ``other``, for example from another process or part of the data.
 
         Raises
         ------
         ValueError
-            If the two differ in kernel, estimator, skewness or layers.
+            If both differ in kernel, estimator, skewness or layers.
         """
         if (repr(self.kernel), self.estimator) != (repr(other.kernel), other.estimator):
             raise ValueError(
@@ -168,7 +177,7 @@ class MinibatchCKA:
                 f"into {self.estimator} HSIC with {self.kernel!r}."
             )
         if self.skewness != other.skewness:
-            raise ValueError("Cannot merge: one side has gathered the skewness of the null, the other has not.")
+            raise ValueError("Cannot merge: one side has the skewness of the null, the other has not.")
         if other.sums:
             self._add(other.sums, other.samples, other.batches)
 
@@ -178,25 +187,25 @@ class MinibatchCKA:
         return array_namespace(self.sums["cross"])
 
     def compute(self) -> Array:
-        """CKA of all pairs so far.
+        """CKA of all pairs of layers over the minibatches so far.
 
         Returns
         -------
         array (layers_x, layers_y) of float64
-            At most 1, may be negative for the unbiased estimator; NaN where a layer was constant in every minibatch.
+            At most 1; the unbiased value may be negative. NaN where a layer was constant in every minibatch.
 
         Raises
         ------
         ValueError
-            If nothing was added yet.
+            If no minibatch was added yet.
         """
         xp = self._need_data()
         return ratio(xp, self.sums["cross"], self.sums["self_x"], self.sums["self_y"])
 
     def standard_error(self) -> Array:
-        """Standard error of ``compute()`` over the minibatches, from the influence of each (MATH 4).
+        """Standard error of ``compute()``, from the influence of each minibatch (docs/theory.md, section 4).
 
-        Use it with Student's t of ``batches - 1`` degrees of freedom.
+        For an interval use Student's t with ``batches - 1`` degrees of freedom.
 
         Returns
         -------
@@ -206,14 +215,14 @@ class MinibatchCKA:
         Raises
         ------
         ValueError
-            If nothing was added yet.
+            If no minibatch was added yet.
         """
         xp = self._need_data()
         s = self.sums
         if self.batches < 2:
             return xp.full_like(s["cross"], xp.nan)
         c = self.compute()
-        # The influence of batch b is h_xy/sqrt(m_x m_y) - c h_x/(2 m_x) - c h_y/(2 m_y); here the sum of its squares.
+        # The influence of batch b is h_xy/sqrt(m_x m_y) - c h_x/(2 m_x) - c h_y/(2 m_y). Sum its squares.
         mx, my = s["self_x"], s["self_y"]
         mx, my = xp.where(mx > 0, mx, xp.ones_like(mx)), xp.where(my > 0, my, xp.ones_like(my))
         norm = xp.sqrt(mx) * xp.sqrt(my)
@@ -223,12 +232,12 @@ class MinibatchCKA:
             - c * s["cross_y"] / norm / my
             + c * c * (s["x2"] / mx / mx / 4 + s["y2"] / my / my / 4 + s["x_y"] / mx / my / 2)
         )
-        # A sum of squares below zero is rounding of the expanded form: the true value is 0 (a layer with itself).
+        # Below 1e-15 the expanded form is only rounding: the exact value is 0 (a layer with itself).
         squares = xp.where(squares < 1e-15, xp.where(xp.isnan(squares), squares, 0.0 * c), squares)
         return xp.sqrt(squares * self.batches / (self.batches - 1))
 
     def chance_level(self) -> Array:
-        """What unrelated layers of these shapes would score: the permutation mean of ``compute()``.
+        """Chance level of ``compute()``: its mean if the samples of one side are permuted within each minibatch.
 
         Returns
         -------
@@ -238,50 +247,50 @@ class MinibatchCKA:
         Raises
         ------
         ValueError
-            If nothing was added yet.
+            If no minibatch was added yet.
         """
         xp = self._need_data()
         mean = self.sums.get("null_mean", xp.zeros_like(self.sums["cross"]))
         return ratio(xp, mean, self.sums["self_x"], self.sums["self_y"])
 
     def z_score(self) -> Array:
-        """How many standard deviations of the permutation null the alignment lies above 0.
+        """Unbiased CKA divided by its standard deviation under the permutation null.
 
-        The null shuffles the samples of one network within each minibatch: mean 0 and variance exactly
-        2 / (n(n-3)) of the squared norms for each minibatch (MATH 4). For the unbiased estimator.
+        The null permutes the samples of one network within each minibatch. For each minibatch <A, B> then has mean 0
+        and variance exactly 2 <A, A> <B, B> / (n(n-3)) (docs/theory.md, section 4).
 
         Returns
         -------
         array (layers_x, layers_y) of float64
-            About standard normal when the layers are unrelated; NaN for a constant layer.
+            About standard normal if the layers are unrelated; NaN for a constant layer.
 
         Raises
         ------
         ValueError
-            If nothing was added yet, or the estimator is biased: its null is not centred at 0.
+            If no minibatch was added yet, or the estimator is biased: the mean of its null is not 0.
         """
         xp = self._need_data()
         if self.estimator != "unbiased":
-            raise ValueError('The z-score is defined for estimator="unbiased"; the biased null is not centred at 0.')
+            raise ValueError('The z-score is defined for estimator="unbiased"; the mean of the biased null is not 0.')
         variance = self.sums["null_variance"]
         return ratio(xp, self.sums["cross"], variance, variance) * xp.sqrt(variance)
 
     def p_value(self) -> Array:
-        """The chance that unrelated layers score as high, when samples are shuffled within each minibatch.
+        """One-sided p-value of ``compute()`` under permutations of the samples within each minibatch.
 
-        With ``skewness=True`` that of the Pearson III distribution with the exact mean, variance and skewness of the
-        null, otherwise that of the normal distribution, which rejects up to 2.6 times too often at 0.01 when features
-        have heavy tails (benchmarks/coverage.py).
+        With ``skewness=True`` it is that of the Pearson III distribution with the exact mean, variance and skewness of
+        the null. Otherwise it is that of the normal distribution: for features with heavy tails that rejects up to 2.6
+        times too often at 0.01 (benchmarks/coverage.py).
 
         Returns
         -------
         array (layers_x, layers_y) of float64
-            One-sided; NaN for a constant layer.
+            From 0 to 1; NaN for a constant layer.
 
         Raises
         ------
         ValueError
-            If nothing was added yet, or the estimator is biased.
+            If no minibatch was added yet, or the estimator is biased.
         """
         z_score = self.z_score()
         if not self.skewness:
@@ -292,7 +301,7 @@ class MinibatchCKA:
         return upper_tail(z_score, third / xp.where(deviation > 0, deviation, xp.ones_like(deviation)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on: the sums as they are, and the settings by name."""
+        """Everything that another process needs to continue: the settings by name, the counts and the sums."""
         return {
             "kernel": repr(self.kernel),
             "estimator": self.estimator,
@@ -303,7 +312,7 @@ class MinibatchCKA:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()`` of an accumulator with the same settings.
+        """Continue from the ``state_dict()`` of an accumulator with the same settings.
 
         Raises
         ------
@@ -312,8 +321,8 @@ class MinibatchCKA:
         """
         if (state["kernel"], state["estimator"]) != (repr(self.kernel), self.estimator):
             raise ValueError(
-                f"The saved state is of {state['estimator']} HSIC with {state['kernel']}, not of {self.estimator} HSIC "
-                f"with {self.kernel!r}."
+                f"The saved state has {state['estimator']} HSIC with {state['kernel']}, not {self.estimator} HSIC with "
+                f"{self.kernel!r}."
             )
         skewness = state.get("skewness", False)
         if skewness != self.skewness:
@@ -324,28 +333,28 @@ class MinibatchCKA:
 def cka_matrix(
     xs: Sequence[Array], ys: Sequence[Array] | None = None, *, kernel: Kernel | None = None, estimator: str = "unbiased"
 ) -> Array:
-    """CKA of every pair of layers from their features, each Gram matrix taken once and all pairs as one product.
+    """CKA of every pair of layers, with one Gram matrix for each layer and one matrix product for all pairs.
 
     Parameters
     ----------
     xs : sequence of arrays (n, p_i)
         Features of the layers of one network.
     ys : sequence of arrays (n, q_j), optional
-        Features of the layers of the other; ``xs`` again when left out.
+        Features of the layers of the other network; ``xs`` by default.
     kernel : Kernel, optional
-        Linear when left out.
+        Linear by default.
     estimator : "unbiased" or "biased"
-        The ratio of HSIC_1 or of HSIC_0.
+        "unbiased" takes the ratio of HSIC_1, "biased" that of HSIC_0.
 
     Returns
     -------
     array (len(xs), len(ys)) of float64
-        Rows follow ``xs``, columns ``ys``. NaN in the rows and columns of constant layers.
+        Rows follow ``xs``, columns follow ``ys``. NaN in the rows and columns of constant layers.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, naming the layer by its place.
+        As ``cka``; the message names the layer by its place.
 
     Examples
     --------

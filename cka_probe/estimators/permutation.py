@@ -1,7 +1,8 @@
-"""Is there any similarity at all: the permutation null of debiased CKA, its exact moments, and p-values.
+"""Permutation tests of unbiased CKA: are two layers more similar than layers of samples in random order?
 
-The null shuffles the samples of one side. Whatever the data, debiased CKA then has mean 0, variance 2 / (n(n-3)), and a
-third moment that two sums over each Gram matrix give: kappa = sum_{i<j} A_ij^3 and tau = sum_{i<j<k} A_ij A_jk A_ki.
+The null hypothesis permutes the samples of one side. For any data, unbiased CKA then has mean 0 and variance
+2 / (n(n-3)). Its third moment follows from two sums over each U-centred Gram matrix A (n, n):
+kappa = sum_{i<j} A_ij^3 and tau = sum_{i<j<k} A_ij A_jk A_ki.
 """
 
 from __future__ import annotations
@@ -22,15 +23,26 @@ from .validation import Array, as_numpy, check_estimator, check_layer_lists, che
 if TYPE_CHECKING:
     import numpy as np
 
-# Three pairs of samples form one of eight graphs: one pair three times; one twice, with a pair that shares a sample
-# or none; a triangle; a star; a path; two that share a sample and a lone one; three lone ones. For each: in how many
-# orders it comes, and the sum of A A A over all such triples as (multiple of kappa, multiple of tau).
+__all__ = [
+    "PermutationTest",
+    "cka_matrix_test",
+    "cka_test",
+    "cubic_sums",
+    "pearson3_sf",
+    "third_moment",
+    "upper_tail",
+]
+
+# Three pairs of samples form one of eight graphs, in this order: one pair three times; one pair twice and one that
+# shares a sample with it; one pair twice and one apart from it; a triangle; a star; a path; two that share a sample and
+# one apart; three apart. For each graph: its multiplicity m, and the sum of the products of three entries of A over all
+# its triples, as (factor of kappa, factor of tau). docs/theory.md, section 4, has the table.
 _MULTIPLES = (1, 3, 3, 1, 1, 3, 3, 1)
 _SUMS = ((1, 0), (-2, 0), (1, 0), (0, 6), (4, 0), (2, -6), (-4, 6), (4, -6))
 
 
 def _counts(n: int) -> tuple[float, ...]:
-    """How many (partly ordered) triples of pairs of n samples form each graph."""
+    """The number of triples of pairs of n samples that form each graph (N_g in docs/theory.md, section 4)."""
     pairs = math.comb(n, 2)
     return (
         pairs,
@@ -45,35 +57,35 @@ def _counts(n: int) -> tuple[float, ...]:
 
 
 def third_moment(cubes_x: Array, cubes_y: Array, n: int) -> Array:
-    """E <A, B>^3 over all permutations of the n samples of one side.
+    """The mean of <A, B>^3 over all permutations of the n samples of one side.
 
     Parameters
     ----------
     cubes_x, cubes_y : array (..., 2)
         kappa and tau of both sides, from ``cubic_sums``.
     n : int
-        Samples, at least 4.
+        Number of samples, at least 4.
 
     Returns
     -------
     array (...) of float64
-        Exact for any data.
+        Exact for any data; may be negative.
 
     References
     ----------
-    MATH 4.
+    docs/theory.md, section 4.
     """
     xp = array_namespace(cubes_x, cubes_y)
     total = xp.zeros_like(cubes_x[..., 0] * cubes_y[..., 0])
     for multiple, (kappa, tau), count in zip(_MULTIPLES, _SUMS, _counts(n), strict=True):
-        if count:  # with n < 6 some graphs do not fit
+        if count:  # some graphs need 5 or 6 samples
             x, y = (kappa * c[..., 0] + tau * c[..., 1] for c in (cubes_x, cubes_y))
             total = total + 8 * multiple / count * x * y
     return total
 
 
 def cubic_sums(grams: Array) -> Array:
-    """The sums kappa = sum_{i<j} A_ij^3 and tau = tr A^3 / 6 of U-centred Gram matrices, for one product A A.
+    """The sums kappa = sum_{i<j} A_ij^3 and tau = tr A^3 / 6 of U-centred Gram matrices A.
 
     Parameters
     ----------
@@ -92,16 +104,17 @@ def cubic_sums(grams: Array) -> Array:
 
 
 def pearson3_sf(z: np.ndarray | float, skewness: np.ndarray | float) -> np.ndarray:
-    """P(Z > z) of the Pearson III distribution with mean 0, variance 1 and the given skewness (0: normal).
+    """P(Z > z) for the Pearson III distribution with mean 0, variance 1 and the given skewness.
 
-    It is a shifted Gamma distribution of shape 4 / skewness^2, mirrored for negative skewness.
+    It is a shifted Gamma distribution of shape 4 / skewness^2, mirrored for negative skewness; without skewness it is
+    the normal distribution.
     """
     import numpy as np
     from scipy.special import gammainc, gammaincc, ndtr
 
     z, skewness = np.broadcast_arrays(np.asarray(z, dtype=float), np.asarray(skewness, dtype=float))
-    # The incomplete Gamma function loses its far tail at shapes above 1e6, as scipy.stats.pearson3 does. There the cube
-    # root of Wilson and Hilferty is normal to 2e-5 of p at z = 5 and 6e-4 at z = 10.
+    # The incomplete Gamma function, and so scipy.stats.pearson3, loses its far tail at shapes above 1e6. There the cube
+    # root of Wilson and Hilferty is used: it is normal, with a relative error of p of 2e-5 at z = 5 and 6e-4 at z = 10.
     small, tiny = np.abs(skewness) < 0.005, np.abs(skewness) < 1e-7
     g = np.where(tiny, 1.0, skewness)
     normal = ndtr(-np.where(tiny, z, (np.cbrt(1 + g * z / 2) - 1) * 6 / g + g / 6))
@@ -111,7 +124,7 @@ def pearson3_sf(z: np.ndarray | float, skewness: np.ndarray | float) -> np.ndarr
 
 
 def upper_tail(z: Array, skewness: Array | None = None) -> Array:
-    """One-sided p-values of z-scores in their own library: Pearson III with a skewness, else normal."""
+    """One-sided p-values of z-scores, in the library of ``z``: Pearson III if ``skewness`` is given, else normal."""
     xp = array_namespace(z)
     p = pearson3_sf(as_numpy(z), 0.0 if skewness is None else as_numpy(skewness))
     return xp.asarray(p, dtype=xp.float64, device=z.device)
@@ -119,20 +132,21 @@ def upper_tail(z: Array, skewness: Array | None = None) -> Array:
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """Debiased CKA held against all shuffles of the samples of one side.
+    """Unbiased CKA, compared with its distribution over all permutations of the samples of one side (the null).
 
     Attributes
     ----------
     value : array of float64
-        Debiased CKA.
+        Unbiased CKA.
     z_score : array of float64
-        The value over the exact standard deviation of the null, whose mean is 0.
+        The value divided by the exact standard deviation of the null, whose mean is 0.
     skewness : array of float64
         The exact skewness of the null.
     p_value : array of float64
-        One-sided: the chance that a shuffle scores as high.
+        One-sided: the probability that a random permutation gives at least this value.
     permutations : int or None
-        How many shuffles the p-value was counted from; None for the Pearson III distribution with the exact moments.
+        Number of permutations that the p-value was counted from; None if it is that of the Pearson III distribution
+        with the exact moments.
     """
 
     value: Array
@@ -151,38 +165,38 @@ def cka_test(
     permutations: int | None = None,
     seed: int | np.random.Generator = 0,
 ) -> PermutationTest:
-    """Debiased CKA with its p-value under the null that the samples of one side are in random order.
+    """Unbiased CKA and its p-value under the null hypothesis that the samples of one side are in random order.
 
     Parameters
     ----------
     x : array (n, p)
         Features, n >= 4.
     y : array (n, q)
-        Features of the same samples, in the same order, of the same library and device.
+        Features of the same samples in the same order, from the same library and on the same device.
     kernel, kernel_y : Kernel, optional
         As in ``cka``.
     permutations : int, optional
-        Count the p-value from this many random shuffles, (1 + as high) / (1 + permutations). Left out, it is that of
-        the Pearson III distribution with the exact mean, variance and skewness: no shuffles, and good down to about
-        1e-3 for heavy tails and much further for light ones.
+        Number of random permutations to count the p-value from: (1 + number at least as high) / (1 + permutations).
+        By default the p-value is that of the Pearson III distribution with the exact mean, variance and skewness. It
+        needs no permutations, and is good down to about 1e-3 for heavy tails and much further for light ones.
     seed : int or numpy.random.Generator
-        Of the shuffles.
+        Seed of the permutations.
 
     Returns
     -------
     PermutationTest
-        0-d arrays of float64; NaN where a side is constant.
+        0-d arrays of float64; NaN where one side is constant.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka``, and for less than one permutation.
+        As ``cka``, and if the features have more than two axes or ``permutations`` is below 1.
 
     References
     ----------
     Kazi-Aoual et al., Refined approximations to permutation tests for multivariate inference, Computational Statistics
     and Data Analysis 1995 (moments and Pearson III). Phipson and Smyth, Permutation p-values should never be zero,
-    Statistical Applications in Genetics and Molecular Biology 2010. MATH 4.
+    Statistical Applications in Genetics and Molecular Biology 2010. docs/theory.md, section 4.
 
     Examples
     --------
@@ -210,16 +224,16 @@ def cka_matrix_test(
     permutations: int | None = None,
     seed: int | np.random.Generator = 0,
 ) -> PermutationTest:
-    """Debiased CKA of every pair of layers with p-values; each shuffle is used for all pairs at once.
+    """Unbiased CKA and p-value of every pair of layers; each permutation serves all pairs at once.
 
     Parameters
     ----------
     xs : sequence of arrays (n, p_i)
         Features of the layers of one network, n >= 4.
     ys : sequence of arrays (n, q_j), optional
-        Features of the layers of the other; ``xs`` again when left out.
+        Features of the layers of the other network; ``xs`` by default.
     kernel : Kernel, optional
-        Linear when left out.
+        Linear by default.
     permutations, seed
         As in ``cka_test``.
 
@@ -227,12 +241,12 @@ def cka_matrix_test(
     -------
     PermutationTest
         Arrays (len(xs), len(ys)) of float64, NaN in the rows and columns of constant layers. The p-values are not
-        corrected for the number of pairs: see ``scipy.stats.false_discovery_control``.
+        corrected for the number of pairs; ``scipy.stats.false_discovery_control`` does that.
 
     Raises
     ------
     TypeError, ValueError
-        As ``cka_matrix``, and for less than one permutation.
+        As ``cka_matrix``, and if ``permutations`` is below 1.
 
     Examples
     --------
@@ -264,10 +278,10 @@ def _test(
     seed: int | np.random.Generator,
     pick: Callable[[Array], Array],
 ) -> PermutationTest:
-    """The test of all pairs of rows; ``pick`` takes what the caller asked for out of every array."""
+    """The test of all pairs of flattened Gram matrices; ``pick`` gives each array the shape that the caller needs."""
     xp = array_namespace(rows_x, rows_y)
-    units_x, cubes_x = _unit_rows(rows_x, n)
-    units_y, cubes_y = (units_x, cubes_x) if rows_y is rows_x else _unit_rows(rows_y, n)
+    units_x, cubes_x = _unit_grams(rows_x, n)
+    units_y, cubes_y = (units_x, cubes_x) if rows_y is rows_x else _unit_grams(rows_y, n)
     value = pairwise_inner(units_x, units_y)
     deviation = math.sqrt(2 / (n * (n - 3)))
     z_score = value / deviation
@@ -280,8 +294,8 @@ def _test(
     return PermutationTest(pick(value), pick(z_score), pick(skewness), pick(p_value), permutations)
 
 
-def _unit_rows(rows: Array, n: int) -> tuple[Array, Array]:
-    """Flattened U-centred Gram matrices of norm 1 (NaN for constant layers), and their cubic sums (layers, 2)."""
+def _unit_grams(rows: Array, n: int) -> tuple[Array, Array]:
+    """Flattened U-centred Gram matrices divided by their norms (NaN for constant layers), and their cubic sums."""
     xp = array_namespace(rows)
     squares = xp.sum(rows * rows, axis=1, dtype=xp.float64)
     inverse = ratio(xp, xp.ones_like(squares), squares, xp.ones_like(squares))
@@ -292,9 +306,9 @@ def _unit_rows(rows: Array, n: int) -> tuple[Array, Array]:
 def _count_as_high(
     units_x: Array, units_y: Array, value: Array, n: int, permutations: int, seed: int | np.random.Generator
 ) -> Array:
-    """How many random shuffles of the samples of ``units_y`` give every pair at least its value.
+    """For each pair, the number of random permutations of the samples of ``units_y`` that give at least its value.
 
-    Only entries i < j are kept, half of the Gram matrix: a shuffle picks each of them once, in a new order.
+    Only the entries i < j are kept, half of the Gram matrix. A permutation puts them in a new order.
     """
     import numpy as np
 
@@ -303,7 +317,7 @@ def _count_as_high(
     i, j = np.triu_indices(n, 1)
     entries = xp.asarray(i * n + j, device=units_x.device)
     packed_x, packed_y = (xp.take(units, entries, axis=1) for units in (units_x, units_y))
-    # A shuffle that leaves the value as it is must count, whatever the order of the sum.
+    # A permutation that does not change the value must count, although rounding depends on the order of the sum.
     least = value - 64 * float(xp.finfo(units_x.dtype).eps)
     as_high = xp.zeros_like(value)
     for _ in range(permutations):

@@ -145,16 +145,14 @@ class TestSettings:
             ValueError, match=r"Cannot merge unbiased HSIC with RBF\(bandwidth='median', fraction=1.0\)"
         ):
             statistics.merge(MinibatchCKA(kernel=RBF()))
-        with pytest.raises(ValueError, match=r"These statistics are of \(2, 2\) layers, those so far of \(3, 3\)"):
+        with pytest.raises(ValueError, match=r"These statistics have \(2, 2\) layers, the earlier ones have \(3, 3\)"):
             statistics.merge(feed(stream(rng, widths=(2, 2))))
 
     def test_state_of_other_settings(self, rng):
         state = feed(stream(rng)).state_dict()
-        with pytest.raises(
-            ValueError, match=r"The saved state is of unbiased HSIC with Linear\(\), not of biased HSIC"
-        ):
+        with pytest.raises(ValueError, match=r"The saved state has unbiased HSIC with Linear\(\), not biased HSIC"):
             MinibatchCKA(estimator="biased").load_state_dict(state)
-        with pytest.raises(ValueError, match=r"not of unbiased HSIC with RBF\("):
+        with pytest.raises(ValueError, match=r"not unbiased HSIC with RBF\("):
             MinibatchCKA(kernel=RBF()).load_state_dict(state)
 
     @pytest.mark.parametrize("method", ["compute", "standard_error", "chance_level", "z_score"])

@@ -212,7 +212,7 @@ class TestMinibatches:
         first.load_state_dict(self.statistics(batches[:1], xp).state_dict())
         first.merge(part)
         assert_allclose(to_numpy(first.p_value()), to_numpy(whole.p_value()), rtol=1e-10)
-        with pytest.raises(ValueError, match=r"Cannot merge: one side has gathered the skewness of the null"):
+        with pytest.raises(ValueError, match=r"Cannot merge: one side has the skewness of the null"):
             first.merge(self.statistics(batches, xp, skewness=False))
         with pytest.raises(ValueError, match=r"The saved state has skewness=True, this one skewness=False"):
             MinibatchCKA().load_state_dict(whole.state_dict())

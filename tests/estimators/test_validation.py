@@ -130,7 +130,7 @@ class TestLayers:
     def test_layers_may_not_change(self):
         statistics = MinibatchCKA()
         statistics.update([ones(6, 2)])
-        with pytest.raises(ValueError, match=r"These statistics are of \(2, 2\) layers, those so far of \(1, 1\)"):
+        with pytest.raises(ValueError, match=r"These statistics have \(2, 2\) layers, the earlier ones have \(1, 1\)"):
             statistics.update([ones(6, 2), ones(6, 2)])
 
     def test_too_few_samples(self):
