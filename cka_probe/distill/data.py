@@ -142,9 +142,9 @@ def cifar100(root: str | Path, augment: bool = True, download: bool = False) -> 
                 f"download=True; nothing is downloaded otherwise."
             )
     normalise = [transforms.ToTensor(), transforms.Normalize(CIFAR100_MEAN, CIFAR100_DEVIATION)]
-    shake = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if augment else []
+    changes = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if augment else []
     try:
-        train = CIFAR100(str(root), train=True, transform=transforms.Compose(shake + normalise), download=download)
+        train = CIFAR100(str(root), train=True, transform=transforms.Compose(changes + normalise), download=download)
         test = CIFAR100(str(root), train=False, transform=transforms.Compose(normalise))
     except RuntimeError as error:
         damaged = [name for name, checksum in checksums.items() if not check_integrity(str(folder / name), checksum)]
@@ -199,9 +199,9 @@ def imagenet(root: str | Path, augment: bool = True) -> tuple[ImageFolder, Image
         )
     normalise = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION)]
     centre = [transforms.Resize(256), transforms.CenterCrop(224)]
-    shake = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    changes = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
     return (
-        _image_folder(root / "train", transforms.Compose((shake if augment else centre) + normalise)),
+        _image_folder(root / "train", transforms.Compose((changes if augment else centre) + normalise)),
         _image_folder(root / "val", transforms.Compose(centre + normalise)),
     )
 
