@@ -74,7 +74,7 @@ class FitNetLoss(DistillationLoss):
         return {"fitnet": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}"
 
 
@@ -127,7 +127,7 @@ class ATLoss(DistillationLoss):
         return {"at": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, power={self.power}"
 
 
@@ -198,7 +198,7 @@ class PKDLoss(DistillationLoss):
         return torch.where(defined, cross / norms, 0.0)
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, gather={self.gather}"
 
 
@@ -263,7 +263,7 @@ class CWDLoss(DistillationLoss):
         return {"cwd": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, temperature={self.temperature}"
 
 

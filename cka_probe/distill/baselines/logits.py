@@ -56,7 +56,7 @@ class KDLoss(DistillationLoss):
         return {"kd": self.weight * softened_divergence(x, y, self.temperature)}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"temperature={self.temperature}, weight={self.weight}"
 
 
@@ -123,7 +123,7 @@ class DKDLoss(DistillationLoss):
         return {"tckd": self.alpha * tckd, "nckd": self.beta * nckd}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}"
 
 
@@ -181,7 +181,7 @@ class DISTLoss(DistillationLoss):
         }
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, gather={self.gather}"
 
 

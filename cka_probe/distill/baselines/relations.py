@@ -62,7 +62,7 @@ class SPLoss(DistillationLoss):
         return {"sp": self.weight * torch.stack(values).sum()}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, gather={self.gather}"
 
 
@@ -117,7 +117,7 @@ class RKDLoss(DistillationLoss):
         return {"distance": self.distance_weight * distance, "angle": self.angle_weight * angle}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}, gather={self.gather}"
 
 
@@ -180,7 +180,7 @@ class CCLoss(DistillationLoss):
         return math.exp(-2 * self.gamma) * torch.stack(powers).sum(0)
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, gamma={self.gamma}, order={self.order}, gather={self.gather}"
 
 

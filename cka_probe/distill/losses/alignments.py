@@ -136,6 +136,7 @@ def _one_side(gram: Tensor, estimator: str) -> CentredGram:
 
 
 def _mean(value: Tensor, dead_x: Tensor, dead_y: Tensor) -> Tensor:
+    """Mean over the slices that vary in the teacher; one that is constant in the student alone counts as 0."""
     value = torch.where(dead_x & ~dead_y, torch.zeros_like(value), value)
     return torch.where(dead_y, torch.zeros_like(value), value).sum() / (~dead_y).sum()
 

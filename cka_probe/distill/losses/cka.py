@@ -122,7 +122,7 @@ class FeatureCKALoss(DistillationLoss):
         return value
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, {_described(self)}"
 
 
@@ -229,7 +229,7 @@ class LogitCKALoss(DistillationLoss):
         return cka_of_features(torch, x, y, self.kernel, self.kernel, self.estimator)
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return (
             f"intra_weight={self.intra_weight}, inter_weight={self.inter_weight}, temperature={self.temperature}, "
             f"{_described(self)}"

@@ -105,7 +105,7 @@ class HiddenStateCKALoss(DistillationLoss):
         return {"hidden_states": terms["features"]} if terms else {}
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return f"pooling={self.pooling!r}"
 
 

@@ -253,7 +253,7 @@ class PatchCKALoss(DistillationLoss):
         return rows
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return (
             f"patch={self.patch}, relation={self.relation!r}, intra_weight={self.intra_weight}, "
             f"inter_weight={self.inter_weight}, mimic_weight={self.mimic_weight}, estimator={self.estimator!r}, "

@@ -121,7 +121,7 @@ class SegmentationCKALoss(DistillationLoss):
         return (-value if self.variant == "released" else 1 - value).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The settings, for the text of the module."""
+        """Settings, as ``repr`` shows them."""
         return (
             f"intra_weight={self.intra_weight}, inter_weight={self.inter_weight}, relation={self.relation!r}, "
             f"estimator={self.estimator!r}, variant={self.variant!r}, gather={self.gather}"
