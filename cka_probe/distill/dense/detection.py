@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ...capture.extras import require
 from ...capture.state import frozen, modes_restored
-from ..losses.contract import DistillationLoss, Outputs
+from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap, maps_of
 from ..training.result import DenseResult
 from ..training.schedules import DenseSchedule
@@ -184,6 +184,8 @@ def distill_detector(
             "A teacher needs a `loss` that compares its pyramid with the student's, and a loss needs a teacher. Pass "
             "both, or neither to train the student alone."
         )
+    if loss is not None:
+        check_signature(loss)
     _check_same_pictures(teacher, student)
     with frozen(teacher), ExitStack() as stack:
         tap = source = None

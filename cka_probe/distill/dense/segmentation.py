@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ...capture.extras import require
 from ...capture.state import frozen, modes_restored
-from ..losses.contract import DistillationLoss, Outputs
+from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap
 from ..training.result import DenseResult
 from ..training.schedules import DenseSchedule
@@ -108,6 +108,8 @@ def distill_segmenter(
             "A teacher needs a `loss` that compares its scores with the student's, and a loss needs a teacher. Pass "
             "both, or neither to train the student alone."
         )
+    if loss is not None:
+        check_signature(loss)
     if features is None and teacher_features is not None:
         raise ValueError("`teacher_features` are compared with the student's: name its layer with `features` too.")
     with frozen(teacher), ExitStack() as stack:

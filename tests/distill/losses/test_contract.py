@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cka_probe.distill import Outputs
+from cka_probe.distill import Outputs, distill_detector, distill_segmenter
 from cka_probe.distill.losses import (
     DistillationLoss,
     FeatureCKALoss,
@@ -100,6 +100,12 @@ class Former(nn.Module):
 class FormerTerms(nn.Module):
     def terms(self, a, b, c, d, target=None):
         return {}
+
+
+@pytest.mark.parametrize("train", [distill_detector, distill_segmenter])
+def test_dense_runs_refuse_losses_of_five_arguments(train):
+    with pytest.raises(TypeError, match="a loss takes three"):
+        train(nn.Identity(), nn.Identity(), [], loss=Former())
 
 
 class New(nn.Module):
