@@ -74,7 +74,7 @@ def smoother(x, regularization):
 
 
 def neighbours(x, k):
-    """Index sets of the k nearest by cosine."""
+    """For each sample, the set of the indices of its k nearest neighbours by cosine."""
     K = reference.gram(x, reference.cosine)
     return [set(sorted((j for j in range(len(x)) if j != i), key=lambda j: -K[i, j])[:k]) for i in range(len(x))]
 

@@ -1,6 +1,6 @@
-"""Brute-force float64 definitions, written as their textbooks write them. Imports nothing of ours.
+"""Brute-force definitions in float64, as the papers write them. This module imports nothing from `cka_probe`.
 
-Every function is slow on purpose: loops over samples, tuples and permutations, no algebra.
+Every function is slow on purpose: it loops over samples, tuples and permutations, without algebra.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cosine(u, v) -> float:
 
 
 def gram(x, kernel=linear, y=None) -> np.ndarray:
-    """k(x_i, y_j), one call for each entry."""
+    """The Gram matrix k(x_i, y_j), with one call for each entry."""
     x = _rows(x)
     y = x if y is None else _rows(y)
     return np.array([[kernel(u, v) for v in y] for u in x])
@@ -63,6 +63,13 @@ def centring(n: int) -> np.ndarray:
     return np.eye(n) - np.ones((n, n)) / n
 
 
+def unit_gram(K, centred=True) -> np.ndarray:
+    """The Gram matrix, centred or not, divided by its Frobenius norm."""
+    h = centring(len(K)) if centred else np.eye(len(K))
+    K = h @ K @ h
+    return K / np.linalg.norm(K)
+
+
 def hsic0(K, L) -> float:
     """Gretton et al. 2005: tr(KHLH) / (n-1)^2."""
     n = len(K)
@@ -80,7 +87,7 @@ def hsic1_tuples(K, L) -> float:
 
 
 def hsic1(K, L) -> float:
-    """Song et al. 2012, equation 5, for sizes where the tuples would take too long."""
+    """Song et al. 2012, equation 5, for more samples than `hsic1_tuples` can take."""
     n = len(K)
     K = K - np.diag(np.diag(K))
     L = L - np.diag(np.diag(L))
@@ -104,7 +111,7 @@ def cka_grams(K, L, estimator="unbiased") -> float:
 
 
 def cka(x, y, estimator="unbiased") -> float:
-    """Linear CKA of the features as they are, in float64."""
+    """Linear CKA in float64."""
     return cka_grams(centred_linear_gram(x), centred_linear_gram(y), estimator)
 
 
@@ -135,7 +142,7 @@ def jackknife_error(values) -> float:
 
 
 def minibatch_cka(batches, estimator="unbiased") -> float:
-    """Nguyen et al. 2021: the ratio of mean minibatch HSIC, each batch weighed by its samples."""
+    """Nguyen et al. 2021: the ratio of the means of minibatch HSIC, each batch weighted by its number of samples."""
     hsic = hsic1 if estimator == "unbiased" else hsic0
     cross = self_x = self_y = 0.0
     for x, y in batches:
@@ -147,7 +154,7 @@ def minibatch_cka(batches, estimator="unbiased") -> float:
 
 
 def minibatch_influence(batches) -> np.ndarray:
-    """The influence of each batch on the ratio of means (MATH 4), term by term."""
+    """The influence of each batch on the ratio of means (docs/theory.md, section 4)."""
     terms = []
     for x, y in batches:
         K, L = centred_linear_gram(x), centred_linear_gram(y)
@@ -162,7 +169,7 @@ def minibatch_influence(batches) -> np.ndarray:
 
 
 def double_debiased(x, y) -> float:
-    """CKA with self terms over pairs of different features only, one HSIC_1 for each pair of features."""
+    """CKA whose self terms use pairs of different features only, with one HSIC_1 for each pair."""
     x, y = _rows(x), _rows(y)
 
     def mean(a, b, different):
@@ -173,7 +180,7 @@ def double_debiased(x, y) -> float:
 
 
 def double_debiased_error(x, y) -> float:
-    """Three jackknives, each by leaving out and recomputing: over samples, features of x, features of y."""
+    """Root of the summed squares of three jackknife errors: over samples, features of x, features of y."""
     n, p, q = len(x), x.shape[1], y.shape[1]
     errors = (
         jackknife_error([double_debiased(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(n)]),

@@ -1,4 +1,4 @@
-"""CKA of one pair: its definition, invariances and what it is not invariant to, law 2, dead layers, chance level."""
+"""CKA of a pair of layers: definition, invariances and their limits, accuracy, constant layers, chance level."""
 
 import math
 
@@ -115,7 +115,7 @@ class TestDefinition:
 
 
 def test_gradient_is_the_closed_form(rng):
-    """MATH 8: dc/dX = (2/||Kc||)(Lhat - c Khat) X, and with A and B for the unbiased estimator."""
+    """dc/dX = (2/||Kc||)(Lhat - c Khat) X, with A and B for the unbiased estimator (docs/theory.md, section 8)."""
     x, y = pair(rng)
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     n = len(x)
@@ -135,10 +135,10 @@ def test_gradient_is_the_closed_form(rng):
         assert_allclose(np.sum(expected * x), 0, atol=1e-12)
 
 
-# torch warns of a cache in array_api_compat that it traces through; what it caches is the namespace of a type.
+# torch warns that it traces through a cache of array_api_compat. The cache maps types to namespaces: it is harmless.
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 def test_compiled_is_eager(rng):
-    """One graph without breaks, forward and backward: what a compiled training step calls."""
+    """A compiled training step needs one graph without breaks, forward and backward."""
     x, y = (torch.tensor(f, dtype=torch.float32, requires_grad=True) for f in pair(rng))
     values, gradients = [], []
     for compute in (cka_of_features, torch.compile(cka_of_features, backend="aot_eager", fullgraph=True)):
@@ -192,7 +192,7 @@ class TestInvariance:
 
     @ESTIMATORS
     def test_negative_control(self, rng, estimator):
-        """A general linear map, another order of one side, and another kernel do change it."""
+        """CKA changes with a general linear map, another order of one side, and another kernel."""
         x, y = pair(rng)
         value = cka(x, y, estimator=estimator)
         assert abs(cka(x @ np.diag([1.0, 0.1, 20.0]), y, estimator=estimator) - value) > 0.05
@@ -219,7 +219,7 @@ class TestInvariance:
 
 
 def _conditioning(x, y):
-    """How far the unbiased self terms stand above the squares that they are the difference of."""
+    """The smallest ratio of an unbiased to a biased self term, at most 1: small where digits cancel."""
     parts = []
     for features in (x, y):
         K = reference.centred_linear_gram(features)
@@ -229,7 +229,7 @@ def _conditioning(x, y):
 
 @ESTIMATORS
 class TestAccuracy:
-    """Law 2: float32 within 1e-6 of float64 for means up to 1e5 std and scales 1e-10 to 1e10."""
+    """float32 is within 1e-6 of float64 for means up to 1e5 times the spread and scales from 1e-10 to 1e10."""
 
     @pytest.mark.parametrize("mean", [0.0, 3.0, 1e3, 1e5])
     @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
@@ -255,7 +255,7 @@ class TestAccuracy:
 
     @pytest.mark.parametrize("fraction", [0.1, 0.2])
     def test_a_narrow_kernel(self, xp, rng, estimator, fraction):
-        """All entries off the diagonal are tiny beside it, and right all the same."""
+        """All off-diagonal entries are far below the diagonal, and still right."""
         x, y = rng.normal(size=(2, 12, 40)).astype(np.float32)
         K, L = (reference.gram(f, reference.rbf(fraction * reference.median_distance(f))) for f in (x, y))
         found = float(cka(xp.asarray(x), xp.asarray(y), kernel=RBF(fraction=fraction), estimator=estimator))
@@ -281,7 +281,7 @@ class TestAccuracy:
         assert abs(float(cka(x, x, estimator=estimator)) - 1) <= 1e-6
 
     def test_a_far_sample(self, xp, rng, estimator):
-        """Both forms of the unbiased self term subtract the square of the far sample from itself."""
+        """In both forms of the unbiased self term the square of the far sample cancels."""
         for p, distance in ((3, 100), (60, 100), (3, 1000)):
             x, y = rng.normal(size=(2, 40, p))
             x[0] += distance
@@ -290,7 +290,7 @@ class TestAccuracy:
             assert abs(found - reference.cka(x, y, estimator)) <= 1e-6
 
     def test_many_samples_of_few_features(self, rng, estimator):
-        """Thin float32 products lose digits with n in some libraries (torch: 5e-5 here)."""
+        """In some libraries the float32 products of narrow features lose digits with n (in torch 5e-5 here)."""
         x = rng.normal(size=(200_000, 8)).astype(np.float32)
         y = x + rng.normal(size=x.shape).astype(np.float32)
         exact = cka(x.astype(np.float64), y.astype(np.float64), estimator=estimator)
@@ -321,7 +321,7 @@ class TestUndefined:
         assert math.isnan(float(cka(y, x, kernel=kernel, estimator=estimator)))
 
     def test_its_gradient_is_finite_for_the_other_side(self, rng, estimator):
-        """A dead layer must not poison the gradients of the living ones in a stack."""
+        """A constant layer must not make the gradients of the other layers of a stack NaN."""
         x = torch.tensor(np.stack([np.ones((9, 4)), rng.normal(size=(9, 4))]), requires_grad=True)
         y = torch.tensor(rng.normal(size=(2, 9, 4)))
         torch.nansum(cka(x, y, estimator=estimator)).backward()

@@ -1,4 +1,4 @@
-"""HSIC against its definitions: the 4-tuple U-statistic and the trace; both routes; law 2; gradients."""
+"""HSIC: its definitions (a sum over 4-tuples, a trace), Gram and feature form, accuracy in float32, gradients."""
 
 import array_api_strict
 import numpy as np
@@ -28,7 +28,7 @@ ESTIMATORS = pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 KERNELS = pytest.mark.parametrize(
     "kernel", [Linear(), RBF(), Laplacian(fraction=0.5), Polynomial(), Cosine()], ids=lambda k: type(k).__name__
 )
-# Wide features take the Gram route, narrow ones the feature route, mixed ones the cheaper for both.
+# Wide features take the Gram form, narrow ones the feature form, and mixed pairs the one that is cheaper for both.
 WIDTHS = pytest.mark.parametrize(("p", "q"), [(2, 3), (40, 30), (1, 25), (1, 1)])
 
 
@@ -115,7 +115,7 @@ class TestCentring:
 
     @given(st.integers(0, 10**6))
     def test_terms_of_one_sample_drop_out(self, seed):
-        """HSIC_1 does not see f_i + f_j: that is why features may be shifted."""
+        """Adding f_i + f_j to the Gram matrix does not change HSIC_1, so features may be shifted."""
         rng = np.random.default_rng(seed)
         K, L = (a + a.T for a in rng.normal(size=(2, 6, 6)))
         f = 10 * rng.normal(size=6)
@@ -148,7 +148,7 @@ class TestRoutes:
 class TestAllPairs:
     @ESTIMATORS
     def test_products_of_rows(self, xp, rng, estimator):
-        n = 70  # 4900 entries: two chunks of the product
+        n = 70  # 4900 entries make two chunks of the product
         K = np.stack([reference.centred_linear_gram(rng.normal(size=(n, 3))) for _ in range(3)])
         rows = flat_centred(xp.asarray(K, dtype=xp.float32), estimator)
         norm = n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2
@@ -174,7 +174,7 @@ SCALES = [1e-10, 1e-3, 1.0, 1e10]
 
 @ESTIMATORS
 class TestAccuracy:
-    """Law 2: float32 against a float64 reference of the same float32 features."""
+    """float32 is within 1e-6 of a float64 reference for the same float32 features."""
 
     @pytest.mark.parametrize("mean", [0.0, 1.0, 1e3, 1e5])
     @pytest.mark.parametrize("scale", SCALES)

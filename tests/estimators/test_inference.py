@@ -1,4 +1,4 @@
-"""Jackknife errors, intervals and influence against n recomputations; warnings for outliers."""
+"""Jackknife errors, intervals and influence equal n recomputations; far samples give warnings."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def layers(rng, n=11, widths=(3, 30, 5)):
 
 
 def recomputed(x, y, estimator, by_pairs=None):
-    """CKA without each sample, from the Gram matrices without it."""
+    """CKA without each sample, from Gram matrices without its row and column."""
     grams = [reference.centred_linear_gram(f) if by_pairs is None else reference.gram(f, by_pairs) for f in (x, y)]
     return reference.leave_one_out(*grams, estimator)
 
@@ -102,12 +102,12 @@ class TestOnePair:
         assert np.isnan(to_numpy(sample_influence(x, y, estimator=estimator))).all()
 
     def test_undefined_without_one_sample(self, xp, rng, estimator):
-        """All samples but one coincide: without it there is nothing to align."""
+        """All samples but one coincide: without that sample the layer is constant."""
         x = np.ones((9, 2))
         x[4] = 3.0
         y = xp.asarray(rng.normal(size=(9, 3)))
         if estimator == "unbiased":
-            # U-centring makes such a Gram matrix zero to begin with.
+            # U-centring makes the Gram matrix of such a layer zero.
             assert np.isnan(float(cka_with_error(xp.asarray(x), y, estimator=estimator).value))
             return
         with pytest.warns(OutlierWarning, match="index 4"):
@@ -193,7 +193,7 @@ class TestOutliers:
             cka_matrix_with_error([x, y])
 
     def test_a_far_group(self, rng):
-        """Davari et al. 2023: a translated subset makes any two layers alike, and a jackknife alone misses it."""
+        """A shifted subset makes any layers similar (Davari et al. 2023), and the jackknife error does not show it."""
         x, y = rng.normal(size=(2, 1200, 5))
         assert cka(x, y) < 0.05
         x[:12] += 60

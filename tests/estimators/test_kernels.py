@@ -1,4 +1,4 @@
-"""Kernels against loops over pairs, the median rule over i < j, and kernels as objects that print and read back."""
+"""Kernels equal loops over pairs; the median over pairs i < j; kernels from their names and their repr."""
 
 import dataclasses
 import math
@@ -78,7 +78,7 @@ class TestMedianRule:
         assert abs(float(median_distance(x)) - with_diagonal) > 0.01
 
     def test_counts_coinciding_samples_as_pairs(self, xp):
-        # Pairs: 0 (twice the same point), 1, 1.
+        # Three pairs: 0, 1, 1.
         assert float(median_distance(xp.asarray([[0.0], [0.0], [1.0]]))) == 1.0
         # Six pairs: 0, 0, 0, 1, 1, 1.
         assert float(median_distance(xp.asarray([[0.0], [0.0], [0.0], [1.0]]))) == 0.5

@@ -1,4 +1,4 @@
-"""Gram matrices of single layers: right to float32 whatever the mean, and exactly nothing for a constant layer."""
+"""Gram matrices of single layers: float32 accuracy for any mean, and exactly 0 for a constant layer."""
 
 import math
 
@@ -13,7 +13,7 @@ WIDE = 4096
 
 
 def centred(x):
-    """U-centred Gram matrix of the definition, in float64."""
+    """The U-centred Gram matrix by its definition, in float64."""
     x = x.astype(np.float64)
     x = x - x.mean(0)
     return u_centred(x @ x.T)
@@ -30,7 +30,7 @@ def u_centred(gram):
 
 
 def error(kept, x):
-    """Relative error of the U-centred Gram matrix."""
+    """The relative error of the U-centred Gram matrix."""
     factor = kept.factor if isinstance(kept.factor, float) else float(kept.factor)
     found, expected = u_centred(to_numpy(kept.gram).astype(np.float64) * factor), centred(x)
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -51,7 +51,7 @@ def test_any_mean(xp, rng, n, width, mean):
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-12, 1e12, 1e18])
 def test_squares_out_of_range(rng, scale):
-    """In torch: numpy warns of the overflow that is then avoided."""
+    """In torch only, because numpy warns of the overflow that is then avoided."""
     x = ((rng.normal(size=(FEW, 50)) + 2) * scale).astype(np.float32)
     assert error(layer_gram(torch.asarray(x)), x) < 2e-6
 
@@ -66,7 +66,7 @@ def test_a_constant_layer_is_exactly_zero(xp, value, width):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("column", [0, 100, WIDE - 1])
 def test_what_is_not_finite_stays_so(rng, bad, column):
-    """In torch, for a recorder to find; arrays from users are checked before they come here."""
+    """NaN and infinity of torch features stay for a recorder to find; arrays from users are checked before."""
     x = rng.normal(size=(FEW, WIDE)).astype(np.float32)
     x[3, column] = bad
     assert not np.isfinite(to_numpy(layer_gram(torch.asarray(x)).gram)).all()

@@ -1,4 +1,4 @@
-"""MMD^2 in its four forms, its permutation test and the energy distance against loops; the MMD between layers."""
+"""The four estimators of MMD^2, its permutation test and the energy distance equal loops over samples."""
 
 import math
 from itertools import combinations
@@ -55,7 +55,7 @@ def h(x, y, i, j, k):
 
 
 def blocks(x, y, k, size):
-    """Zaremba et al. 2013: the mean of the one-sample U-statistic over blocks."""
+    """Zaremba et al. 2013: the mean over blocks of the U-statistic with the kernel h."""
     starts = range(0, len(x) - size + 1, size)
     return mean(mean(h(x, y, i, j, k) for i, j in combinations(range(s, s + size), 2)) for s in starts)
 
@@ -204,8 +204,8 @@ def test_more_than_half_of_the_pairs_coincide():
 # --- statistics --------------------------------------------------------------------------------------------------
 
 
-def test_expectations_as_stated_in_math_6():
-    """n = 50: all but the V-statistic are unbiased, and their spread grows from U to block to linear time."""
+def test_all_but_the_v_statistic_are_unbiased():
+    """n = 50. The spread grows from the U-statistic to blocks to linear time."""
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 1000, 50, 1))
     y = y + 0.25
@@ -229,7 +229,7 @@ def test_p_values_are_uniform_under_the_null():
 
 
 def test_a_test_counts_ties(xp):
-    """With two samples a side a third of all deals is the given one: the p-value cannot be small."""
+    """With two samples a side, a third of all permutations give the same two sets, so the p-value cannot be small."""
     x, y = xp.asarray([[0.0], [1.0]]), xp.asarray([[5.0], [6.0]])
     p = float(mmd_test(x, y, kernel=RBF(bandwidth=1.0), permutations=3000).p_value)
     assert_allclose(p, 1 / 3, atol=0.04)
@@ -268,7 +268,7 @@ def test_energy_distance_agrees_with_scipy(rng):
 
 
 def test_biased_hsic_with_the_distance_kernel_is_distance_covariance(rng):
-    """Sejdinovic et al. 2013: a quarter of dCov^2, here by its definition from doubly centred distances."""
+    """It is a quarter of dCov^2 (Sejdinovic et al. 2013), computed here from doubly centred distances."""
     x, y = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
     H = reference.centring(12)
     a, b = (H @ reference.gram(z, reference.distance) @ H for z in (x, y))
@@ -290,7 +290,7 @@ translation_invariant = st.sampled_from([Linear(), RBF(bandwidth=2.0), Laplacian
 def test_invariances(pair, kernel, estimator):
     x, y = pair
     value = mmd_squared(x, y, kernel=kernel, estimator=estimator)
-    # Coincident points: a squared distance of rounding size, 1e-15, is a distance of 3e-8.
+    # For coinciding points a squared distance of 1e-15, which is rounding, gives a distance of 3e-8.
     close = {"rtol": 1e-8, "atol": 1e-7}
     assert_allclose(mmd_squared(y, x, kernel=kernel, estimator=estimator), value, **close)
     assert_allclose(mmd_squared(x[::-1], y, kernel=kernel, estimator=estimator), value, **close)
@@ -307,7 +307,7 @@ def test_the_v_statistic_is_not_negative_and_0_for_equal_samples(pair, kernel):
 
 
 def test_negative_control(rng):
-    """Not invariant to a scale, nor to a shift of one side."""
+    """The MMD changes with scale, and with a shift of one side."""
     x, y = rng.normal(size=(2, 20, 2)) + np.array([[[0.0]], [[1.0]]])
     kernel = RBF(bandwidth=1.0)
     value = mmd_squared(x, y, kernel=kernel)

@@ -1,8 +1,8 @@
-"""Agreement with a peer where it is right: ckatorch 1.0.3, float64.
+"""Agreement in float64 with another package, ckatorch 1.0.3, where it is right.
 
-It is not among the requirements: `pip install ckatorch`, or put it on PYTHONPATH, and these tests run. Its unbiased
-mode and its `cka_batch` (the ratio of summed HSIC_1, equal batches) are those of Nguyen et al. Its RBF bandwidth is not
-the median over pairs: it takes the median of all n x n squared distances, the n zeros of the diagonal included.
+ckatorch is not among the requirements. These tests run after `pip install ckatorch`, or with it on PYTHONPATH. Its
+unbiased mode and its `cka_batch` (the ratio of summed HSIC_1, equal batches) follow Nguyen et al. Its RBF bandwidth is
+not the median over pairs of samples: it is the median of all n x n squared distances, with the n zeros of the diagonal.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def test_minibatches(rng):
 
 
 def test_where_it_is_not_right(rng):
-    """Raw float32 features are cast to float64 there, which does not help when the mean is 1e8 times the spread."""
+    """ckatorch is wrong, even in float64, if the mean of the features is 1e8 times their spread."""
     x, y = (torch.tensor(rng.normal(size=(24, 6)) + 1e8) for _ in range(2))
     exact = float(cka(x - 1e8, y - 1e8))
     assert abs(float(cka(x, y)) - exact) < 1e-6

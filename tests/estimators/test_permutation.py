@@ -1,4 +1,4 @@
-"""The permutation null: its three moments over all permutations, Pearson III, counted p-values, all pairs at once."""
+"""Permutation tests: exact moments, the Pearson III distribution, counted p-values, all pairs, minibatches."""
 
 import array_api_strict
 import numpy as np
@@ -21,7 +21,7 @@ def features(rng, n, heavy=True):
 class TestExactMoments:
     @pytest.mark.parametrize("n", [4, 5, 6, 7])
     def test_equal_those_of_all_permutations(self, xp, rng, n):
-        """n = 7: mean, variance and third moment over all 5040."""
+        """Mean, variance and skewness over all n! permutations, up to 5040."""
         x, y = features(rng, n)
         null = reference.null_distribution(reference.centred_linear_gram(x), reference.centred_linear_gram(y))
         found = cka_test(xp.asarray(x), xp.asarray(y))
@@ -44,7 +44,7 @@ class TestExactMoments:
 
     @given(st.integers(0, 10**6), st.integers(5, 7))
     def test_of_any_symmetric_matrices(self, seed, n):
-        """The sums over graphs hold for U-centred matrices whatever they come from."""
+        """The sums are right for any U-centred symmetric matrix."""
         rng = np.random.default_rng(seed)
         A = u_center_gram((lambda a: a + a.T)(rng.normal(size=(n, n))))
         upper = [A[i, j] ** 3 for i in range(n) for j in range(i)]
@@ -82,7 +82,7 @@ class TestPearson3:
         assert np.isnan(pearson3_sf(0.5, np.nan))
 
     def test_close_to_the_share_of_all_permutations(self):
-        """At n = 7, skewness and all: the normal p-value is further off."""
+        """At n = 7. The normal p-value is less accurate."""
         rng = np.random.default_rng(4)
         off, normal_off = [], []
         for _ in range(3):
@@ -96,7 +96,7 @@ class TestPearson3:
         assert sum(off) < sum(normal_off)
 
     def test_close_to_counted_p_values(self):
-        """Where they disagree by more than the noise of counting, the tail is too heavy for three moments."""
+        """Both p-values agree up to the noise of counting."""
         rng = np.random.default_rng(5)
         for shared in (0.0, 0.5, 0.8):
             x, noise = rng.normal(size=(2, 40, 4))
@@ -113,7 +113,6 @@ class TestCounted:
         assert found.permutations == 99
         generator = np.random.default_rng(3)
         null = [cka(x, y[generator.permutation(8)]) for _ in range(99)]
-        # A shuffle of y by p has the Gram matrix L[p, p].
         assert_allclose(float(found.p_value), (1 + np.sum(null >= cka(x, y) - 1e-12)) / 100, rtol=1e-12)
 
     def test_never_zero(self, xp, rng):
@@ -121,7 +120,7 @@ class TestCounted:
         assert_allclose(float(cka_test(x, x, permutations=50).p_value), 1 / 51)
 
     def test_ties_count(self, xp):
-        """Two groups: many shuffles leave the value exactly as it is."""
+        """With two groups, many permutations do not change the value."""
         x = xp.asarray(np.repeat([[0.0], [1.0]], 3, axis=0), dtype=xp.float32)
         found = float(cka_test(x, x, permutations=3000).p_value)
         assert_allclose(found, 2 * 36 / 720, atol=0.02)
@@ -181,7 +180,7 @@ class TestMinibatches:
         return statistics
 
     def test_third_moment_of_shuffles_within_batches(self, xp, rng):
-        """Shuffles of different batches are independent, so third moments add; each over all its permutations."""
+        """Permutations of different batches are independent, so their third moments add up."""
         batches = self.stream(rng)
         statistics = self.statistics(batches, xp)
         variance = third = 0.0

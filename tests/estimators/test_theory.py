@@ -1,44 +1,33 @@
-"""The CKA-MMD theory: every term against loops over rows, every bound as a property, the corridor from covariances."""
+"""The theory of CKA and MMD: every term equals a brute-force loop, and every bound holds for random features."""
 
 import math
 from dataclasses import fields, replace
 
-import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from libraries import to_numpy
 from numpy.testing import assert_allclose
+from strategies import feature_pairs
 
 from cka_probe.estimators import (
     RBF,
     Laplacian,
     Linear,
     Polynomial,
-    alignment_corridor,
-    alignment_corridor_from_covariances,
     cka,
     cka_mmd_bounds,
-    corridor_curves,
     hsic,
 )
-from cka_probe.estimators.alignment import normalized_gram
-from cka_probe.estimators.corridor import corridor_of
 
 # --- brute force -------------------------------------------------------------------------------------------------
 
 
-def unit(K, centred=True):
-    h = reference.centring(len(K)) if centred else np.eye(len(K))
-    K = h @ K @ h
-    return K / np.linalg.norm(K)
-
-
 def mmd_v(rows_x, rows_y, kernel):
-    """The biased MMD^2, one kernel call for each pair of rows."""
+    """The biased MMD^2, with one kernel call for each pair of rows."""
 
     def mean(a, b):
         return math.fsum(kernel(u, v) for u in a for v in b) / (len(a) * len(b))
@@ -51,7 +40,7 @@ def square(u, v):
 
 
 def joint_and_product(K, L):
-    """MMD^2 of the pairs (i, i) against all pairs (i, j), each of equal weight, product kernel: a sum of n^4 terms."""
+    """MMD^2 between the pairs (i, i) and all pairs (i, j) with the product kernel, as a sum of n^4 terms."""
     n = len(K)
     joint = [(i, i, 1 / n) for i in range(n)]
     product = [(i, j, -1 / n**2) for i in range(n) for j in range(n)]
@@ -64,7 +53,7 @@ def expected_terms(x, y, tau, kernel):
     n = len(K)
     terms = {"tau": tau, "samples": n}
     for suffix, centred in (("", True), ("_uncentred", False)):
-        A, B = unit(K, centred), unit(L, centred)
+        A, B = reference.unit_gram(K, centred), reference.unit_gram(L, centred)
         rho, sigma = math.sqrt(n) * A, math.sqrt(n) * B
         c = float(np.sum(A * B))
         D = A - B
@@ -141,7 +130,10 @@ def test_a_stack_equals_its_pairs_one_by_one(xp, rng):
 def test_the_kernels_of_both_sides_may_differ(rng):
     x, y = rng.normal(size=(6, 2)), rng.normal(size=(6, 3))
     terms = cka_mmd_bounds(x, y, kernel=RBF(bandwidth=1.0), kernel_y=Laplacian(bandwidth=2.0))
-    A, B = unit(reference.gram(x, reference.rbf(1.0))), unit(reference.gram(y, reference.laplacian(2.0)))
+    A, B = (
+        reference.unit_gram(reference.gram(x, reference.rbf(1.0))),
+        reference.unit_gram(reference.gram(y, reference.laplacian(2.0))),
+    )
     assert_allclose(terms.cka, np.sum(A * B), rtol=1e-12)
 
 
@@ -152,39 +144,25 @@ def test_agrees_with_cka_and_hsic(xp, rng):
     assert_allclose(terms["hsic"], float(hsic(x, y, estimator="biased")) * (19 / 20) ** 2, rtol=1e-12)
 
 
+def test_gradient(rng):
+    x = torch.tensor(rng.normal(size=(6, 2)), requires_grad=True)
+    y = torch.tensor(rng.normal(size=(6, 3)))
+    assert torch.autograd.gradcheck(lambda a: cka_mmd_bounds(a, y).gaussian_mmd_squared, (x,))
+
+
 # --- properties --------------------------------------------------------------------------------------------------
 
-numbers = st.floats(-100, 100, allow_subnormal=False).map(lambda v: 0.0 if abs(v) < 1e-6 else v)
 taus = st.floats(0.05, 50)
-
-
-@st.composite
-def pairs(draw):
-    """Two layers of the same samples: unrelated, or the second a perturbation of the first, at any distance of 1."""
-    n = draw(st.integers(2, 9))
-    x = draw(hnp.arrays(float, (n, draw(st.integers(1, 4))), elements=numbers))
-    if draw(st.booleans()):
-        y = draw(hnp.arrays(float, (n, draw(st.integers(1, 4))), elements=numbers))
-    else:
-        noise = np.random.default_rng(draw(st.integers(0, 9))).normal(size=x.shape)
-        y = x + 10.0 ** draw(st.integers(-6, 2)) * noise
-    # A spread, and not one that 64 bits cannot resolve beside the mean.
-    for z in (x, y):
-        assume(np.abs(z - z.mean(axis=0)).max() > 1e-6 * np.abs(z).max())
-        assume(np.abs(z).max() > 0)
-    return x, y
-
-
 kernels = st.sampled_from([Linear(), RBF(bandwidth=3.0), Laplacian(bandwidth=2.0), Polynomial(gamma=0.01)])
 
 
-@given(pairs(), taus, kernels)
+@given(feature_pairs(), taus, kernels)
 def test_t1_to_t6_and_the_conjecture_hold(pair, tau, kernel):
     terms = cka_mmd_bounds(*pair, tau=tau, kernel=kernel)
     assert terms.violations() == ()
 
 
-@given(pairs(), taus)
+@given(feature_pairs(), taus)
 def test_the_weaker_forms_are_weaker(pair, tau):
     terms = cka_mmd_bounds(*pair, tau=tau)
     assert terms.t1_bound <= terms.t1_linear_bound
@@ -196,7 +174,7 @@ def test_the_weaker_forms_are_weaker(pair, tau):
         assert (terms.t4_linear_bound <= terms.t1_linear_bound * (1 + 1e-12)) == (tau**2 >= 2.25)
 
 
-@given(pairs())
+@given(feature_pairs())
 def test_t5_gaussian_mmd_vanishes_only_at_alignment_1(pair):
     terms = cka_mmd_bounds(*pair, tau=1.0)
     if terms.cka < 1 - 1e-3:
@@ -207,40 +185,8 @@ def test_t5_gaussian_mmd_vanishes_only_at_alignment_1(pair):
     assert_allclose(same.gaussian_mmd_squared, 0, atol=1e-9)
 
 
-def test_t5_needs_positive_semi_definite_matrices():
-    """Two different symmetric matrices with the same rows in another order: MMD 0, alignment below 1."""
-    swap = np.array([[0.0, 1.0], [1.0, 0.0]])
-    point = corridor_of(np.eye(2) / math.sqrt(2), swap / math.sqrt(2), psd=False)
-    assert_allclose(point.cka, 0, atol=1e-15)
-    assert_allclose(point.mmd_squared, 0, atol=1e-15)
-
-
-@given(st.integers(2, 7), st.integers(0, 10_000))
-def test_the_upper_side_of_t3_holds_for_any_symmetric_matrices(n, seed):
-    a, b = np.random.default_rng(seed).normal(size=(2, n, n))
-    a, b = ((m + m.T) / np.linalg.norm(m + m.T) for m in (a, b))
-    point = corridor_of(a, b, psd=False)
-    assert point.mmd_squared <= point.upper + 1e-12
-    assert np.isnan(point.lower)
-
-
-def test_both_sides_of_t3_are_attained():
-    # Orthogonal projections of rank 1: c = 0, rank 2, Q = 2. Both curves give 2.
-    x, y = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]]).T
-    point = alignment_corridor(x[:, None], y[:, None])
-    assert_allclose([point.cka, point.mmd_squared, point.lower, point.upper, point.rank], [0, 2, 2, 2, 2], atol=1e-12)
-
-
-@pytest.mark.parametrize("psd", [True, False])
-def test_the_lower_side_of_t3_needs_positive_semi_definite_matrices(psd):
-    a = np.diag([1.0, 1.0]) / math.sqrt(2)
-    b = np.diag([1.0, 1.0 if psd else -1.0]) / math.sqrt(2)
-    point = corridor_of(a, b)
-    assert (point.mmd_squared >= point.lower - 1e-15) == psd
-
-
 def test_t2_is_attained_when_the_matrices_differ_by_a_constant(rng):
-    """Kernels with a constant added differ along 11' before they are normalised; choose norms so that they do after."""
+    """L = K + t 11', with t chosen so that K and L have the same norm: Kbar - Lbar is a multiple of 11'."""
     base = rng.normal(size=(6, 2))
     K = base @ base.T
     h = reference.centring(6)
@@ -255,7 +201,7 @@ def test_t2_is_attained_when_the_matrices_differ_by_a_constant(rng):
     assert cka_mmd_bounds(x, x**2).t2_ratio_uncentred < 0.9
 
 
-@given(pairs())
+@given(feature_pairs())
 def test_centred_linear_mmd_is_identically_0(pair):
     assert_allclose(cka_mmd_bounds(*pair).linear_mmd_squared, 0, atol=1e-20)
 
@@ -266,7 +212,7 @@ def test_gaussian_mmd_tends_to_half_of_q_for_wide_kernels(rng):
     assert_allclose(1e12 * terms.gaussian_mmd_squared, terms.quadratic_mmd_squared / 2, rtol=1e-4)
 
 
-@given(pairs(), st.sampled_from([1e-3, 1e4]), st.integers(0, 99))
+@given(feature_pairs(), st.sampled_from([1e-3, 1e4]), st.integers(0, 99))
 def test_nothing_but_hsic_changes_with_scale_and_rotation(pair, scale, seed):
     x, y = pair
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(x.shape[1],) * 2))
@@ -282,69 +228,7 @@ def test_the_uncentred_terms_change_with_a_shift_and_the_centred_do_not(rng):
     assert abs(after.cka_uncentred - before.cka_uncentred) > 0.01
 
 
-# --- the corridor ------------------------------------------------------------------------------------------------
-
-
-@given(pairs())
-def test_covariances_give_the_same_corridor_as_grams(pair):
-    x, y = (z - z.mean(axis=0) for z in pair)
-    from_grams = corridor_of(normalized_gram(x, Linear()), normalized_gram(y, Linear()))
-    point = alignment_corridor_from_covariances(x.T @ x, y.T @ y, x.T @ y)
-    for name in ("cka", "mmd_squared", "upper", "spectral_lower"):
-        assert_allclose(getattr(point, name), getattr(from_grams, name), rtol=1e-8, atol=1e-10, err_msg=name)
-
-
-def test_the_route_is_chosen_by_cost_and_gives_the_same(xp, rng):
-    x, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 4))
-    for a, b in ((x, y), (x.T, x.T**2)):
-        point = alignment_corridor(xp.asarray(a), xp.asarray(b))
-        expected = corridor_of(unit(a @ a.T), unit(b @ b.T))
-        for name, value in point._asdict().items():
-            assert_allclose(float(value), getattr(expected, name), rtol=1e-9, atol=1e-13, err_msg=name)
-            assert value.dtype == xp.float64
-
-
-def test_the_unbiased_corridor_has_an_upper_side_only(xp, rng):
-    x, y = xp.asarray(rng.normal(size=(12, 3))), xp.asarray(rng.normal(size=(12, 4)))
-    point = alignment_corridor(x, y, estimator="unbiased")
-    assert_allclose(float(point.cka), float(cka(x, y)), rtol=1e-10)
-    assert float(point.mmd_squared) <= float(point.upper)
-    assert math.isnan(float(point.lower))
-
-
-def test_a_stack_of_corridors(xp, rng):
-    x, y = xp.asarray(rng.normal(size=(4, 20, 2))), xp.asarray(rng.normal(size=(4, 20, 3)))
-    stacked = alignment_corridor(x, y)
-    for i in range(4):
-        single = alignment_corridor(x[i, ...], y[i, ...])
-        for together, alone in zip(stacked, single, strict=True):
-            assert_allclose(to_numpy(together)[i], float(alone), rtol=1e-11, atol=1e-13)
-
-
-def test_curves(xp):
-    c = xp.asarray([-0.5, 0.0, 0.25, 1.0], dtype=xp.float64)
-    lower, upper = corridor_curves(c, rank=3)
-    assert_allclose(to_numpy(lower), [4 * 2.25 / 3, 4 / 3, 4 * 0.5625 / 3, 0])
-    assert_allclose(to_numpy(upper), [1.5, 2, 1.875, 0])
-    assert type(lower) is type(c)
-
-
-def test_the_rank_of_equal_layers_is_0(xp, rng):
-    x = xp.asarray(rng.normal(size=(10, 3)))
-    for point in (alignment_corridor(x, x), alignment_corridor(x, x, kernel=RBF())):
-        assert float(point.rank) == 0
-        assert_allclose([float(v) for v in point[1:4]], 0, atol=1e-13)
-
-
-def test_the_corridor_can_be_differentiated(rng):
-    x = torch.tensor(rng.normal(size=(6, 2)), requires_grad=True)
-    y = torch.tensor(rng.normal(size=(6, 3)))
-    assert torch.autograd.gradcheck(lambda a: alignment_corridor(a, y).mmd_squared, (x,))
-    assert torch.autograd.gradcheck(lambda a: alignment_corridor(a, y, kernel=RBF(bandwidth=1.0)).mmd_squared, (x,))
-    assert torch.autograd.gradcheck(lambda a: cka_mmd_bounds(a, y).gaussian_mmd_squared, (x,))
-
-
-# --- what it says ------------------------------------------------------------------------------------------------
+# --- statements and constant layers ------------------------------------------------------------------------------
 
 
 def test_statements_say_what_is_proved(rng):
@@ -359,7 +243,7 @@ def test_statements_say_what_is_proved(rng):
 
 
 def test_violations_are_found(xp, rng):
-    """The check itself: numbers that break T1 and T3 are named."""
+    """`violations` names T1 and T3 for numbers that break them."""
     x = xp.asarray(rng.normal(size=(8, 3)))
     terms = cka_mmd_bounds(x, x**2)
     broken = replace(terms, gaussian_mmd_squared=terms.t1_bound * 1.01, quadratic_mmd_squared=terms.t3_lower * 0.99)
@@ -375,7 +259,6 @@ def test_a_constant_side_has_no_centred_terms(xp, rng):
             assert math.isnan(values[name]) != name.endswith("_uncentred"), name
         assert terms.violations() == ()
     assert cka_mmd_bounds(x * 0.1, y, kernel=Polynomial()).violations() == ()
-    assert all(math.isnan(float(v)) for v in alignment_corridor(x, y))
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
@@ -395,34 +278,10 @@ def test_bad_features(rng):
     x = rng.normal(size=(8, 2))
     with pytest.raises(ValueError, match="`x` has 8 samples and `y` has 7"):
         cka_mmd_bounds(x, x[:7])
-    with pytest.raises(TypeError, match="`y` is from torch"):
-        alignment_corridor(x, torch.tensor(x))
     with pytest.raises(ValueError, match="`y` holds NaN"):
         cka_mmd_bounds(x, np.full((8, 1), np.nan))
-    with pytest.raises(ValueError, match='`estimator` must be "unbiased" or "biased"'):
-        alignment_corridor(x, x, estimator="none")
 
 
 def test_a_table_line_of_a_stack(rng):
     with pytest.raises(ValueError, match=r"stack of \(2,\) pairs"):
         cka_mmd_bounds(*rng.normal(size=(2, 2, 8, 3))).to_dict()
-
-
-def test_bad_covariances():
-    with pytest.raises(ValueError, match=r"`covariance_xy` must have shape \(..., 2, 3\)"):
-        alignment_corridor_from_covariances(np.eye(2), np.eye(3), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"`covariance_x` must have shape \(..., 3, 3\)"):
-        alignment_corridor_from_covariances(np.zeros((2, 3)), np.eye(3), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="`covariance_y` holds NaN"):
-        alignment_corridor_from_covariances(np.eye(2), np.full((2, 2), np.nan), np.eye(2))
-    with pytest.raises(TypeError, match="`covariance_x` must have a real floating dtype"):
-        alignment_corridor_from_covariances(np.eye(2, dtype=int), np.eye(2), np.eye(2))
-
-
-def test_bad_curves():
-    with pytest.raises(ValueError, match="`rank` must be at least 1"):
-        corridor_curves(np.array([0.5]), rank=0)
-    with pytest.raises(TypeError, match="`c` must have a real floating dtype"):
-        corridor_curves(np.array([1]), rank=2)
-    with pytest.raises(ValueError, match="`c` holds NaN"):
-        corridor_curves(np.array([np.nan]), rank=2)

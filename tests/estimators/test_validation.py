@@ -1,4 +1,4 @@
-"""Bad input is refused in words that name the argument and the remedy, by every estimator that takes features."""
+"""Every estimator refuses bad input with a message that names the argument and the remedy."""
 
 import array_api_strict
 import numpy as np
