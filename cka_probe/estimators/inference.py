@@ -19,7 +19,7 @@ from .hsic import Centred, both_sides, pairwise_inner, row_inner
 from .kernels import Kernel, Linear
 from .layer_grams import layer_rows
 from .outliers import Outliers, OutlierWarning, find_outliers, warn_of_outliers
-from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair
+from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair, check_same_samples
 
 __all__ = [
     "Estimate",
@@ -291,10 +291,7 @@ def jackknife_matrix(
     kernel = kernel or Linear()
     left = _Network.of(xs, 0, kernel, estimator)
     right = left if ys is None else _Network.of(ys, 1, kernel, estimator)
-    if left.samples != right.samples:
-        raise ValueError(
-            f"`xs` hold {left.samples} samples and `ys` {right.samples}. Both must be of the same samples."
-        )
+    check_same_samples(left.samples, right.samples)
     value, error = _all_pairs(left, right, estimator)
     outliers = left.outliers if right is left else (*left.outliers, *right.outliers)
     return replace(Estimate.of(value, error, level, left.samples - 1), outliers=outliers)

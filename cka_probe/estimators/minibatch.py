@@ -13,7 +13,7 @@ from .hsic import normalizer, pairwise_inner
 from .kernels import Kernel, Linear
 from .layer_grams import layer_rows
 from .permutation import cubic_sums, third_moment, upper_tail
-from .validation import Array, check_estimator, check_layer_lists
+from .validation import Array, check_estimator, check_layer_lists, check_same_samples
 
 __all__ = ["MinibatchCKA", "cka_matrix"]
 
@@ -94,8 +94,7 @@ class MinibatchCKA:
             self.update_rows(rows_x, scale_x, rows_x, scale_x, samples)
             return
         rows_y, scale_y, samples_y = layer_rows(ys, "ys", self.kernel, self.estimator)
-        if samples != samples_y:
-            raise ValueError(f"`xs` hold {samples} samples and `ys` {samples_y}. Both must be of the same samples.")
+        check_same_samples(samples, samples_y)
         self.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
 
     def update_rows(self, rows_x: Array, scale_x: Array, rows_y: Array, scale_y: Array, samples: int) -> None:

@@ -18,7 +18,7 @@ from .alignment import ratio
 from .hsic import pairwise_inner
 from .kernels import Kernel, Linear
 from .layer_grams import layer_rows
-from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair
+from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair, check_same_samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -260,8 +260,7 @@ def cka_matrix_test(
     kernel = kernel or Linear()
     rows_x, _, samples = layer_rows(xs, "xs", kernel, "unbiased")
     rows_y, _, samples_y = (rows_x, None, samples) if ys is None else layer_rows(ys, "ys", kernel, "unbiased")
-    if samples != samples_y:
-        raise ValueError(f"`xs` hold {samples} samples and `ys` {samples_y}. Both must be of the same samples.")
+    check_same_samples(samples, samples_y)
     return _test(rows_x, rows_y, samples, permutations, seed, lambda a: a)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "check_layer_features",
     "check_layer_lists",
     "check_pair",
+    "check_same_samples",
     "constant",
     "namespace",
 ]
@@ -190,6 +191,14 @@ def check_estimator(estimator: str) -> int:
     if estimator not in ESTIMATORS:
         raise ValueError(f'`estimator` must be "unbiased" or "biased", got {estimator!r}.')
     return 4 if estimator == "unbiased" else 2
+
+
+def check_same_samples(samples_x: int, samples_y: int) -> None:
+    """Raise ValueError if the layers ``xs`` and ``ys`` have different numbers of samples."""
+    if samples_x != samples_y:
+        raise ValueError(
+            f"`xs` hold {samples_x} samples and `ys` {samples_y}. Both must hold the same samples in the same order."
+        )
 
 
 def constant(x: Array) -> Array:

@@ -4,9 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import reference
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from libraries import to_numpy
+from numpy.testing import assert_allclose
 
+from cka_probe.estimators import cka_matrix
 from cka_probe.estimators.layer_grams import CPU_BLOCK, FEW, layer_gram, repeated_gram
 
 WIDE = 4096
@@ -75,3 +80,28 @@ def test_what_is_not_finite_stays_so(rng, bad, column):
 def test_gradients_pass_the_mean(rng):
     x = torch.tensor(rng.normal(size=(6, 5)) + 1e4, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: layer_gram(z).gram, (x,))
+
+
+def test_safe_features_may_be_raw_next_time(xp, rng):
+    x = rng.normal(size=(20, 30))
+    result = layer_gram(xp.asarray(x, dtype=xp.float32))
+    assert (result.factor, result.mode) == (1.0, "raw")
+    x -= x.mean(0)
+    assert_allclose(to_numpy(result.gram), x @ x.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_mean_is_shifted_away(xp, rng):
+    x = xp.asarray(rng.normal(size=(20, 30)) + 100, dtype=xp.float32)
+    assert layer_gram(x).mode == "shifted"
+
+
+@given(st.integers(0, 10**6), st.floats(-6, 6), st.floats(-3, 5), st.integers(4, 40), st.integers(1, 50))
+def test_cka_for_any_mean_and_scale(seed, scale, mean, n, p):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(2, n, p))
+    x = (10.0**scale * (z[0] + 10.0**mean * rng.normal(size=p))).astype(np.float32)
+    y = (z[0] + z[1]).astype(np.float32)
+    K = reference.centred_linear_gram(x)
+    conditioning = reference.hsic1(K, K) / reference.hsic0(K, K)
+    found = cka_matrix([x], [y])[0, 0]
+    assert abs(found - reference.cka(x, y)) <= 1e-6 / min(1, conditioning)

@@ -248,7 +248,7 @@ class TestRefused:
             cka_test(x, x)
         with pytest.raises(ValueError, match=r"`x` has 3 samples, but this estimator needs at least 4"):
             cka_test(x[0, :3], x[0, :3])
-        with pytest.raises(ValueError, match=r"`xs` hold 9 samples and `ys` 8. Both must be of the same samples"):
+        with pytest.raises(ValueError, match=r"`xs` hold 9 samples and `ys` 8. Both must hold the same samples"):
             cka_matrix_test([x[0]], [x[0, :8]])
 
     def test_libraries(self, rng):

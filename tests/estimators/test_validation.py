@@ -114,7 +114,7 @@ class TestLayers:
             cka_matrix([ones(2, 6, 2)])
 
     def test_sides_must_fit(self):
-        with pytest.raises(ValueError, match=r"`xs` hold 6 samples and `ys` 5. Both must be of the same samples"):
+        with pytest.raises(ValueError, match=r"`xs` hold 6 samples and `ys` 5. Both must hold the same samples"):
             cka_matrix([ones(6, 2)], [ones(5, 2)])
         with pytest.raises(TypeError, match=r"`xs\[0\]` is from numpy and `ys\[0\]` is from torch"):
             cka_matrix([ones(6, 2)], [torch.ones((6, 2))])

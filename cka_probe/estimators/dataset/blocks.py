@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 from ..alignment import ratio
 from ..hsic import pairwise_inner, scaled_features
 from ..kernels import Kernel, Linear
-from ..validation import Array, check_estimator, check_layer_features, namespace
+from ..validation import Array, check_estimator, check_layer_features, check_same_samples, namespace
 
 __all__ = ["blocked_cka"]
 
@@ -77,10 +77,7 @@ def blocked_cka(
     right = left if ys is None else [_Layer(y, kernel, block) for y in check_layer_features(ys, "ys", minimum=minimum)]
     xp = namespace(left[0].x, right[0].x, names=("xs[0]", "ys[0]"))
     n = left[0].x.shape[0]
-    if right[0].x.shape[0] != n:
-        raise ValueError(
-            f"`xs` hold {n} samples and `ys` {right[0].x.shape[0]}. Both must hold the same samples in the same order."
-        )
+    check_same_samples(n, right[0].x.shape[0])
     spans = [(start, min(start + block, n)) for start in range(0, n, block)]
     pairs = [(rows, columns) for i, rows in enumerate(spans) for columns in spans[i:]]
     for layer in left if right is left else [*left, *right]:

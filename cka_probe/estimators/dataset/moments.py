@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from ..alignment import ratio
 from ..hsic import normalizer
-from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, constant
+from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples, constant
 from .centred_sums import CentredSums
 from .moment_layout import Layout
 from .moment_sums import MomentSums
@@ -280,10 +280,7 @@ def checked_layers(xs: Sequence[Array], ys: Sequence[Array] | None) -> tuple[Lay
     if ys is None:
         return Layout(tuple(x.shape[1] for x in left)), left
     right = [constant(y) for y in check_layer_features(ys, "ys", minimum=1)]
-    if left[0].shape[0] != right[0].shape[0]:
-        raise ValueError(
-            f"`xs` hold {left[0].shape[0]} samples and `ys` {right[0].shape[0]}. Both must hold the same samples."
-        )
+    check_same_samples(left[0].shape[0], right[0].shape[0])
     return Layout(tuple(x.shape[1] for x in [*left, *right]), len(left)), [*left, *right]
 
 
