@@ -7,14 +7,7 @@ from types import ModuleType
 from array_api_compat import array_namespace
 
 from .centring import center_gram, u_center_gram
-from .hsic import (
-    Centred,
-    CentredFeatures,
-    CentredGram,
-    both_sides,
-    centred_linear,
-    inner,
-)
+from .hsic import Centred, CentredFeatures, CentredGram, both_sides, inner
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
@@ -112,7 +105,8 @@ def cka(
     1.0
     """
     xp, x, y = check_pair(x, y, minimum=check_estimator(estimator))
-    return cka_of_features(xp, x, y, kernel or Linear(), kernel_y or kernel or Linear(), estimator)
+    kernel = kernel or Linear()
+    return cka_of_features(xp, x, y, kernel, kernel_y or kernel, estimator)
 
 
 def cka_of_features(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: str) -> Array:
@@ -248,10 +242,8 @@ def normalized_gram(x: Array, kernel: Kernel, *, centring: str = "biased") -> Ar
             largest = xp.max(xp.abs(constant(x)), axis=(-2, -1), keepdims=True)
             x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
         return _unit_norm(xp, kernel(x))
+    matrix = CentredGram.of_features(x, kernel, centring).matrix
     if isinstance(kernel, Linear):
-        side = centred_linear(x, centring, as_gram=True)
-        assert isinstance(side, CentredGram)
-        return _unit_norm(xp, side.matrix)
-    matrix = CentredGram.of(kernel(x), centring).matrix
+        return _unit_norm(xp, matrix)
     # If the spread is far below the values, rounding leaves a mean. A second centring removes it.
     return _unit_norm(xp, center_gram(matrix) if centring == "biased" else u_center_gram(matrix))

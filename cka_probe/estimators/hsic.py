@@ -24,7 +24,6 @@ __all__ = [
     "CentredFeatures",
     "CentredGram",
     "both_sides",
-    "centred_linear",
     "flat_centred",
     "gram_is_cheaper",
     "hsic",
@@ -67,6 +66,15 @@ class CentredGram:
         centred, scale = _centred_and_scale(xp, gram, estimator)
         return cls(centred / scale, xp.astype(scale[..., 0, 0], xp.float64), gram.shape[-1])
 
+    @classmethod
+    def of_features(cls, x: Array, kernel: Kernel, estimator: str) -> CentredGram:
+        """The same from features (..., n, p); for the linear kernel they are centred and scaled first."""
+        if not isinstance(kernel, Linear):
+            return cls.of(kernel(x), estimator)
+        z, scale = scaled_features(x)
+        gram = cls.of(kernel(z), estimator)
+        return cls(gram.matrix, gram.scale * scale * scale, gram.samples)
+
     def inner(self, other: CentredGram) -> Array:
         """<A, B> = sum_ij A_ij B_ij of the two scaled matrices, shape (...)."""
         xp = array_namespace(self.matrix)
@@ -93,6 +101,15 @@ class CentredFeatures:
     scale: Array
     samples: int
     unbiased: bool
+
+    @classmethod
+    def of(cls, x: Array, estimator: str) -> CentredFeatures:
+        """Centre and scale features (..., n, p)."""
+        # In float64: the closed form subtracts squares of single samples from ||C||^2. In float32 that costs 1e-3 when
+        # one sample lies 300 standard deviations out, and the product alone costs 5e-5 at n = 200,000 and p = 8.
+        xp = array_namespace(x)
+        z, scale = scaled_features(xp.astype(x, xp.float64))
+        return cls(z, scale * scale, x.shape[-2], estimator == "unbiased")
 
     def inner(self, other: CentredFeatures) -> Array:
         """||C||_F^2, or for the unbiased estimator <A, B> in closed form, of the scaled features, shape (...)."""
@@ -163,19 +180,6 @@ def scaled_features(x: Array) -> tuple[Array, Array]:
     return z / scale, xp.astype(scale[..., 0, 0], xp.float64)
 
 
-def centred_linear(x: Array, estimator: str, *, as_gram: bool) -> Centred:
-    """One side of an inner product for the linear kernel, from features (..., n, p)."""
-    if not as_gram:
-        # In float64: the closed form subtracts squares of single samples from ||C||^2. In float32 that costs 1e-3 when
-        # one sample lies 300 standard deviations out, and the product alone costs 5e-5 at n = 200,000 and p = 8.
-        xp = array_namespace(x)
-        z, scale = scaled_features(xp.astype(x, xp.float64))
-        return CentredFeatures(z, scale * scale, x.shape[-2], estimator == "unbiased")
-    z, scale = scaled_features(x)
-    gram = CentredGram.of(Linear()(z), estimator)
-    return CentredGram(gram.matrix, gram.scale * scale * scale, gram.samples)
-
-
 def gram_is_cheaper(n: int, p: int, q: int) -> bool:
     """Whether linear CKA costs less with Gram matrices than with products of features.
 
@@ -188,19 +192,11 @@ def gram_is_cheaper(n: int, p: int, q: int) -> bool:
 def both_sides(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: str) -> tuple[Centred, Centred]:
     """Both sides of the inner products of checked features, in the cheaper form."""
     n, p, q = x.shape[-2], x.shape[-1], y.shape[-1]
-    if isinstance(kernel, Linear) and isinstance(kernel_y, Linear):
-        as_gram = gram_is_cheaper(n, p, q)
-        left = centred_linear(x, estimator, as_gram=as_gram)
-        return left, left if y is x else centred_linear(y, estimator, as_gram=as_gram)
-    left = _one_gram(x, kernel, estimator)
-    same = y is x and kernel_y is kernel
-    return left, left if same else _one_gram(y, kernel_y, estimator)
-
-
-def _one_gram(x: Array, kernel: Kernel, estimator: str) -> Centred:
-    if isinstance(kernel, Linear):
-        return centred_linear(x, estimator, as_gram=True)
-    return CentredGram.of(kernel(x), estimator)
+    if isinstance(kernel, Linear) and isinstance(kernel_y, Linear) and not gram_is_cheaper(n, p, q):
+        features = CentredFeatures.of(x, estimator)
+        return features, features if y is x else CentredFeatures.of(y, estimator)
+    gram = CentredGram.of_features(x, kernel, estimator)
+    return gram, gram if y is x and kernel_y is kernel else CentredGram.of_features(y, kernel_y, estimator)
 
 
 def inner(left: Centred, right: Centred) -> Array:

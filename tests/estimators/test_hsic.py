@@ -17,7 +17,14 @@ from cka_probe.estimators import (
     hsic,
     hsic_from_grams,
 )
-from cka_probe.estimators.hsic import centred_linear, flat_centred, gram_is_cheaper, inner, pairwise_inner
+from cka_probe.estimators.hsic import (
+    CentredFeatures,
+    CentredGram,
+    flat_centred,
+    gram_is_cheaper,
+    inner,
+    pairwise_inner,
+)
 
 BY_DEFINITION = {"unbiased": reference.hsic1_tuples, "biased": reference.hsic0}
 ESTIMATORS = pytest.mark.parametrize("estimator", ["unbiased", "biased"])
@@ -93,8 +100,9 @@ class TestRoutes:
     def test_features_equal_grams(self, xp, rng, estimator, p, q):
         x, y = xp.asarray(rng.normal(size=(12, p)) + 3), xp.asarray(rng.normal(size=(12, q)) - 2)
         values = []
-        for as_gram in (True, False):
-            left, right = (centred_linear(side, estimator, as_gram=as_gram) for side in (x, y))
+        grams = [CentredGram.of_features(side, Linear(), estimator) for side in (x, y)]
+        features = [CentredFeatures.of(side, estimator) for side in (x, y)]
+        for left, right in (grams, features):
             values.append([float(inner(a, b) * a.scale * b.scale) for a, b in ((left, right), (left, left))])
         assert_allclose(values[0], values[1], rtol=1e-10)
 

@@ -15,6 +15,7 @@ from scipy import stats
 from cka_probe.estimators import (
     RBF,
     Cosine,
+    Linear,
     OutlierWarning,
     cka_matrix,
     cka_matrix_with_error,
@@ -22,7 +23,7 @@ from cka_probe.estimators import (
     inference,
     sample_influence,
 )
-from cka_probe.estimators.hsic import centred_linear, inner, row_inner
+from cka_probe.estimators.hsic import CentredFeatures, CentredGram, inner, row_inner
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 
@@ -121,8 +122,9 @@ class TestSharesOfSamples:
         rng = np.random.default_rng(seed)
         x, y = rng.normal(size=(n, p)) + 1, rng.normal(size=(n, 3))
         shares = []
-        for as_gram in (True, False):
-            left, right = (centred_linear(f, estimator, as_gram=as_gram) for f in (x, y))
+        grams = [CentredGram.of_features(f, Linear(), estimator) for f in (x, y)]
+        features = [CentredFeatures.of(f, estimator) for f in (x, y)]
+        for left, right in (grams, features):
             scale = left.scale * right.scale
             shares.append(row_inner(left, right) * scale)
             assert_allclose(shares[-1].sum(), inner(left, right) * scale, atol=1e-10)
