@@ -1,4 +1,4 @@
-"""The one writer of files: a file is there whole, or as it was before."""
+"""The one function that writes files: a path holds either the old file or the whole new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["atomic_write"]
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[BinaryIO], Any]) -> None:
-    r"""Write a file so that its path holds either the old file or the whole new one, whatever happens meanwhile.
+    r"""Write a file so that its path holds either the old file or the whole new one, even after a crash.
 
     The content goes to a temporary file in the same folder, whose name holds the process number. That file is flushed
     to the disk and renamed, and the folder is flushed too. Several threads and processes may write the same path: the
@@ -24,7 +24,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
     path : path
         Where the file goes. Its folder must exist.
     content : bytes, str or callable
-        Text is encoded as UTF-8. A callable receives the open binary file and writes into it.
+        Text is encoded as UTF-8. A callable receives the open binary file and writes into it; its exceptions pass.
 
     Raises
     ------
@@ -56,10 +56,10 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
 
 
 def _replace(target: Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
-    # The name is cut: with the process number it must stay below 255 bytes.
+    # File systems allow names of at most 255 bytes.
     temporary = target.with_name(f".{target.name[:60]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        # The mode of a new file is left to the umask of the process.
+        # With 0o666 the umask of the process decides who may read the file, as for any new file.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             _fill(file, content)
@@ -82,7 +82,7 @@ def _fill(file: BinaryIO, content: bytes | str | Callable[[BinaryIO], Any]) -> N
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut. Windows cannot flush a folder, and some file systems refuse."""
+    """Make the rename survive a power cut, where the system can flush a folder (Windows cannot)."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -102,11 +102,11 @@ def _explain(asked: Path, target: Path, error: OSError) -> str:
     elif isinstance(error, NotADirectoryError):
         reason = f"{folder} is a file, not a folder. Choose another path"
     elif isinstance(error, IsADirectoryError):
-        reason = "it is a folder. Name a file in it"
+        reason = "it is a folder. Choose the path of a file"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = f"the folder {folder} is read-only for you. Choose another folder, or change its permissions"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "the disk is full. Free some space; the file before it is intact"
+        reason = "the disk is full. Free some space. A file that was there before is intact"
     else:
-        reason = f"{error.strerror or error}; the file before it is intact"
+        reason = f"{error.strerror or error}. A file that was there before is intact"
     return f"could not write {asked}: {reason}."

@@ -108,7 +108,7 @@ def test_a_failure_halfway_leaves_the_old_file_and_nothing_else(tmp_path, error)
         (errno.ENOSPC, OSError, "the disk is full"),
         (errno.EACCES, PermissionError, "is read-only for you"),
         (errno.EROFS, OSError, "is read-only for you"),
-        (errno.EIO, OSError, "the file before it is intact"),
+        (errno.EIO, OSError, "A file that was there before is intact"),
     ],
 )
 def test_errors_of_the_system_name_the_file_and_the_remedy(tmp_path, monkeypatch, name, number, kind, words):

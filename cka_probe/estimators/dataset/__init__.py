@@ -1,4 +1,4 @@
-"""CKA over a whole data set: by moments, by blocks of Gram matrices, by a random sketch."""
+"""CKA over a whole data set: from sums of moments, from blocks of Gram matrices, or from a random sketch."""
 
 from .blocks import blocked_cka
 from .moments import MomentCKA

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 from ..alignment import ratio
 from ..hsic import pairwise_inner, scaled_features
 from ..kernels import Kernel, Linear
-from ..validation import Array, check_estimator, check_layer_features, check_same_samples, namespace
+from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples
 
 __all__ = ["blocked_cka"]
 
@@ -39,7 +39,7 @@ def blocked_cka(
     ys : sequence of arrays (n, q_j), optional
         Features of the layers of the other network; ``xs`` when left out.
     kernel : Kernel, optional
-        Linear when left out. A median bandwidth is measured on the first ``block`` samples of each layer and then kept.
+        Linear when left out. A median bandwidth of a layer is measured on its first ``block`` samples.
     estimator : "unbiased" or "biased"
         The ratio of HSIC_1 or of HSIC_0.
     block : int
@@ -55,7 +55,8 @@ def blocked_cka(
     Raises
     ------
     TypeError, ValueError
-        If features are invalid (the message names the layer by its place), or ``block`` is below 1.
+        If features are invalid (the message names the layer by its place), the estimator is unknown, ``block`` is below
+        1, or more than half of the pairs of samples of a layer coincide, so that it has no median bandwidth.
 
     References
     ----------
@@ -69,13 +70,14 @@ def blocked_cka(
     >>> bool(abs(blocked_cka([x], [y], block=16)[0, 0] - cka(x, y)) < 1e-12)
     True
     """
+    check_layer_lists(xs, ys)
     minimum = check_estimator(estimator)
     if block < 1:
         raise ValueError(f"`block` must be at least 1, got {block}.")
     kernel = kernel or Linear()
     left = [_Layer(x, kernel, block) for x in check_layer_features(xs, "xs", minimum=minimum)]
     right = left if ys is None else [_Layer(y, kernel, block) for y in check_layer_features(ys, "ys", minimum=minimum)]
-    xp = namespace(left[0].x, right[0].x, names=("xs[0]", "ys[0]"))
+    xp = array_namespace(left[0].x)
     n = left[0].x.shape[0]
     check_same_samples(n, right[0].x.shape[0])
     spans = [(start, min(start + block, n)) for start in range(0, n, block)]
@@ -107,7 +109,7 @@ def blocked_cka(
 
 
 class _Layer:
-    """Features of one layer, its kernel, and the scaled row sums that centring subtracts."""
+    """Features of one layer, its kernel, and the row means that centring subtracts."""
 
     def __init__(self, x: Array, kernel: Kernel, block: int) -> None:
         self.linear = isinstance(kernel, Linear)

@@ -1,4 +1,4 @@
-"""HSIC of all pairs of layers, of all samples and with one sample left out, from sums about the mean."""
+"""Inner products that give HSIC of all pairs of layers, with all samples or with one left out, from centred sums."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CentredSums"]
 
 @dataclass(frozen=True)
 class CentredSums:
-    """Sums about the mean, in units of the scale of each layer; right for the pairs that the layout compares.
+    """Sums about the mean, in units of the scale of each layer. Only pairs that the layout compares are valid.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class CentredSums:
         return self.sums.scaled(array_namespace(x), x) + self.delta
 
     def without_each(self, v: Array, estimator: str) -> Array:
-        """<A, B> (m, layers, layers), each time without one of the samples v (m, columns) of ``of_samples``."""
+        """<A, B> (m, layers, layers) of all samples but one, for each of the m samples v of ``of_samples``."""
         xp, layout, n = array_namespace(v), self.sums.layout, self.samples
         count = len(layout.widths)
         a = layout.cut(layout.layer_spans, (0, layout.columns)).sum_columns(xp, v * v)

@@ -62,9 +62,9 @@ class Layout:
     widths : tuple of int
         Widths of the layers of the first network, then of the second.
     split : int or None
-        Number of layers of the first network, to compare with those of the second; None compares every two layers.
+        Number of layers of the first network, if it is compared with a second one; None to compare every two layers.
     parts : int
-        Number of parts that each layer is cut into. Each part has squared norms of its own.
+        Number of parts that each layer is cut into. Squared norms are summed for each part.
     """
 
     widths: tuple[int, ...]

@@ -5,9 +5,9 @@ w = [1, a_1 .. a_L], the sums of w w', w u', and of u u' for the pairs of layers
 exactly. Another shift changes u to u + d and a_l to a_l + 2 d_l.u_l + |d_l|^2, so the new sums follow from the old
 ones: accumulators that started with different shifts can merge, and at the end the shift becomes the mean.
 
-float32 features are multiplied in float32 and added up in float64. The closed form subtracts fourth powers of single
-samples from squares of sums, so samples far away (8 times the usual distance) are multiplied in float64: one sample at
-300 standard deviations would cause an error of 1e-3.
+float32 features are multiplied in float32 and added up in float64. Samples at more than 8 times the usual distance are
+multiplied in float64: the closed form subtracts fourth powers of single samples from squares of sums, and in float32
+one sample at 300 standard deviations would cause an error of 1e-3.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class MomentSums:
         self._pending: list[tuple[Array, bool]] = []
 
     def add(self, x: Array, *, single: bool) -> None:
-        """Add samples x (n, columns). With ``single``, products may be in float32. Keeps ``x`` until the next flush."""
+        """Add samples x (n, columns); ``x`` itself is kept until the next flush. ``single`` allows float32 products."""
         self.check_home(x, "This batch")
         self._pending.append((x, single))
         self.samples += x.shape[0]
@@ -84,7 +84,7 @@ class MomentSums:
         return self._pending[0][0] if self._pending else self.shift
 
     def check_home(self, x: Array, what: str) -> None:
-        """Raise unless ``x`` has the library and the device of the samples added before."""
+        """Raise TypeError or ValueError unless ``x`` has the library and the device of the samples added before."""
         before = self._some_array
         if before is None:
             return
@@ -100,7 +100,7 @@ class MomentSums:
         return max(64, min(ROWS, NUMBERS // self.layout.columns))
 
     def flush(self) -> None:
-        """Add the pending samples to the sums. Small batches wait here, so that each product has many samples."""
+        """Add the pending samples to the sums. Small batches are collected, so that each product has many samples."""
         if not self._pending:
             return
         arrays, singles = zip(*self._pending, strict=True)
@@ -136,7 +136,7 @@ class MomentSums:
         self.strips = [zeros(r[1] - r[0], c[1] - c[0]) for r, c in self.layout.strips]
 
     def _keep(self, xp: ModuleType, x: Array) -> None:
-        """Keep the samples with the smallest random keys: a uniform draw that accumulators can merge."""
+        """Give each sample a random key; keep those with the smallest keys. Such a uniform draw can be merged."""
         if not self.kept:
             return
         keys = np.random.default_rng([self.seed, self.draws]).random(x.shape[0])

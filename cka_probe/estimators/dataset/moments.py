@@ -18,15 +18,15 @@ from .moment_sums import MomentSums
 __all__ = ["PRODUCTS", "MomentCKA", "check_layout", "checked_layers", "jackknife_error", "join"]
 
 PRODUCTS = 2**24
-"""Largest number of leave-one-out products of all pairs of layers that are held at once."""
+"""Largest number of leave-one-out values of all pairs of layers that are held at once."""
 
 
 class MomentCKA:
     """Exact CKA of all pairs of layers over a whole data set, one batch at a time, with the linear kernel.
 
-    Memory does not grow with the samples. It takes 8 bytes for each product of two features whose layers are compared
-    (for ``ys=None`` half the square of the total width), and ``error_samples`` samples. float32 features take half the
-    time of float64.
+    Memory does not grow with the number of samples. It takes 8 bytes for each product of two features whose layers are
+    compared (for ``ys=None`` half the square of the total width), and holds ``error_samples`` samples. float32 features
+    take half the time of float64.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class MomentCKA:
         self.batches += 1
 
     def merge(self, other: MomentCKA) -> None:
-        """Add all samples of ``other``, for example from another process.
+        """Add all samples of ``other``, for example those of another process.
 
         Give each process its own ``seed``, so that the samples kept for the error are drawn independently.
 
@@ -120,7 +120,7 @@ class MomentCKA:
 
     def _centred(self, minimum: int) -> CentredSums:
         if self.sums is None:
-            raise ValueError("No batch has been added yet.")
+            raise ValueError("No batch has been added yet. Call `update` first.")
         if self.samples < minimum:
             raise ValueError(f"This estimator needs at least {minimum} samples, got {self.samples}. Add more batches.")
         return self.sums.centred()
@@ -204,8 +204,8 @@ class MomentCKA:
         Returns
         -------
         array (layers_x, layers_y) of float64
-            0 for a layer with itself. NaN where CKA is undefined, without kept samples, and for fewer than 5 samples
-            (biased: 3).
+            0 for a layer with itself. NaN where CKA is undefined, for fewer than 2 kept samples, and for fewer than 5
+            samples (biased: 3).
 
         Raises
         ------
@@ -254,7 +254,8 @@ class MomentCKA:
         """
         if state["error_samples"] != self.error_samples:
             raise ValueError(
-                f"The saved state has error_samples={state['error_samples']}, this MomentCKA {self.error_samples}."
+                f"The saved state has error_samples={state['error_samples']}, this MomentCKA {self.error_samples}. "
+                "Make it with the same number."
             )
         self.seed, self.batches = state["seed"], state["batches"]
         self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])

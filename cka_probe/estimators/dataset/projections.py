@@ -1,6 +1,6 @@
 """Random projections of wide features: signs for the linear kernel, cosines and sines for the RBF kernel.
 
-A projection depends only on its seed and shape, so that every process and every library makes the same one.
+A projection depends only on its seed and shape, so every process and every array library makes the same one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ..validation import Array
 __all__ = ["COLUMNS", "Frequencies", "Signs"]
 
 COLUMNS = 4096
-"""Features per product: few enough for a small float32 rounding error and a small float32 copy of the signs."""
+"""Features per product: few, so that float32 rounding errors and the float32 copy of the signs stay small."""
 
 
 class _Projection:
-    """Product of features (n, width) with a fixed random matrix (width, size), accurate for features of any mean."""
+    """Product of features (n, width) with a fixed random matrix (width, size), accurate even for a large mean."""
 
     def __init__(self, x: Array, matrix: np.ndarray, divisor: float) -> None:
         xp = array_namespace(x)
         self.matrix = xp.asarray(matrix, device=x.device)
         self.divisor = divisor
-        # Any fixed shift is right, because it is added back in float64. Subtracting the first sample before the mean is
-        # exact if all samples are equal.
+        # The shift makes float32 products accurate; its own product is added back in float64. Subtracting the first
+        # sample before the mean is exact if all samples are equal.
         self.shift = x[0, :] + xp.mean(x - x[:1, :], axis=0)
         self.offset = self._times(xp, xp.astype(self.shift, xp.float64)[None, :])
 
@@ -47,7 +47,7 @@ class _Projection:
 
 
 class Signs(_Projection):
-    """Sums of the features with random signs. Their inner products give the linear kernel on average.
+    """Sums of the features with random signs. Their mean product over projections estimates the linear kernel.
 
     Each projection is a unit of one column.
 
@@ -78,7 +78,7 @@ class Signs(_Projection):
 
 
 class Frequencies(_Projection):
-    """Cosine and sine of random frequencies. Their inner products give the RBF kernel on average.
+    """Cosine and sine of random projections. The mean of cos cos + sin sin over frequencies estimates the RBF kernel.
 
     Each frequency is a unit of two columns.
 

@@ -37,9 +37,9 @@ def choose_route(
     widths_x, widths_y : sequence of int
         Widths of the layers of both networks. Without ``widths_y`` every two layers of the first are compared.
     kernel : Kernel, optional
-        Linear when left out. Only the linear kernel has moments; only the linear and the RBF kernel have a sketch.
+        Linear when left out. Moments need the linear kernel; a sketch needs the linear or the RBF kernel.
     memory : int
-        Limit in bytes for statistics and kept features.
+        Limit in bytes, for the statistics or for the features.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def choose_route(
     blocks_fit = feature_bytes is not None and feature_bytes <= memory
     if moments_fit and blocks_fit:
         assert samples is not None
-        by_moments = 2 * samples * square  # float64 products take twice the time of float32
+        by_moments = 2 * samples * square  # twice, because float64 products take twice the time of float32
         by_blocks = samples**2 * (width + layers**2 / 2)
         if by_blocks < by_moments:
             return Route("blocks", f"{samples} samples are few against a total width of {width}")

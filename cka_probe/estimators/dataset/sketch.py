@@ -26,14 +26,14 @@ from .projections import Frequencies, Signs
 __all__ = ["GROUPS", "SketchCKA"]
 
 GROUPS = 16
-"""Number of groups of projections of each layer. The error leaves out one group at a time."""
+"""Number of groups of projections of each layer. ``projection_error`` leaves out one group at a time."""
 
 
 class SketchCKA:
     """Unbiased CKA of all pairs of layers over a whole data set by random projections, one batch at a time.
 
-    Memory does not grow with the samples. Each feature of a layer takes ``size`` bytes (RBF: 4 ``size``), each pair of
-    layers 8 ``size``^2 bytes (RBF: 32 ``size``^2).
+    Memory does not grow with the number of samples. Each feature of a layer takes ``size`` bytes (RBF: 4 ``size``),
+    each pair of layers 8 ``size``^2 bytes (RBF: 32 ``size``^2).
 
     Parameters
     ----------
@@ -166,7 +166,9 @@ class SketchCKA:
         for name in ("size", "kernel", "seed"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                raise ValueError(f"Cannot merge: `{name}` is {mine!r} on one side and {theirs!r} on the other.")
+                raise ValueError(
+                    f"Cannot merge: `{name}` is {mine!r} on one side and {theirs!r} on the other. Use the same on both."
+                )
         if other.sums is None or other.features is None:
             return
         if self.features is None or self.sums is None:
@@ -183,7 +185,7 @@ class SketchCKA:
 
     def _centred(self) -> CentredSums:
         if self.sums is None:
-            raise ValueError("No batch has been added yet.")
+            raise ValueError("No batch has been added yet. Call `update` first.")
         if self.samples < 4:
             raise ValueError(f"The unbiased estimator needs at least 4 samples, got {self.samples}. Add more batches.")
         return self.sums.centred()
@@ -223,8 +225,8 @@ class SketchCKA:
         Returns
         -------
         array (layers_x, layers_y) of float64
-            May exceed 1: see ``projection_error``. NaN in the rows and columns of constant layers, and of layers whose
-            self term cannot be told from 0.
+            It may exceed 1 within its ``projection_error``. NaN in the rows and columns of constant layers, and of
+            layers whose self term is 0 within rounding, or negative.
 
         Raises
         ------
@@ -240,9 +242,9 @@ class SketchCKA:
     def projection_error(self) -> Array:
         """Standard error of ``compute()`` as an estimate of the exact CKA of these samples.
 
-        It is a jackknife over 16 groups of projections of each layer, without the part that this counts twice. It does
-        not include the error of sampling the data. A sketch cannot give that error, because joint effects of
-        projections and samples would be counted in both.
+        It is a jackknife over 16 groups of projections of each layer; the part that this counts twice is subtracted.
+        The error of sampling the data is not included. A sketch cannot estimate it, because it cannot separate the
+        joint effects of projections and samples.
 
         Returns
         -------
@@ -328,7 +330,9 @@ class SketchCKA:
         """
         for name, mine in {"size": self.size, "kernel": repr(self.kernel), "seed": self.seed}.items():
             if state[name] != mine:
-                raise ValueError(f"The saved state has {name}={state[name]}, this SketchCKA {mine}.")
+                raise ValueError(
+                    f"The saved state has {name}={state[name]}, this SketchCKA {mine}. Make it with the same {name}."
+                )
         self.batches, self.bandwidths, self._projections = state["batches"], list(state["bandwidths"]), []
         self.features = None if state["widths"] is None else Layout(tuple(state["widths"]), state["split"])
         self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+import torch
 
 from cka_probe.estimators import RBF, Cosine, Linear, Polynomial, cka
 from cka_probe.estimators.dataset.blocks import blocked_cka
@@ -79,6 +80,10 @@ def test_error_messages(rng):
         blocked_cka([])
     with pytest.raises(ValueError, match="`xs` hold 10 samples and `ys` 9"):
         blocked_cka([x], [x[:9]])
+    with pytest.raises(TypeError, match=r"one library: `xs\[0\]` is from numpy and `xs\[1\]` is from torch"):
+        blocked_cka([x, torch.from_numpy(x)])
+    with pytest.raises(ValueError, match="More than half of all pairs of samples coincide"):
+        blocked_cka([np.eye(10)[:, :1]], kernel=RBF())
     with pytest.raises(ValueError, match=r"`xs\[1\]` has shape \(9, 3\), but must be \(n, p\)"):
         blocked_cka([x, x[:9]])
     with pytest.raises(ValueError, match=r"`xs\[0\]` has 3 samples, but this estimator needs at least 4"):
