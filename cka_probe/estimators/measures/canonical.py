@@ -46,7 +46,7 @@ def projection_weighted(x: Subspace, y: Subspace) -> Array:
     """PWCCA of two prepared layers."""
     xp = array_namespace(x.basis)
     left, values, _ = xp.linalg.svd(cross_products(x, y), full_matrices=False)
-    # Canonical variates of x, each weighted by how much of x it accounts for.
+    # Canonical variates of x. The weight of each is the sum of its absolute inner products with the features of x.
     variates = x.basis @ left
     weights = xp.sum(xp.abs(xp.matrix_transpose(variates) @ x.features), axis=-1)
     places = xp.arange(values.shape[-1], dtype=xp.float64, device=values.device)
@@ -68,7 +68,7 @@ def canonical_correlations(x: Array, y: Array) -> Array:
     Returns
     -------
     array (..., min(n, p, q)) of float64
-        Each from 0 to 1; those beyond the smaller rank are 0. NaN if a side is constant.
+        From 0 to 1. Beyond the smaller rank they are 0. NaN if a side is constant.
 
     Raises
     ------
@@ -77,9 +77,9 @@ def canonical_correlations(x: Array, y: Array) -> Array:
 
     Notes
     -----
-    Directions are ignored as noise if their singular value is below max(n, p) times the resolution of the dtype of the
-    features, relative to the largest. When one side has n - 1 or more independent features, all correlations are 1 for
-    any features of the other side.
+    Directions count as noise and are ignored if their singular value, relative to the largest, is below max(n, p) times
+    the resolution of the dtype. If one side has n - 1 independent features, all correlations are 1 for any features of
+    the other side.
 
     References
     ----------
@@ -108,8 +108,8 @@ def mean_cca(x: Array, y: Array) -> Array:
     Returns
     -------
     array (...) of float64
-        From 0 to 1: the mean over as many correlations as the smaller rank. NaN if a side is constant. Far above 0 for
-        unrelated layers unless n is far above the widths, and 1 when a rank is n - 1.
+        From 0 to 1: the mean over as many correlations as the smaller rank. NaN if a side is constant. For unrelated
+        layers it is far above 0 unless n is far above the widths, and 1 if a rank is n - 1.
 
     Raises
     ------
@@ -205,12 +205,12 @@ def svcca(x: Array, y: Array, *, variance: float = 0.99) -> Array:
 
 
 def pwcca(x: Array, y: Array) -> Array:
-    """The weighted mean canonical correlation of two layers; a weight is how much of ``x`` a direction accounts for.
+    """The mean canonical correlation of two layers, weighted by how strongly each direction is present in ``x``.
 
     Parameters
     ----------
     x : array (..., n, p)
-        Features, n >= 2. The single columns matter: a rotation of ``x`` changes the weights.
+        Features, n >= 2. The weights depend on the single columns, so a rotation of ``x`` changes the value.
     y : array (..., n, q)
         Features of the same samples.
 

@@ -40,11 +40,11 @@ class Measure:
     pair : callable
         ``pair(a, b)`` computes the value from the statistics of two layers.
     kind : "similarity" or "distance"
-        A larger similarity means more alike, a larger distance less alike.
+        The more alike two layers are, the larger is a similarity and the smaller a distance.
     limits : tuple of float
         Smallest and largest possible value.
     invariances : str
-        Changes of the features of a side that leave the value unchanged.
+        Changes of the features that leave the value unchanged.
     symmetric : bool
         Whether ``function(x, y) == function(y, x)``.
     minimum : int
@@ -65,7 +65,7 @@ class Measure:
 
     @property
     def chance(self) -> Callable[..., Array] | None:
-        """Function ``chance(x, y, **options)``: exact mean over permutations of the samples; None if not known."""
+        """``chance(x, y, **options)`` gives the exact mean over permutations of the samples; None if not known."""
         if self.chance_pair is None:
             return None
         return partial(_chance, self)
@@ -121,7 +121,7 @@ def _uncentred_pair(x: Array, y: Array) -> Array:
 
 
 def _uncentred_chance(x: Array, y: Array) -> Array:
-    """Exact mean over permutations of the samples, which send diagonal entries to diagonal entries only."""
+    """Exact mean over permutations of the samples. They map diagonal entries to diagonal entries, others to others."""
     xp = array_namespace(x)
     n = x.shape[-1]
     on = [xp.sum(xp.linalg.diagonal(z), axis=-1) for z in (x, y)]
@@ -135,7 +135,7 @@ def uncentred_alignment(x: Array, y: Array, *, kernel: Kernel | None = None) -> 
     Parameters
     ----------
     x : array (..., n, p)
-        Features, n >= 2. Their mean counts: layers with large means have a value near 1 for that reason alone.
+        Features, n >= 2. They are not centred: large means alone bring the value near 1.
     y : array (..., n, q)
         Features of the same samples.
     kernel : Kernel, optional

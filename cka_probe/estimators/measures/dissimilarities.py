@@ -25,7 +25,10 @@ COMPARISONS = ("spearman", "pearson")
 
 
 def dissimilarity_vector(x: Array, kind: str, *, squared: bool = False) -> Array:
-    """Dissimilarities (..., n (n - 1) / 2) of all pairs of samples i < j, row by row; ``squared`` affects euclidean."""
+    """Dissimilarities (..., n (n - 1) / 2) of all pairs of samples i < j, row by row.
+
+    ``squared`` gives squared Euclidean distances; other kinds ignore it.
+    """
     xp = array_namespace(x)
     n = x.shape[-2]
     if kind == "euclidean":

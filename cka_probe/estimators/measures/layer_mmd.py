@@ -26,7 +26,7 @@ class Cloud(NamedTuple):
 
 
 def _mean_kernel(kernel: Kernel, a: Array, b: Array | None = None) -> Array:
-    """Mean of the kernel over all pairs of rows; for the Gaussian kernel minus 1, which cancels in MMD^2."""
+    """Mean of the kernel over all pairs of rows; for the Gaussian kernel 1 less, which cancels in MMD^2."""
     xp = array_namespace(a)
     if isinstance(kernel, RBF):
         width = kernel.width(a)
@@ -50,7 +50,7 @@ def _check_kernel(kernel: Kernel | None) -> Kernel:
     if isinstance(kernel, RBF | Laplacian) and kernel.bandwidth == "median":
         raise ValueError(
             "A median bandwidth would give each pair of layers another kernel. "
-            "The rows have a mean squared norm of 1: pass a number, for example RBF(bandwidth=1.0)."
+            "Pass a number, for example RBF(bandwidth=1.0): the rows have a mean squared norm of 1."
         )
     return kernel
 

@@ -1,4 +1,4 @@
-"""Measures of shared nearest neighbours: mutual k-NN, and CKA restricted to neighbours (CKNNA)."""
+"""Similarity of two layers by shared nearest neighbours: mutual k-NN, and CKA restricted to neighbours (CKNNA)."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def mutual_knn(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None)
 
 
 def cknna(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = "released") -> Array:
-    """CKA restricted to pairs of samples that are among each other's k nearest neighbours in both layers.
+    """CKA restricted to pairs of samples (i, j) where j is among the k nearest neighbours of i in both layers (CKNNA).
 
     Parameters
     ----------
@@ -167,10 +167,10 @@ def cknna(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None, form
     kernel : Kernel, optional
         ``Cosine()`` when left out, which gives each sample norm 1.
     form : "released" or "paper"
-        The two differ. "released" follows the authors' code, and so nearly all published numbers: the formula of HSIC_1
-        on the Gram matrices masked to shared neighbours, without the code's 1e-6 in the denominator. "paper" follows
-        the article: products of row-centred kernel values, summed over shared neighbours. Only "paper" is symmetric in
-        x and y.
+        The two give different values. "released" follows the authors' code, and so nearly all published numbers: the
+        formula of HSIC_1 on the Gram matrices masked to shared neighbours, without the code's 1e-6 in the denominator.
+        "paper" follows the article: products of row-centred kernel values, summed over shared neighbours. Only "paper"
+        is symmetric in x and y.
 
     Returns
     -------

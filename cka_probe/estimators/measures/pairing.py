@@ -1,4 +1,4 @@
-"""Values of a measure for all pairs of layers: the statistics of each layer once, then every pair."""
+"""Compute a measure for all pairs of layers: the statistics of each layer once, then the value of every pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Similarity of two layers by linear regression: how well one predicts the other, and how alike both predict (GULP)."""
+"""Linear regression between layers: how well one predicts the other, and how much their predictions differ (GULP)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def explained_variance_chance(x: Subspace, y: Subspace) -> Array:
 
 
 def predictor_distance(x: Subspace, y: Subspace) -> Array:
-    """GULP of two prepared layers: ||P - R||_F of their smoothers, as a sum of squares without cancellation.
+    """GULP of two prepared layers: ||P - R||_F of their smoothers P and R, as a sum of squares without cancellation.
 
     With the basis Uy = Ux C + E and E orthogonal to Ux, P - R has the blocks W - CVC', -EVC' and -EVE', where the
     diagonal matrices W and V hold the eigenvalues of P and R.
@@ -94,7 +94,7 @@ def gulp(x: Array, y: Array, *, regularization: float = 1e-2) -> Array:
     y : array (..., n, q)
         Features of the same samples.
     regularization : float
-        lambda, not negative. At 0 only the subspaces count; larger values favour the directions of large variance.
+        lambda, not negative. At 0 only the subspaces matter; larger values weight directions by their variance.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Shape distances: the distance between two layers after the best rotation of one onto the other."""
+"""Shape distances: distances between two layers after the best rotation of one onto the other."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def prepare(x: Array) -> Shape:
 def squared_chord(x: Shape, y: Shape) -> Array:
     """Minimum of ||X - Y R||_F^2 over orthogonal R, as a sum of squares; 2 - 2 ||X'Y||_* would cancel for near layers.
 
-    With X'Y = U S V' it is ||XU - YV||_F^2 plus the squared parts of X and Y outside the spans of U and V. U and V are
-    constants to the gradient, which at the minimum does not depend on R.
+    With X'Y = U S V' it is ||XU - YV||_F^2 plus the squared parts of X and Y outside the spans of U and V. The gradient
+    treats U and V as constants, because at the minimum the derivative by R is 0.
     """
     xp = array_namespace(x.features)
     cross = constant(xp.matrix_transpose(x.features) @ y.features)
@@ -74,7 +74,7 @@ def distance(x: Shape, y: Shape) -> Array:
 
 
 def angle(x: Shape, y: Shape) -> Array:
-    """Angular distance of two prepared layers: the angle that belongs to the chord."""
+    """Angular distance of two prepared layers: the angle whose chord is the Procrustes distance."""
     chord = distance(x, y)
     return 2 * array_namespace(chord).asin(chord / 2)
 

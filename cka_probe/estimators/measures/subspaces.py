@@ -17,11 +17,11 @@ __all__ = ["Subspace", "cross_products", "prepare", "prepare_pair", "smaller_ran
 
 
 class Subspace(NamedTuple):
-    """Centred ``features`` as basis diag(spread) W' in float64, up to a scale; zero beyond the rank.
+    """Singular value decomposition of the centred ``features`` (..., n, p) of a layer, in float64.
 
-    ``basis`` (..., n, r) has orthonormal columns. ``spread`` (..., r) has a scale that gives the samples a mean squared
-    norm of 1. ``rank`` (...) is NaN for a constant layer. ``shrinkage`` (..., r) are the eigenvalues of the smoother of
-    a ridge regression on the features.
+    ``basis`` (..., n, r) holds the left singular vectors. ``spread`` (..., r) holds the singular values, scaled to a
+    mean squared norm of the samples of 1. ``shrinkage`` (..., r) holds the eigenvalues of the smoother of a ridge
+    regression on the features. All three are 0 beyond the rank. ``rank`` (...) is NaN for a constant layer.
     """
 
     basis: Array
