@@ -1,4 +1,4 @@
-"""Detectors: distillation on the feature pyramid, and the COCO metric."""
+"""Train detectors with a distillation loss on feature pyramids; score them by the COCO metric."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from tqdm.auto import tqdm
 
 from ...capture.extras import require
 from ...capture.state import frozen, modes_restored
+from ...capture.trees import move
 from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap, maps_of
 from ..training.result import DenseResult
 from ..training.schedules import DenseSchedule
 from .data import collate_lists
-from .loop import Step, momentum_sgd, on_device, train_dense
+from .loop import DenseTask, train_dense
 from .networks import detector
+from .settings import DenseSettings, momentum_sgd
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,22 +34,22 @@ __all__ = ["PAPER_ROWS", "PaperRow", "average_precision", "detector", "distill_d
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper's COCO table that torchvision's detectors can express, with the paper's AP beside.
+    """Settings and published AP of a row of the paper's COCO table that torchvision's detectors can express.
 
     Parameters
     ----------
     architecture : str
-        Of both networks, for `detector`.
+        Architecture of both networks, for `detector`.
     teacher, student : str
-        ResNets by torchvision's names.
+        Names of ResNets in torchvision.
     intra_weight, inter_weight : float
-        For `PatchCKALoss`.
+        Weights of `PatchCKALoss`.
     learning_rate : float
-        For a batch of 16.
+        For a batch of 16 pictures.
     epochs : int
-        24: the schedule "2x".
+        24, the schedule "2x".
     student_ap, distilled_ap, mimic_ap : float
-        The paper's, in percent: without a teacher, with PCKA, and with plain feature imitation too.
+        AP of the paper in percent: without a teacher, with PCKA, and with PCKA and feature imitation.
     """
 
     architecture: str
@@ -79,7 +81,7 @@ PAPER_ROWS = {
         "fcos", "resnet101", "resnet50", 10.0, 0.0, 0.01, 24, student_ap=38.5, distilled_ap=39.8, mimic_ap=40.7
     ),
 }
-"""The third row, Cascade Mask R-CNN X101 -> Faster R-CNN R50, has a teacher that torchvision does not have."""
+"""A third row, Cascade Mask R-CNN X101 to Faster R-CNN R50, needs a teacher that torchvision does not have."""
 
 
 def distill_detector(
@@ -103,44 +105,50 @@ def distill_detector(
     workers: int = 0,
     seed: int = 0,
     output_dir: Path | str | None = None,
+    resume: bool = True,
+    checkpoint_steps: int | None = None,
     log_every: int = 50,
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DenseResult:
-    """The trained student detector, its history and its COCO scores: detection losses plus those of the pyramid.
+    """Train a detector on its own losses and on a loss of the feature pyramids; return its history and COCO scores.
 
-    The teacher's backbone sees the same tensor as the student's: scaled, normalised and padded by the student. Its
-    heads do not run, so that it adds one forward pass of a backbone to a step. It stays in eval mode. Hooks, modes,
-    gradient flags and random states are afterwards as before.
+    The teacher's backbone gets the same tensor as the student's: scaled, normalised and padded by the student. The
+    teacher's heads do not run, so that a step costs one more forward pass of a backbone. The teacher stays in eval
+    mode. Hooks, modes, gradient flags and random states are restored at the end.
+
+    A run with an `output_dir` saves a checkpoint after every pass over the data. A run that was killed resumes from
+    there when it is called again with the same arguments. On a CPU it ends with the same weights, bit for bit.
 
     Parameters
     ----------
     teacher : torch.nn.Module or None
-        A torchvision detector, or anything with ``teacher_layer``. None trains without; teachers are trained so.
+        A torchvision detector, or any module with ``teacher_layer``. None trains the student alone, as a teacher is
+        trained.
     student : torch.nn.Module
-        A torchvision detector (`detector`): in train mode it gives a dict of losses. Trained in place.
+        A torchvision detector (`detector`), which returns a dict of losses in train mode. It is trained in place.
     train, test : Dataset
-        Of (image, target) as `CocoBoxes` gives them; without ``test`` nothing is scored.
+        Items (image, target) as in `CocoBoxes`. Without ``test`` nothing is scored.
     loss : DistillationLoss, optional
-        Of the pyramids, `PatchCKALoss` say; called without logits. Required with a teacher.
+        A loss of features, such as `PatchCKALoss`; it gets no logits. Required with a teacher.
     layer, teacher_layer : str
-        Paths of the modules that give the dict of maps; the teacher's is the student's when None.
+        Paths of the modules that return the dict of maps; ``teacher_layer`` is ``layer`` if None.
     levels : int
-        How many of the first maps are compared.
+        Number of maps that are compared, from the first on.
     steps : int
-        Steps of the optimiser.
+        Steps of the optimizer.
     batch_size : int
         Pictures for each step and process.
     learning_rate : float
-        At its highest; ``schedule(step, steps)`` multiplies it.
+        Highest value; ``schedule(step, steps)`` multiplies it.
     schedule : callable
         `DenseSchedule` by default.
     optimizer : callable
         Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
     weight_decay : float
-        Of all parameters.
+        Weight decay of all parameters.
     clip_norm : float, optional
-        The gradient's largest norm.
+        Largest norm of the gradient; a larger gradient is scaled down. None does not clip.
     mixed_precision : {"no", "bf16", "fp16"}
         For the networks; the losses of this package compute in float32.
     workers : int
@@ -148,9 +156,13 @@ def distill_detector(
     seed : int
         The same seed gives the same run on a CPU.
     output_dir : path, optional
-        Receives last.safetensors, history.csv and scores.csv.
+        Folder for last.safetensors, history.csv, scores.csv, settings.json and the checkpoints.
+    resume : bool
+        Whether to resume from a checkpoint in `output_dir`; False starts again.
+    checkpoint_steps : int, optional
+        Number of steps after which a checkpoint is also saved within a pass over the data.
     log_every : int
-        Steps for each row of the history.
+        Steps between the rows of the history.
     progress : bool
         Whether a progress bar is shown.
     accelerator : accelerate.Accelerator, optional
@@ -164,10 +176,12 @@ def distill_detector(
     Raises
     ------
     TypeError
-        If the layer gives no maps.
+        If the layer returns no maps.
     ValueError
-        If a setting is out of range, a layer does not exist, the networks normalise pictures differently, or there is a
-        teacher without a loss or a loss without a teacher.
+        If a setting is out of range, a layer does not exist, the networks normalise pictures differently, there is a
+        teacher without a loss or a loss without a teacher, or `output_dir` holds a run with other settings.
+    CheckpointError
+        If no checkpoint in `output_dir` can be read.
     ModuleNotFoundError
         If accelerate, torchmetrics or pycocotools is not installed.
     FloatingPointError
@@ -175,7 +189,8 @@ def distill_detector(
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, section 4; PAPER.md, PCKA.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, section 4;
+    docs/paper.md, section 1.
     """
     for library in ("accelerate", "torchmetrics", "pycocotools"):
         require(library, "dense", "distill_detector()")
@@ -187,6 +202,24 @@ def distill_detector(
     if loss is not None:
         check_signature(loss)
     _check_same_pictures(teacher, student)
+    settings = DenseSettings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        mixed_precision=mixed_precision,
+        workers=workers,
+        seed=seed,
+        output_dir=output_dir,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        log_every=log_every,
+        progress=progress,
+        accelerator=accelerator,
+    )
     with frozen(teacher), ExitStack() as stack:
         tap = source = None
         if teacher is not None:
@@ -194,7 +227,7 @@ def distill_detector(
             source = MapTap(teacher, teacher_layer or layer, levels, "teacher").layer_module
 
         def pyramids() -> tuple[list[Tensor], list[Tensor]]:
-            """The student's maps of the last forward pass, and the teacher's of the same pictures."""
+            """Maps of the student's last forward pass, and the teacher's maps of the same pictures."""
             assert tap is not None
             assert source is not None
             given, maps = tap.take()
@@ -204,50 +237,35 @@ def distill_detector(
         def prepare(batch: Any) -> None:
             if teacher is None or loss is None:
                 return
-            teacher.to(batch[0][0].device)
             with modes_restored(student), torch.no_grad():
                 student.eval()(batch[0])
             maps, theirs = pyramids()
             if callable(make := getattr(loss, "prepare", None)):
                 make(maps, theirs)
 
-        def step_of(accelerator: Accelerator) -> Step:
-            def terms(batch: Any, model: nn.Module) -> dict[str, Tensor]:
-                with accelerator.autocast():
-                    found = dict(model(*batch))
-                    maps, theirs = ([], []) if loss is None else pyramids()
-                ours, taught = (Outputs(features=tuple(levels)) for levels in (maps, theirs))
-                return found if loss is None else found | loss.terms(ours, taught)
-
-            return terms
+        def terms(batch: Any, model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+            with accelerator.autocast():
+                found = dict(model(*batch))
+                maps, theirs = ([], []) if loss is None else pyramids()
+            ours, taught = (Outputs(features=tuple(levels)) for levels in (maps, theirs))
+            return found if loss is None else found | loss.terms(ours, taught)
 
         def score(model: nn.Module, device: torch.device) -> dict[str, float]:
             assert test is not None
             return average_precision(model, test, batch_size=batch_size, device=device, progress=False)
 
-        return train_dense(
-            student,
-            train,
-            step_of,
-            extra=loss,
-            collate=collate_lists,
+        task = DenseTask(
+            teacher=teacher,
+            student=student,
+            train=train,
+            loss=loss,
+            layers={"layer": layer, "teacher_layer": teacher_layer or layer, "levels": levels},
             prepare=prepare,
+            terms=terms,
+            collate=collate_lists,
             score=None if test is None else score,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            mixed_precision=mixed_precision,
-            workers=workers,
-            seed=seed,
-            output_dir=output_dir,
-            log_every=log_every,
-            progress=progress,
-            accelerator=accelerator,
         )
+        return train_dense(task, settings)
 
 
 def average_precision(
@@ -258,26 +276,31 @@ def average_precision(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """The COCO box scores of a detector: AP over IoU 0.50 to 0.95, AP50, AP75, and AP of small, medium, large objects.
+    """COCO box scores of a detector: AP over IoU 0.50 to 0.95, AP50, AP75, and AP of small, medium and large objects.
 
     Parameters
     ----------
     model : torch.nn.Module
-        In eval mode it gives a list of dicts with boxes, scores and labels.
+        Returns a list of dicts with boxes, scores and labels in eval mode.
     data : Dataset
-        Of (image, target) as `CocoBoxes` gives them: detections within a crowd do not count against the detector, and
-        an object's size is its annotated area. With targets of boxes and labels alone it is the area of the box.
+        Items (image, target) as in `CocoBoxes`. Detections within a crowd do not count as wrong, and the size of an
+        object is its annotated area. If targets have only boxes and labels, it is the area of the box.
     batch_size : int
         Pictures for each forward pass.
     device : torch.device, optional
-        Where to compute; where the model is when None.
+        Device of the computation; the model's if None.
     progress : bool
         Whether a progress bar is shown.
 
     Returns
     -------
     dict of str to float
-        AP, AP50, AP75, APs, APm, APl in [0, 1]; -1 where the data has no object of that size, as pycocotools has it.
+        AP, AP50, AP75, APs, APm, APl in [0, 1]; -1 if the data has no object of that size, as in pycocotools.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If torchmetrics or pycocotools is not installed.
 
     References
     ----------
@@ -288,7 +311,7 @@ def average_precision(
     from torchmetrics.detection import MeanAveragePrecision
 
     device = next(model.parameters()).device if device is None else torch.device(device)
-    # pycocotools' own thresholds: torchmetrics' are rounded to float32, which moves a recall of 0.05 to the next one.
+    # The thresholds of pycocotools. Those of torchmetrics are float32, which counts a recall of 0.05 at the next one.
     metric = MeanAveragePrecision(
         box_format="xyxy",
         iou_type="bbox",
@@ -300,7 +323,7 @@ def average_precision(
     with modes_restored(model), torch.no_grad():
         model.eval()
         for images, targets in tqdm(loader, disable=not progress, unit="batch"):
-            found = on_device(model(on_device(images, device)), torch.device("cpu"))
+            found = move(model(move(images, device)), torch.device("cpu"))
             metric.update(found, [_scored(target) for target in targets])
     values = metric.compute()
     names = {
@@ -315,12 +338,12 @@ def average_precision(
 
 
 def _scored(target: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What torchmetrics is given of one picture: everything annotated, or the boxes and labels where that is all."""
+    """Target for torchmetrics: all annotations of the picture, or else its boxes and labels."""
     return dict(target.get("annotated", {name: target[name] for name in ("boxes", "labels")}))
 
 
 def _check_same_pictures(teacher: nn.Module | None, student: nn.Module) -> None:
-    """An error when the teacher expects pictures that are normalised in another way than the student's."""
+    """Raise ValueError if the teacher normalises pictures in another way than the student."""
     transforms: Sequence[Any] = [getattr(model, "transform", None) for model in (teacher, student)]
     if any(transform is None for transform in transforms):
         return
@@ -328,6 +351,6 @@ def _check_same_pictures(teacher: nn.Module | None, student: nn.Module) -> None:
         theirs, ours = (list(getattr(transform, name, [])) for transform in transforms)
         if theirs != ours:
             raise ValueError(
-                f"The teacher's {name} is {theirs} and the student's {ours}, but the teacher's backbone sees the "
-                "student's pictures. Build both with the same."
+                f"The teacher's {name} is {theirs} and the student's {ours}, but the teacher's backbone gets the "
+                "student's pictures. Build both with the same values."
             )

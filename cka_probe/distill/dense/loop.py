@@ -1,192 +1,192 @@
-"""The loop that detectors and segmenters share: a student's own loss plus what a frozen teacher's maps add."""
+"""Training loop of detectors and segmenters: the student's own loss plus the terms of a distillation loss."""
 
 from __future__ import annotations
 
-import io
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ...capture.state import modes_restored, random_states_restored
+from ...capture.state import modes_restored, random_states, random_states_restored, set_random_states
 from ..training.accelerator import accelerator_for
-from ..training.batches import seed_everything
-from ..training.checkpoints import save_weights, write_whole
+from ..training.preparation import describe, digest
 from ..training.result import DenseResult
+from ..training.run_files import RunFiles
+from ..training.run_state import RunState, checked_total
+from ..training.seeding import seed_everything
+from ..training.steps import average_gradients
+from .batches import PictureBatches
+from .settings import DenseSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["momentum_sgd", "train_dense"]
+__all__ = ["DenseTask", "train_dense"]
 
 
-Step = Callable[[Any, nn.Module], dict[str, Tensor]]
-"""From a batch on the device and the student (wrapped for mixed precision and DDP) to weighted terms."""
-
-
-def train_dense(
-    student: nn.Module,
-    train: Dataset[Any],
-    step_of: Callable[[Accelerator], Step],
-    *,
-    extra: nn.Module | None,
-    collate: Callable[..., Any] | None,
-    prepare: Callable[[Any], None],
-    score: Callable[[nn.Module, torch.device], dict[str, float]] | None,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    schedule: Callable[[int, int], float],
-    optimizer: Callable[..., torch.optim.Optimizer],
-    weight_decay: float,
-    clip_norm: float | None,
-    mixed_precision: str,
-    workers: int,
-    seed: int,
-    output_dir: Path | str | None,
-    log_every: int,
-    progress: bool,
-    accelerator: Accelerator | None,
-) -> DenseResult:
-    """Trains the student in place; see `distill_detector` for the parameters that it passes on.
+@dataclass(frozen=True, kw_only=True)
+class DenseTask:
+    """The parts of a run that differ between detectors and segmenters.
 
     Parameters
     ----------
+    teacher : torch.nn.Module or None
+        The frozen teacher.
     student : torch.nn.Module
-        What is trained.
+        The network that is trained in place.
     train : Dataset
-        Of items that ``collate`` joins to a batch.
-    step_of : callable
-        Given the accelerator, makes the function from (batch, student) to the weighted terms of one step.
-    extra : torch.nn.Module, optional
-        The distillation loss, whose own parameters are trained too.
-    collate : callable, optional
-        Joins items; torch's default when None.
+        Its items are joined by ``collate``.
+    loss : torch.nn.Module or None
+        The distillation loss. Its own parameters are trained too.
+    layers : dict
+        Names of the compared layers: a run with other layers is refused.
     prepare : callable
-        Called once with a batch on the device, before the optimiser is built.
+        Called once with a batch, before the optimizer is built.
+    terms : callable
+        ``terms(batch, model, accelerator)`` returns the weighted terms of one step; ``model`` is the student, wrapped
+        for mixed precision and DDP.
+    collate : callable, optional
+        Joins items into a batch; torch's default if None.
     score : callable, optional
-        Called after the last step with the student, in eval mode, and the device.
-    **settings
-        See `distill_detector`.
+        ``score(student, device)`` returns the scores after the last step.
+    """
+
+    teacher: nn.Module | None
+    student: nn.Module
+    train: Dataset[Any]
+    loss: nn.Module | None
+    layers: dict[str, Any]
+    prepare: Callable[[Any], None]
+    terms: Callable[[Any, nn.Module, Accelerator], dict[str, Tensor]]
+    collate: Callable[[list[Any]], Any] | None = None
+    score: Callable[[nn.Module, torch.device], dict[str, float]] | None = None
+
+
+def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
+    """Train the student of ``task``; write and resume the run as `distill` does.
+
+    Parameters
+    ----------
+    task : DenseTask
+        Networks, data, and the functions that differ between detectors and segmenters.
+    given : DenseSettings
+        Settings of the run.
 
     Returns
     -------
     DenseResult
-        With the history and the scores.
+        The history and the scores.
 
     Raises
     ------
     ValueError
-        If a setting is out of range.
+        If the output directory holds a run with other settings, or there are fewer pictures than processes.
+    CheckpointError
+        If no checkpoint in the output directory can be read.
     FloatingPointError
         If the loss is no longer finite.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("log_every", log_every)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if not learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"`clip_norm` must be positive or None, got {clip_norm}.")
-    directory = None if output_dir is None else Path(output_dir)
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
+    from accelerate.utils import gather_object
+
+    student, steps = task.student, given.steps
     with ExitStack() as stack:
         stack.enter_context(random_states_restored())
         stack.enter_context(modes_restored(student))
-        accelerator = stack.enter_context(accelerator_for(accelerator, mixed_precision, 1.0))
+        accelerator = stack.enter_context(accelerator_for(given.accelerator, given.mixed_precision, 1.0))
         main, device = accelerator.is_main_process, accelerator.device
-        seed_everything(seed)
-        loader = DataLoader(
-            train,
-            batch_size,
-            shuffle=True,
-            drop_last=len(train) > batch_size,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=collate,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        loss = nn.Module() if extra is None else extra
-        student.to(device)
-        prepare(on_device(next(iter(loader)), device))
-        loss.to(device)
-        parameters = [p for p in [*student.parameters(), *loss.parameters()] if p.requires_grad]
-        descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-        model, descent, loader = accelerator.prepare(student, descent, loader)
-        step_terms = step_of(accelerator)
-        seed_everything(seed, 1, accelerator.process_index)
 
+        # The data, the student and the loss.
+        seed_everything(given.seed)
+        batches = PictureBatches(task.train, task.collate, given, accelerator)
+        loss = nn.Module() if task.loss is None else task.loss
+        for network in filter(None, (task.teacher, student)):
+            network.to(device)
+        task.prepare(batches.sample())
+        loss.to(device)
+
+        # The optimizer, and the state of an earlier process.
+        parameters = [p for p in [*student.parameters(), *loss.parameters()] if p.requires_grad]
+        descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
+        model, descent = accelerator.prepare(student, descent)
+        settings = {
+            "steps": steps,
+            "batch_size": given.batch_size,
+            "steps_per_epoch": len(batches),
+            "learning_rate": given.learning_rate,
+            "schedule": describe(given.schedule),
+            "optimizer": describe(given.optimizer),
+            "weight_decay": given.weight_decay,
+            "clip_norm": given.clip_norm,
+            "loss": describe(task.loss),
+            "layers": task.layers,
+            "teacher_weights": digest(task.teacher),
+            "mixed_precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "log_every": given.log_every,
+            "seed": given.seed,
+        }
+        files = RunFiles(given.output_dir, settings, resume=given.resume, main=main)
+        stack.callback(files.close)
+        run = RunState(files.state)
+        if files.state is not None:
+            run.load(student, loss, descent, accelerator)
+
+        done = run.epoch * len(batches) + run.step
+        started = time.perf_counter() - run.seconds
+
+        def save_checkpoint() -> None:
+            run.seconds = time.perf_counter() - started
+            files.save_checkpoint(run.state(student, loss, descent, accelerator))
+
+        bar = stack.enter_context(tqdm(total=steps, initial=done, disable=not (given.progress and main), unit="step"))
         student.train()
         loss.train()
-        rows: list[dict[str, float]] = []
-        sums: dict[str, Tensor] = {}
-        started, since = time.perf_counter(), 0
-        batches = _endless(loader)
-        for step in tqdm(range(steps), disable=not (progress and main), unit="step"):
-            rate = learning_rate * schedule(step, steps)
-            for group in descent.param_groups:
-                group["lr"] = rate
-            terms = step_terms(on_device(next(batches), device), model)
-            accelerator.backward(torch.stack(list(terms.values())).sum())
-            if clip_norm is not None:
-                accelerator.clip_grad_norm_(parameters, clip_norm)
-            descent.step()
-            descent.zero_grad()
-            since += 1
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + term.detach()
-            if since == log_every or step == steps - 1:
-                means = {name: float(value) / since for name, value in sums.items()}
-                row = {"step": step + 1, "loss": sum(means.values()), **means}
-                if not math.isfinite(row["loss"]):
-                    raise FloatingPointError(
-                        f"The training loss is {row['loss']} at step {step + 1} ({means}). Lower the learning rate, or "
-                        "set clip_norm."
-                    )
-                rows.append({**row, "lr": rate, "seconds": time.perf_counter() - started})
-                sums, since = {}, 0
-        scores: dict[str, float] = {}
-        if score is not None:
+        while done < steps:
+            seed_everything(given.seed, run.epoch, accelerator.process_index)
+            if run.random is not None:
+                set_random_states(run.random[accelerator.process_index])
+            for batch in batches.of_epoch(run.epoch, first=run.step):
+                rate = given.learning_rate * given.schedule(done, steps)
+                for group in descent.param_groups:
+                    group["lr"] = rate
+                terms = task.terms(batch, model, accelerator)
+                accelerator.backward(torch.stack(list(terms.values())).sum())
+                average_gradients(accelerator, loss)
+                if given.clip_norm is not None:
+                    accelerator.clip_grad_norm_(parameters, given.clip_norm)
+                descent.step()
+                descent.zero_grad()
+                run.add(terms, 1, device)
+                bar.update()
+                done += 1
+                if done % given.log_every == 0 or done == steps:
+                    means = run.means(accelerator)
+                    total = checked_total(means, f"at step {done}", "set clip_norm")
+                    seconds = time.perf_counter() - started
+                    run.add_row({"step": done, "loss": total, **means, "lr": rate, "seconds": seconds})
+                    files.save_table("history", run.rows)
+                if done == steps:
+                    break
+                if given.checkpoint_steps and done % given.checkpoint_steps == 0 and run.step < len(batches):
+                    run.random = gather_object([random_states()])
+                    save_checkpoint()
+            if run.step == len(batches):
+                run.next_epoch()
+            if done == steps:
+                files.save_weights("last", student.state_dict(), {"seed": given.seed, "steps": steps})
+            save_checkpoint()
+
+        if task.score is not None and not run.scores:
             student.eval()
-            scores = score(student, device)
-        history = pd.DataFrame(rows)
-        if directory is not None and main:
-            save_weights(student, directory / "last.safetensors", {"seed": seed, "steps": steps, **scores})
-            write_whole(directory / "history.csv", _csv(history))
-            write_whole(directory / "scores.csv", _csv(pd.DataFrame([scores])))
-    return DenseResult(history, student, scores, output_dir=directory)
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """Tensors in lists, tuples and dicts moved to the device."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: on_device(entry, device) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(on_device(entry, device) for entry in value)
-    return value
-
-
-def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
-def _csv(table: pd.DataFrame) -> str:
-    stream = io.StringIO()
-    table.to_csv(stream, index=False)
-    return stream.getvalue()
-
-
-momentum_sgd = partial(torch.optim.SGD, momentum=0.9)
-"""The optimiser of the detectors' and segmenters' recipes."""
+            run.scores = task.score(student, device)
+            files.save_weights("last", student.state_dict(), {"seed": given.seed, "steps": steps, **run.scores})
+            save_checkpoint()
+        files.save_table("scores", [run.scores])
+        return DenseResult(pd.DataFrame(run.rows), student, run.scores, run.notes, files.directory)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...atomic_write import atomic_write
 from ...capture.extras import require
-from ..training.checkpoints import write_whole
 
 __all__ = ["SceneFolders", "make_scenes"]
 
@@ -144,7 +144,7 @@ def make_scenes(
         return folders
     for split, count in (("train", train), ("val", val)):
         _write_split(root, split, count, settings)
-    write_whole(marker, json.dumps(asdict(settings)))
+    atomic_write(marker, json.dumps(asdict(settings)))
     return folders
 
 
@@ -164,9 +164,9 @@ def _write_split(root: Path, split: str, count: int, settings: _Settings) -> Non
         name = f"{number:012d}.png"
         frame = f"scenes_{number:06d}_000000"
         content = _png(picture)
-        write_whole(root / f"{split}2017" / name, content)
-        write_whole(city / f"{frame}_leftImg8bit.png", content)
-        write_whole(truth / f"{frame}_gtFine_labelIds.png", _png(label_map))
+        atomic_write(root / f"{split}2017" / name, content)
+        atomic_write(city / f"{frame}_leftImg8bit.png", content)
+        atomic_write(truth / f"{frame}_gtFine_labelIds.png", _png(label_map))
         images.append({"id": number, "file_name": name, "height": settings.size, "width": settings.size})
         for digit, (left, top, right, bottom) in boxes:
             width, height = right - left, bottom - top
@@ -182,7 +182,7 @@ def _write_split(root: Path, split: str, count: int, settings: _Settings) -> Non
             )
     categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
     coco = json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    write_whole(root / "annotations" / f"instances_{split}2017.json", coco)
+    atomic_write(root / "annotations" / f"instances_{split}2017.json", coco)
 
 
 def _part(photo: np.ndarray, split: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Segmenters: distillation on class scores and features, and the mean IoU."""
+"""Train segmenters with a distillation loss on class scores and features; score them by the mean IoU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from tqdm.auto import tqdm
 
 from ...capture.extras import require
 from ...capture.state import frozen, modes_restored
+from ...capture.trees import move
 from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap
 from ..training.result import DenseResult
 from ..training.schedules import DenseSchedule
 from .data import IGNORED
-from .loop import Step, momentum_sgd, on_device, train_dense
+from .loop import DenseTask, train_dense
 from .networks import segmenter
+from .settings import DenseSettings, momentum_sgd
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,33 +53,36 @@ def distill_segmenter(
     workers: int = 0,
     seed: int = 0,
     output_dir: Path | str | None = None,
+    resume: bool = True,
+    checkpoint_steps: int | None = None,
     log_every: int = 50,
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DenseResult:
-    """The trained student segmenter, its history and its mean IoU: cross-entropy of pixels plus the terms of ``loss``.
+    """Train a segmenter on the cross-entropy of pixels and the terms of ``loss``; return its history and mean IoU.
 
-    The loss is given the class scores of both networks before they are upsampled, as logits (`SegmentationCKALoss`),
-    and where asked for the maps of another layer as features (`PatchCKALoss`, `CWDLoss`). The teacher stays in eval
-    mode.
+    The loss gets the class scores of both networks, before they are upsampled, as logits (`SegmentationCKALoss`). With
+    ``features`` it also gets the maps of another layer as features (`PatchCKALoss`, `CWDLoss`). The teacher stays in
+    eval mode. A run with an `output_dir` is saved and resumed as in `distill_detector`.
 
     Parameters
     ----------
     teacher : torch.nn.Module or None
-        A segmenter of the same classes. None trains without; teachers are trained so.
+        A segmenter of the same classes. None trains the student alone, as a teacher is trained.
     student : torch.nn.Module
-        Gives class scores (B, P, H, W), or a dict of them as "out". Trained in place.
+        Returns class scores (B, P, H, W), or a dict with them as "out". It is trained in place.
     train, test : Dataset
-        Of (image, labels) as `LabelMaps` gives them; without ``test`` nothing is scored.
+        Items (image, labels) as in `LabelMaps`. Without ``test`` nothing is scored.
     loss : DistillationLoss, optional
         Required with a teacher.
     layer, teacher_layer : str
-        Paths of the modules that give the scores; the teacher's is the student's when None.
+        Paths of the modules that return the scores; ``teacher_layer`` is ``layer`` if None.
     features, teacher_features : str, optional
-        Paths of the modules whose maps are the features; none when None.
+        Paths of the modules whose maps are the features. None compares no features; ``teacher_features`` is
+        ``features`` if None.
     steps, batch_size, learning_rate, schedule, optimizer, weight_decay, clip_norm, mixed_precision
         As in `distill_detector`.
-    workers, seed, output_dir, log_every, progress, accelerator
+    workers, seed, output_dir, resume, checkpoint_steps, log_every, progress, accelerator
         As in `distill_detector`.
 
     Returns
@@ -88,10 +93,12 @@ def distill_segmenter(
     Raises
     ------
     TypeError
-        If a layer gives no maps.
+        If a layer returns no maps.
     ValueError
-        If a setting is out of range, a layer does not exist, a label is beyond the scores, or there is a teacher
-        without a loss or a loss without a teacher.
+        If a setting is out of range, a layer does not exist, a label is larger than the number of scores, there is a
+        teacher without a loss or a loss without a teacher, or `output_dir` holds a run with other settings.
+    CheckpointError
+        If no checkpoint in `output_dir` can be read.
     ModuleNotFoundError
         If accelerate or torchmetrics is not installed.
     FloatingPointError
@@ -99,7 +106,7 @@ def distill_segmenter(
 
     References
     ----------
-    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024; PAPER.md, Segmentation.
+    Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024; docs/paper.md, section 1.
     """
     for library in ("accelerate", "torchmetrics"):
         require(library, "distill", "distill_segmenter()")
@@ -112,6 +119,24 @@ def distill_segmenter(
         check_signature(loss)
     if features is None and teacher_features is not None:
         raise ValueError("`teacher_features` are compared with the student's: name its layer with `features` too.")
+    settings = DenseSettings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        mixed_precision=mixed_precision,
+        workers=workers,
+        seed=seed,
+        output_dir=output_dir,
+        resume=resume,
+        checkpoint_steps=checkpoint_steps,
+        log_every=log_every,
+        progress=progress,
+        accelerator=accelerator,
+    )
     with frozen(teacher), ExitStack() as stack:
         taps: list[tuple[MapTap, MapTap]] = []
         if teacher is not None:
@@ -121,7 +146,7 @@ def distill_segmenter(
                     taps.append((stack.enter_context(pair[0]), stack.enter_context(pair[1])))
 
         def seen(images: Tensor) -> tuple[Outputs, Outputs]:
-            """Student's outputs of its last forward pass, and the teacher's of the same images."""
+            """Outputs of the student's last forward pass, and the teacher's outputs of the same images."""
             assert teacher is not None
             with torch.no_grad():
                 teacher(images)
@@ -139,51 +164,41 @@ def distill_segmenter(
                     f"`train` has the label {int(known.max())}, but the student scores {scores.shape[1]} classes."
                 )
             if teacher is not None:
-                teacher.to(images.device)
                 ours, theirs = seen(images)
                 if callable(make := getattr(loss, "prepare", None)) and features is not None:
                     make(ours.features, theirs.features)
 
-        def step_of(accelerator: Accelerator) -> Step:
-            def terms(batch: Any, model: nn.Module) -> dict[str, Tensor]:
-                images, labels = batch
-                with accelerator.autocast():
-                    scores = _scores(model(images))
-                    outputs = None if loss is None else seen(images)
-                # A mean over no pixel at all would be NaN: such a batch teaches nothing.
-                total = functional.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="sum")
-                found = {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
-                return found if loss is None or outputs is None else found | loss.terms(*outputs, labels)
-
-            return terms
+        def terms(batch: Any, model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+            images, labels = batch
+            with accelerator.autocast():
+                scores = _scores(model(images))
+                outputs = None if loss is None else seen(images)
+            # A mean over no pixel would be NaN. A batch without known pixels has loss 0.
+            total = functional.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="sum")
+            found = {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
+            return found if loss is None or outputs is None else found | loss.terms(*outputs, labels)
 
         def score(model: nn.Module, device: torch.device) -> dict[str, float]:
             assert test is not None
             return mean_iou(model, test, batch_size=batch_size, device=device, progress=False)
 
-        return train_dense(
-            student,
-            train,
-            step_of,
-            extra=loss,
-            collate=None,
+        layers = {
+            "layer": layer,
+            "teacher_layer": teacher_layer or layer,
+            "features": features,
+            "teacher_features": teacher_features or features,
+        }
+        task = DenseTask(
+            teacher=teacher,
+            student=student,
+            train=train,
+            loss=loss,
+            layers=layers,
             prepare=prepare,
+            terms=terms,
             score=None if test is None else score,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            mixed_precision=mixed_precision,
-            workers=workers,
-            seed=seed,
-            output_dir=output_dir,
-            log_every=log_every,
-            progress=progress,
-            accelerator=accelerator,
         )
+        return train_dense(task, settings)
 
 
 def mean_iou(
@@ -194,26 +209,33 @@ def mean_iou(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """The intersection over union of each class over all pixels of the data, and the mean over classes.
+    """Intersection over union of each class over all pixels of the data, and the mean over classes.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Gives class scores (B, P, H, W), or a dict of them as "out".
+        Returns class scores (B, P, H, W), or a dict with them as "out".
     data : Dataset
-        Of (image, labels) as `LabelMaps` gives them.
+        Items (image, labels) as in `LabelMaps`.
     batch_size : int
-        Pictures for each forward pass; 1 where their sizes differ.
+        Pictures for each forward pass; 1 if their sizes differ.
     device : torch.device, optional
-        Where to compute; where the model is when None.
+        Device of the computation; the model's if None.
     progress : bool
         Whether a progress bar is shown.
 
     Returns
     -------
     dict of str to float
-        "mIoU" and "IoU 0", "IoU 1", ... in [0, 1]. A class that neither occurs nor is predicted is NaN, and left out of
-        the mean.
+        "mIoU" and "IoU 0", "IoU 1", ... in [0, 1]. A class that neither occurs nor is predicted is NaN, and is left
+        out of the mean.
+
+    Raises
+    ------
+    ValueError
+        If the data is empty.
+    ModuleNotFoundError
+        If torchmetrics is not installed.
 
     References
     ----------
@@ -228,7 +250,7 @@ def mean_iou(
     with modes_restored(model), torch.no_grad():
         model.eval()
         for images, labels in tqdm(loader, disable=not progress, unit="batch"):
-            scores = _scores(model(on_device(images, device)))
+            scores = _scores(model(move(images, device)))
             scores = functional.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
             if metric is None:
                 metric = MulticlassJaccardIndex(

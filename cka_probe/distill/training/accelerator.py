@@ -1,4 +1,4 @@
-"""The accelerator of a run."""
+"""Accelerator of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["accelerator_for"]
 
 @contextmanager
 def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: float) -> Iterator[Accelerator]:
-    """The caller's accelerator, or one of our own that leaves no settings behind in accelerate's global state."""
+    """The caller's accelerator, or a new one whose settings are removed from accelerate's global state afterwards."""
     if given is not None:
         if mixed_precision not in ("no", given.mixed_precision):
             raise ValueError(
@@ -34,7 +34,7 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
             f"mixed_precision={mixed_precision!r}, but this process already has an Accelerator with "
             f"{AcceleratorState().mixed_precision!r}, and accelerate allows one. Pass that one as `accelerator`."
         )
-    # Without cross-entropy a feature loss may leave the classifier without a gradient, which DDP must be told.
+    # Without cross-entropy, a loss of features gives the classifier no gradient, and DDP must know that.
     unused = DistributedDataParallelKwargs(find_unused_parameters=ce_weight == 0)
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
     try:

@@ -1,4 +1,4 @@
-"""The distillation run: a frozen teacher, a student with taps, one loop."""
+"""Train a classifier on labels and on a frozen teacher: `distill`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from ...capture.extras import require
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for
-from .batches import Batch, evaluation_loader, seed_everything, split_batch, training_batches
+from .batches import Batch, evaluation_loader, split_batch, training_batches
 from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
 from .preparation import check_arguments, choose_layers, describe, digest, fit_together
 from .result import DistillationResult
 from .run_files import RunFiles
-from .run_state import RunState
+from .run_state import RunState, checked_total
 from .schedules import StepDecay
-from .steps import accumulated_gradient, exact_gradient, weighted_terms
+from .seeding import seed_everything
+from .steps import accumulated_gradient, average_gradients, exact_gradient, weighted_terms
 from .teacher_cache import cached_teacher
 
 if TYPE_CHECKING:
@@ -65,37 +66,37 @@ def distill(
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DistillationResult:
-    """The history and weights of a student trained on labels and on what a frozen teacher makes of the same samples.
+    """Train ``student`` on labels and on a frozen teacher's outputs; return its history and weights.
 
     The student is trained in place, by SGD on cross-entropy plus the terms of `loss`. The teacher stays in eval mode,
-    so that its batch-norm statistics do not move. Hooks, modes, gradient flags and random states are afterwards as
-    before, also after an exception or Ctrl-C.
+    so that its batch-norm statistics do not change. Hooks, modes, gradient flags and random states are restored at the
+    end, also after an exception or Ctrl-C.
 
-    A run with an `output_dir` saves a checkpoint after every epoch. Killed at any time and called again with the same
-    arguments it goes on from there, and on a CPU ends with the same weights bit for bit.
+    A run with an `output_dir` saves a checkpoint after every epoch. A run that was killed resumes from there when it is
+    called again with the same arguments. On a CPU it ends with the same weights, bit for bit.
 
-    Under `accelerate launch` or torchrun every process trains on its share of each batch; the losses of this package
+    Under `accelerate launch` or torchrun every process trains on its part of each batch. The losses of this package
     gather the whole batch, so that the result is that of one process.
 
     Parameters
     ----------
     teacher : torch.nn.Module or None
-        None trains with the labels alone; teachers are trained so.
+        None trains on the labels alone, as a teacher is trained.
     student : torch.nn.Module
         Any classifier with logits of shape (B, classes).
     train, test : Dataset or DataLoader
-        Of (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and augmentation; a
-        generator that your own loader has is reseeded.
+        Samples (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and
+        augmentation. If your own loader has a generator, it is reseeded.
     loss : torch.nn.Module, callable or None
-        ``loss(student, teacher, target)`` of the `Outputs` of both networks; its weighted ``terms``, where it has them,
-        are recorded one by one. None trains with the labels alone.
+        ``loss(student, teacher, target)`` of the `Outputs` of both networks. If it has a method ``terms``, its weighted
+        terms are recorded one by one. None trains on the labels alone.
     student_layers, teacher_layers : sequence of str, or "auto"
         Layer paths whose activations the loss compares, pair by pair; `teacher_layers` defaults to `student_layers`.
-        "auto" matches the stages of the two networks where the loss needs features.
+        "auto" matches the stages of the two networks if the loss needs features.
     epochs : int
         Passes over `train`.
     batch_size : int, optional
-        Samples for each step of the optimiser, over all processes (64 when None). Not with DataLoaders.
+        Samples for each step of the optimizer, over all processes (64 if None). Not with DataLoaders.
     learning_rate : float
         At the start; `schedule` multiplies it.
     schedule : callable
@@ -103,36 +104,36 @@ def distill(
     optimizer : callable
         Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
     weight_decay : float
-        Of all parameters.
+        Weight decay of all parameters.
     ce_weight : float
         Weight of the cross-entropy with the labels.
     accumulation_steps : int
-        Each batch is computed in that many microbatches, to save memory.
+        Number of microbatches that each batch is divided into, to save memory.
     accumulation : {"exact", "mean"}
-        "exact": the loss of the whole batch, at the price of one more forward pass (for losses that relate samples, CKA
-        among them); "mean": the mean of the microbatches' losses.
+        "exact": the loss of the whole batch, for one more forward pass (for losses that relate samples, such as CKA);
+        "mean": the mean of the losses of the microbatches.
     mixed_precision : {"no", "bf16", "fp16"}
         For the networks; losses see float32.
     workers : int
         Processes that load data sets.
     seed : int
-        The same seed gives the same weights bit for bit on a CPU, whatever the number of workers.
+        The same seed gives the same weights, bit for bit on a CPU, with any number of workers.
     output_dir : path, optional
-        Receives best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
+        Folder for best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
     resume : bool
-        Whether to go on from a checkpoint in `output_dir`; False starts again.
+        Whether to resume from a checkpoint in `output_dir`; False starts again.
     checkpoint_steps : int, optional
-        Save a checkpoint within the epoch too, after every so many steps.
+        Number of steps after which a checkpoint is also saved within an epoch.
     tensorboard : bool
         Whether the history also goes to ``output_dir/tensorboard``.
     teacher_cache : path, optional
-        Where the teacher's outputs are kept on disk and read from then on. For data sets without augmentation.
+        Folder for the teacher's outputs, which are computed once. For data sets without augmentation.
     diagnostics : Diagnostics, optional
         When to measure teacher-student CKA and the agreement of the loss terms.
     progress : bool
         Whether a progress bar is shown.
     accelerator : accelerate.Accelerator, optional
-        Your own, with a device or DDP options of your choice; it brings its own mixed precision.
+        Your own, with a device or DDP options of your choice. It decides the mixed precision.
 
     Returns
     -------
@@ -142,9 +143,9 @@ def distill(
     Raises
     ------
     TypeError
-        If a data argument, a batch or a layer list is of the wrong kind, or the loss takes other arguments.
+        If a data argument, a batch or a list of layers has the wrong type, or the loss takes other arguments.
     ValueError
-        If an argument is out of range, a layer does not exist, batches are too small, the class counts do not fit, or
+        If an argument is out of range, a layer does not exist, batches are too small, the numbers of classes differ, or
         `output_dir` holds a run with other settings.
     FloatingPointError
         If the training loss is no longer finite.
@@ -153,7 +154,7 @@ def distill(
     CheckpointError
         If no checkpoint in `output_dir` can be read.
     OSError
-        If there is no room for a file; the last good checkpoint is intact.
+        If a file cannot be written. The last good checkpoint is intact.
 
     References
     ----------
@@ -215,7 +216,7 @@ def distill(
         if teacher_cache is not None and master is not None:
             teach = cached_teacher(teacher_cache, master, teach, batches, accelerator, progress and main)
 
-        # The optimiser, and what an earlier process left.
+        # The optimizer, and the state of an earlier process.
         extra = loss if isinstance(loss, nn.Module) else nn.Module()
         parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
         descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -264,21 +265,26 @@ def distill(
 
             for batch in batches.of_epoch(epoch, first=run.step):
                 logits, terms = gradient(accelerator, model, teach, terms_of, batch, accumulation_steps)
-                _average_gradients(accelerator, extra)
+                average_gradients(accelerator, extra)
                 descent.step()
                 descent.zero_grad()
-                run.add(batch, logits, terms)
+                run.add(_sums_of(batch, logits, terms), len(batch), device)
                 bar.update()
                 if checkpoint_steps and run.step % checkpoint_steps == 0 and run.step < len(batches):
                     run.random = gather_object([random_states()])
                     run.seconds = time.perf_counter() - started
                     files.save_checkpoint(run.state(student, extra, descent, accelerator))
 
-            row = {"epoch": epoch + 1, **run.means(accelerator)}
+            means = run.means(accelerator)
+            right = means.pop("right")
+            total_loss = checked_total(means, f"in epoch {epoch + 1}", "the weight of the term that is not finite")
+            row = {"epoch": epoch + 1, "train_loss": total_loss, **means, "train_accuracy": right}
             row["test_accuracy"] = accuracy(pupil, tests, classes, accelerator)
             row |= {"lr": rate, "seconds": time.perf_counter() - started}
             improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
-            run.finish_epoch(row)
+            run.add_row(row)
+            run.next_epoch()
+            run.seconds = 0.0
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", test=f"{row['test_accuracy']:.2%}")
 
             if diagnostics is not None and master is not None:
@@ -286,7 +292,7 @@ def distill(
                 agreement = partial(
                     similarities, master, pupil, tests, share, distributed=accelerator.num_processes > 1
                 )
-                # A loss on logits alone taps no layer: its pair is that of the networks' outputs.
+                # A loss of logits taps no layer: the outputs of the networks are compared instead.
                 tapped = (layers_y, layers) if layers else ("", "")
                 if run.epoch % diagnostics.every == 0 or run.epoch == epochs:
                     matrix = agreement(tapped)
@@ -305,7 +311,7 @@ def distill(
                 best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
                 files.save_weights("best", best, facts)
             files.save_weights("last", student.state_dict(), facts)
-            files.log(run.rows, run.diagnostics)
+            files.log_epoch(run.rows, run.diagnostics)
             files.save_checkpoint(run.state(student, extra, descent, accelerator))
 
         return DistillationResult(
@@ -319,13 +325,13 @@ def distill(
 
 
 def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelerator: Accelerator) -> float:
-    """The fraction of right answers over a loader, in eval mode, over all processes; in [0, 1]."""
+    """Fraction of right answers over a loader, in eval mode, over all processes; in [0, 1]."""
     from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
 
     metric = MulticlassAccuracy(classes, average="micro", validate_args=False, sync_on_compute=False)
     metric = metric.to(accelerator.device)
     model.eval()
-    if accelerator.num_processes > 1:  # every process judges its part of the data by the same batch-norm statistics
+    if accelerator.num_processes > 1:  # every process must use the same batch-norm statistics
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
     with torch.no_grad(), accelerator.autocast():
@@ -336,9 +342,7 @@ def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelera
     return float(metric.compute())
 
 
-def _average_gradients(accelerator: Accelerator, loss: nn.Module) -> None:
-    """What DDP does for the student, for a loss with parameters of its own."""
-    if accelerator.num_processes > 1:
-        for parameter in loss.parameters():
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+def _sums_of(batch: Batch, logits: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each loss term times the batch size, and the number of right answers."""
+    sums = {name: term * len(batch) for name, term in terms.items()}
+    return {**sums, "right": (logits.argmax(1) == batch.target).sum()}

@@ -1,4 +1,4 @@
-"""What happens before the first step: arguments are checked, the accelerator made, the loss shown a sample."""
+"""Before the first step: check the arguments, choose the layers, and try the loss on a sample."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from .steps import weighted_terms
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["check_arguments", "choose_layers", "describe", "digest", "fit_together"]
+__all__ = ["LayerNames", "check_arguments", "choose_layers", "describe", "digest", "fit_together"]
 
-Layers = Sequence[str] | str
+LayerNames = Sequence[str] | str
+"""Paths of layers, or "auto"."""
 
 
 def check_arguments(
@@ -40,13 +41,13 @@ def check_arguments(
     output_dir: Any,
     teacher_cache: Any,
 ) -> None:
-    """Nothing, or an error about the first argument of `distill` that cannot be right."""
+    """Raise TypeError or ValueError for the first argument of `distill` that is not valid."""
     for name, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
             raise TypeError(f"`{name}` must be a torch.nn.Module, got {type(model).__name__}.")
     if teacher is not None and {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
         raise ValueError(
-            "`teacher` and `student` share parameters; the teacher is frozen, so give the student its own copy."
+            "`teacher` and `student` share parameters, but the teacher is frozen. Give the student its own copy."
         )
     if loss is not None and not callable(loss):
         raise TypeError(f"`loss` must be a module, a function or None, got {type(loss).__name__}.")
@@ -71,7 +72,7 @@ def check_arguments(
     if diagnostics is not None and diagnostics.heatmap_every and output_dir is None:
         raise ValueError("`diagnostics` with heatmap_every needs an `output_dir` to save the pictures in.")
     if teacher_cache is not None and loss is None:
-        raise ValueError("`teacher_cache` keeps what the loss needs of the teacher, but loss is None.")
+        raise ValueError("`teacher_cache` keeps the teacher's outputs for the loss, but loss is None.")
 
 
 def choose_layers(
@@ -79,12 +80,12 @@ def choose_layers(
     student: nn.Module,
     loss: Any,
     sample: Batch,
-    student_layers: Layers = "auto",
-    teacher_layers: Layers | None = None,
+    student_layers: LayerNames = "auto",
+    teacher_layers: LayerNames | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The layers to tap in the student and in the teacher, pair by pair.
+    """Layers to tap in the student and in the teacher, pair by pair.
 
-    "auto" matches the networks' stages, and taps nothing for a loss that does without features.
+    "auto" matches the stages of the networks. It taps no layer if the loss needs no features.
 
     Raises
     ------
@@ -110,16 +111,16 @@ def choose_layers(
 
 
 def _needs_features(loss: Any, student: nn.Module, sample: Batch) -> bool:
-    """Whether the loss refuses to work on the logits alone."""
+    """Whether the loss fails on the logits alone."""
     if loss is None:
         return False
-    sample = sample.split(len(sample) // 8)[0]  # eight samples tell
+    sample = sample.split(len(sample) // 8)[0]  # a few samples are enough
     with borrowed([student]), buffers_restored(student):
-        student.train()  # as below, in `fit_together`
+        student.train()  # for the same reason as in `fit_together`
         logits = TappedModel(student)(sample.inputs).logits
         try:
             weighted_terms(loss, 0.0, Outputs(logits), Outputs(logits.clone()), sample.target)
-        except Exception:  # whatever it is that the loss misses
+        except Exception:  # a missing feature can raise any error
             return True
     return False
 
@@ -132,17 +133,17 @@ def fit_together(
     sample: Batch,
     accelerator: Accelerator,
 ) -> int:
-    """The number of classes, after a sample batch has shown that both networks, labels and loss fit together.
+    """Check on a sample batch that networks, labels and loss fit together; return the number of classes.
 
-    A loss with a method ``prepare(student_features, teacher_features)`` makes its own parameters here.
+    If the loss has a method ``prepare(student_features, teacher_features)``, it creates its parameters here.
 
     Raises
     ------
     ValueError
-        If a label is beyond the student's classes, or the loss compares logits of different classes.
+        If the student has too few classes for a label, or the loss compares logits of different classes.
     """
-    # In train mode, as the loss will see it: before training, batch norm's running statistics can make the outputs of a
-    # deep network constant in eval mode.
+    # In train mode, as in training. In eval mode, the initial running statistics of batch norm can make the outputs of
+    # a deep network constant.
     pupil.train()
     with torch.no_grad(), buffers_restored(pupil), accelerator.autocast():
         outputs = pupil(sample.inputs).in_float32()
@@ -163,7 +164,7 @@ def fit_together(
         with torch.no_grad():
             terms_of(outputs, taught, sample.target)
     except Exception as error:
-        # A loss on features alone may well join networks of different classes; so the loss itself is asked.
+        # Different classes are an error only if the loss fails: a loss of features does not compare logits.
         if taught.logits.shape[-1] != classes:
             raise ValueError(
                 f"The teacher has {taught.logits.shape[-1]} classes and the student {classes}; this loss compares "
@@ -174,18 +175,18 @@ def fit_together(
 
 
 def describe(thing: Any) -> str:
-    """A text that tells one loss, schedule or optimiser from another, the same in every process."""
+    """Text that identifies a loss, schedule or optimizer; the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 
 def digest(model: nn.Module | None) -> str:
-    """A hash of a model's weights and buffers."""
+    """Hash of a model's weights and buffers; "none" for None."""
     if model is None:
         return "none"
     result = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            # Through uint8, since numpy has no bfloat16.
+            # As uint8, because numpy has no bfloat16.
             result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return result.hexdigest()

@@ -1,4 +1,4 @@
-"""What a distillation run gives back."""
+"""Results of training: the history, the student and its scores."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
-__all__ = ["DistillationResult"]
+__all__ = ["DenseResult", "DistillationResult"]
 
 
 @dataclass(frozen=True)
 class DistillationResult:
-    """The history of a run, the trained student and its best weights.
+    """History of a run of `distill`, the trained student and its best weights.
 
     Parameters
     ----------
     history : pandas.DataFrame
-        One row an epoch: epoch (from 1), train_loss, the mean of each weighted term, train_accuracy, test_accuracy, lr
-        and seconds. Accuracies are fractions in [0, 1].
+        One row for each epoch: epoch (from 1), train_loss, the mean of each weighted term, train_accuracy,
+        test_accuracy, lr and seconds. Accuracies are fractions in [0, 1].
     student : torch.nn.Module
-        The network that was passed in, with the weights of the last epoch.
+        The network that was passed, with the weights of the last epoch.
     best_state : dict of str to Tensor
         The state dict of the epoch with the best test accuracy, on the CPU.
     diagnostics : pandas.DataFrame
-        One row for each measurement: epoch, quantity ("cka" or "gradient cosine"), first, second, value, chance and
-        standard_error; empty when no diagnostics were asked for.
+        One row for each measurement: epoch, quantity ("cka", "gradient norm" or "gradient cosine"), first, second,
+        value, chance and standard_error. Empty without diagnostics.
     notes : tuple of str
-        What a reader should know: samples left out, where the run was resumed.
+        Samples that were left out, and where the run was resumed.
     output_dir : pathlib.Path, optional
-        Holds best.safetensors, last.safetensors, history.csv and the checkpoints.
+        Folder of best.safetensors, last.safetensors, history.csv and the checkpoints.
     """
 
     history: pd.DataFrame
@@ -47,22 +47,22 @@ class DistillationResult:
 
     @property
     def best_accuracy(self) -> float:
-        """The best test accuracy of any epoch, in [0, 1]. It is chosen on the test data, as published tables do."""
+        """Best test accuracy of any epoch, in [0, 1]. It is selected on the test data, as in published tables."""
         return float(self.history["test_accuracy"].max())
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch (from 1) that reached the best accuracy."""
+        """First epoch (from 1) with the best accuracy."""
         return int(self.history["epoch"].iloc[self.history["test_accuracy"].argmax()])
 
     @property
     def best_path(self) -> Path | None:
-        """Where the best weights lie, if there is an output directory."""
+        """File of the best weights; None without an output directory."""
         return None if self.output_dir is None else self.output_dir / "best.safetensors"
 
     @property
     def last_path(self) -> Path | None:
-        """Where the last weights lie, if there is an output directory."""
+        """File of the last weights; None without an output directory."""
         return None if self.output_dir is None else self.output_dir / "last.safetensors"
 
     def __repr__(self) -> str:
@@ -75,21 +75,21 @@ class DistillationResult:
 
 @dataclass(frozen=True)
 class DenseResult:
-    """What a run of `distill_detector` or `distill_segmenter` gives back.
+    """History of a run of `distill_detector` or `distill_segmenter`, the trained student and its scores.
 
     Parameters
     ----------
     history : pandas.DataFrame
-        One row every ``log_every`` steps: step (from 1), loss, the mean of each term since the row before, lr and
-        seconds since the start.
+        One row for every ``log_every`` steps: step (from 1), loss, the mean of each term since the row before, lr and
+        seconds since the start. Means are over all processes.
     student : torch.nn.Module
-        The network that was passed in, trained.
+        The network that was passed, trained.
     scores : dict of str to float
-        On the test data; empty without.
+        Scores on the test data. Empty without test data.
     notes : tuple of str
-        What a reader should know.
+        Where the run was resumed.
     output_dir : pathlib.Path, optional
-        Holds last.safetensors, history.csv and scores.csv.
+        Folder of last.safetensors, history.csv, scores.csv, settings.json and the checkpoints.
     """
 
     history: pd.DataFrame
@@ -97,3 +97,8 @@ class DenseResult:
     scores: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     output_dir: Path | None = None
+
+    @property
+    def last_path(self) -> Path | None:
+        """File of the last weights; None without an output directory."""
+        return None if self.output_dir is None else self.output_dir / "last.safetensors"

@@ -1,8 +1,7 @@
-"""The directory of a run: settings, history, weights, checkpoints and TensorBoard's events."""
+"""Files of a run: settings, history, weights, checkpoints and TensorBoard events."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...atomic_write import atomic_write
 from ...capture.extras import require
 from ...similarity.matrix import SimilarityMatrix
 from .checkpoints import (
@@ -22,24 +22,24 @@ from .checkpoints import (
     load_checkpoint,
     save_checkpoint,
     save_weights,
-    write_whole,
 )
-from .checkpoints import write_whole as write
 
 __all__ = ["RunFiles"]
 
 
 class RunFiles:
-    """Writes what a run leaves behind; without a directory, or in any process but the main one, it writes nothing.
+    """Write the files of a run. Without a directory, and in every process but the main one, nothing is written.
 
     Parameters
     ----------
     directory : path, optional
-        Made when it does not exist.
+        Created if it does not exist.
     settings : dict
-        What decides the outcome of the run, as text and numbers. A directory holds one run: others are refused.
+        Everything that decides the outcome of the run, as text and numbers. A directory that holds a run with other
+        settings is refused.
     resume : bool
-        Whether to go on from a checkpoint in the directory. False removes what is there of an earlier run.
+        Whether to resume from a checkpoint in the directory. False removes the checkpoints and weights of an earlier
+        run.
     main : bool
         Whether this process writes.
     tensorboard : bool
@@ -48,11 +48,11 @@ class RunFiles:
     Raises
     ------
     ValueError
-        If `tensorboard` is asked for without a directory, or the directory holds a run with other settings.
+        If `tensorboard` is set without a directory, or the directory holds a run with other settings.
     CheckpointError
         If the directory's checkpoints are damaged.
     ModuleNotFoundError
-        If TensorBoard is asked for and not installed.
+        If `tensorboard` is set and TensorBoard is not installed.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RunFiles:
         if not resume:
             for name in (CURRENT, INCOMING, PREVIOUS, "best.safetensors", "last.safetensors"):
                 (self.directory / name).unlink(missing_ok=True)
-        write(self.directory / "settings.json", json.dumps(self.settings, indent=1))
+        atomic_write(self.directory / "settings.json", json.dumps(self.settings, indent=1))
         if tensorboard:
             self._board = _summary_writer(self.directory / "tensorboard", self.state)
 
@@ -100,7 +100,7 @@ class RunFiles:
             )
 
     def best_state(self) -> dict[str, Tensor]:
-        """The best weights of the run that is resumed.
+        """Best weights of the run that is resumed.
 
         Raises
         ------
@@ -117,13 +117,16 @@ class RunFiles:
                 "Pass resume=False to start again."
             ) from error
 
-    def log(self, rows: list[dict[str, float]], diagnostics: list[dict[str, Any]]) -> None:
-        """Writes the history so far as CSV, and its last row to TensorBoard."""
-        if self.directory is None or not self._main:
-            return
-        write(self.directory / "history.csv", pd.DataFrame(rows).to_csv(index=False))
+    def save_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Save rows as ``name.csv``."""
+        if self.directory is not None and self._main:
+            atomic_write(self.directory / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+
+    def log_epoch(self, rows: list[dict[str, float]], diagnostics: list[dict[str, Any]]) -> None:
+        """Save the history and the diagnostics so far as CSV, and send those of the last epoch to TensorBoard."""
+        self.save_table("history", rows)
         if diagnostics:
-            write(self.directory / "diagnostics.csv", pd.DataFrame(diagnostics).to_csv(index=False))
+            self.save_table("diagnostics", diagnostics)
         if self._board is not None:
             epoch = int(rows[-1]["epoch"])
             for name, value in rows[-1].items():
@@ -137,22 +140,42 @@ class RunFiles:
             self._board.flush()
 
     def save_weights(self, name: str, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Saves a state dict as ``name.safetensors``."""
+        """Save a state dict as ``name.safetensors``."""
         if self.directory is not None and self._main:
             save_weights(state, self.directory / f"{name}.safetensors", facts)
 
     def save_heatmap(self, matrix: SimilarityMatrix, epoch: int) -> None:
-        """Saves a similarity matrix and its picture in ``heatmaps``."""
-        if self.directory is not None and self._main:
-            save_heatmap(matrix, self.directory / "heatmaps", epoch)
+        """Save a similarity matrix as ``heatmaps/epoch_NNN.npz`` and its picture as ``heatmaps/epoch_NNN.png``.
+
+        Parameters
+        ----------
+        matrix : SimilarityMatrix
+            Layers of the teacher as rows, layers of the student as columns.
+        epoch : int
+            Counted from 1.
+        """
+        if self.directory is None or not self._main:
+            return
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        folder = self.directory / "heatmaps"
+        folder.mkdir(parents=True, exist_ok=True)
+        matrix.save(folder / f"epoch_{epoch:03d}.npz")
+        figure = Figure(figsize=(6, 5), layout="constrained")
+        FigureCanvasAgg(figure)  # no window and no pyplot: a run must not change the caller's figures
+        axes = figure.add_subplot()
+        matrix.plot(ax=axes)
+        axes.set(title=f"epoch {epoch}", xlabel="student", ylabel="teacher")
+        atomic_write(folder / f"epoch_{epoch:03d}.png", lambda file: figure.savefig(file, format="png", dpi=150))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Saves what a later process needs to go on from here."""
+        """Save everything that a later process needs to resume from here."""
         if self.directory is not None and self._main:
             save_checkpoint(self.directory, {**state, "settings": self.settings})
 
     def close(self) -> None:
-        """Closes TensorBoard's file."""
+        """Close the file of TensorBoard."""
         if self._board is not None:
             self._board.close()
 
@@ -161,32 +184,5 @@ def _summary_writer(directory: Path, state: dict[str, Any] | None) -> Any:
     require("tensorboard", "tensorboard", "tensorboard=True")
     from torch.utils.tensorboard import SummaryWriter
 
-    # Events of epochs that a killed run logged and the resumed one repeats are hidden.
+    # Hide events of epochs that a killed run logged and the resumed run repeats.
     return SummaryWriter(str(directory), purge_step=None if state is None else state["epoch"] + 1)
-
-
-def save_heatmap(matrix: SimilarityMatrix, directory: Path, epoch: int) -> None:
-    """Saves a similarity matrix as ``epoch_NNN.npz`` and its heatmap as ``epoch_NNN.png``.
-
-    Parameters
-    ----------
-    matrix : SimilarityMatrix
-        Teacher's layers as rows, the student's as columns.
-    directory : path
-        Made when it does not exist.
-    epoch : int
-        Counted from 1.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    directory.mkdir(parents=True, exist_ok=True)
-    matrix.save(directory / f"epoch_{epoch:03d}.npz")
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    FigureCanvasAgg(figure)  # no window and no pyplot: a run must not touch the caller's figures
-    axes = figure.add_subplot()
-    matrix.plot(ax=axes)
-    axes.set(title=f"epoch {epoch}", xlabel="student", ylabel="teacher")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_whole(directory / f"epoch_{epoch:03d}.png", picture.getvalue())

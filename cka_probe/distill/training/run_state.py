@@ -1,4 +1,4 @@
-"""Where a run stands: finished epochs, sums of the current one, and all that a later process needs to go on."""
+"""Progress of a run: position, history, sums since the last row, and everything that a resumed run needs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "checked_total"]
 
 
 class RunState:
-    """Where a run stands.
+    """Progress of a run of any kind.
 
     Parameters
     ----------
@@ -27,14 +25,15 @@ class RunState:
     Attributes
     ----------
     epoch, step : int
-        Finished epochs, and finished steps of the current one.
+        Finished epochs, and finished steps of the current epoch.
     rows, diagnostics : list of dict
         The history and the measurements so far.
     random : list or None
-        The random states of every process in the middle of an epoch; None at its start, where they follow from the
-        seed.
+        The random states of every process in the middle of an epoch; None at its start, where the seed decides them.
     seconds : float
-        Spent on the current epoch by earlier processes.
+        Time that earlier processes spent on the current row of the history.
+    scores : dict of str to float
+        Scores on the test data of a run that is scored once, at its end.
     notes : tuple of str
         Where the run was resumed.
     """
@@ -48,19 +47,23 @@ class RunState:
         self.diagnostics: list[dict[str, Any]] = saved.get("diagnostics", [])
         self.random: list[dict[str, Any]] | None = saved.get("random")
         self.seconds: float = saved.get("seconds", 0.0)
+        self.scores: dict[str, float] = saved.get("scores", {})
         self.notes: tuple[str, ...] = tuple(saved.get("notes", ()))
-        # Sums over samples, in float64 on the device, so that a step waits for nothing.
+        # In float64 on the device, so that no step waits for the device.
         self._sums: dict[str, Tensor] = saved.get("sums", {})
+        if "samples" in self._sums:  # a checkpoint of version 0.1
+            renamed = {"samples": "count"}
+            self._sums = {renamed.get(n, n.removeprefix("term ")): value for n, value in self._sums.items()}
         if saved:
             self.notes += (f"resumed after epoch {self.epoch}, step {self.step}",)
 
     def load(self, student: nn.Module, loss: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
-        """Puts the saved weights and optimiser state back.
+        """Load the saved weights and the saved state of the optimizer.
 
         Raises
         ------
         ValueError
-            If the student is not the network that was saved.
+            If the checkpoint belongs to another network than ``student``.
         """
         try:
             student.load_state_dict(self._saved["student"])
@@ -77,7 +80,7 @@ class RunState:
         self._saved = {}
 
     def state(self, student: nn.Module, loss: nn.Module, optimizer: Any, accelerator: Accelerator) -> dict[str, Any]:
-        """All that a later process needs, as tensors and plain values."""
+        """Everything that a later process needs, as tensors and plain values."""
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -85,6 +88,7 @@ class RunState:
             "diagnostics": self.diagnostics,
             "random": self.random,
             "seconds": self.seconds,
+            "scores": self.scores,
             "notes": list(self.notes),
             "sums": self._sums,
             "student": student.state_dict(),
@@ -93,40 +97,63 @@ class RunState:
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }
 
-    def add(self, batch: Batch, logits: Tensor, terms: dict[str, Tensor]) -> None:
-        """Counts a finished step."""
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
-        values = {"samples": torch.full((), len(batch), dtype=wide, device=logits.device)}
-        values["right"] = (logits.argmax(1) == batch.target).sum()
-        values |= {f"term {name}": term * len(batch) for name, term in terms.items()}
+    def add(self, values: dict[str, Tensor], count: int, device: torch.device) -> None:
+        """Count a finished step: add its numbers to the sums.
+
+        Parameters
+        ----------
+        values : dict of str to Tensor
+            Scalars that are sums over the samples or steps that ``count`` counts.
+        count : int
+            How many samples or steps the values sum up.
+        device : torch.device
+            Where the sums are kept.
+        """
+        wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        values = {"count": torch.full((), count, dtype=wide, device=device), **values}
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value.to(wide)
+            self._sums[name] = self._sums.get(name, 0) + value.detach().to(wide)
         self.step += 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means of the epoch over all processes: train_loss, each term, train_accuracy.
-
-        Raises
-        ------
-        FloatingPointError
-            If the loss is not finite.
-        """
+        """Mean of each value since the last row of the history, over all processes."""
         totals = accelerator.reduce(torch.stack(list(self._sums.values()))).tolist()
         sums = dict(zip(self._sums, totals, strict=True))
-        samples = sums.pop("samples")
-        accuracy = sums.pop("right") / samples
-        terms = {name.removeprefix("term "): value / samples for name, value in sums.items()}
-        total = sum(terms.values())
-        if not math.isfinite(total):
-            listed = ", ".join(f"{name} {value}" for name, value in terms.items())
-            raise FloatingPointError(
-                f"The training loss is {total} in epoch {self.epoch + 1} ({listed}). Lower the learning rate, or the "
-                "weight of the term that is not finite."
-            )
-        return {"train_loss": total, **terms, "train_accuracy": accuracy}
+        count = sums.pop("count")
+        return {name: value / count for name, value in sums.items()}
 
-    def finish_epoch(self, row: dict[str, float]) -> None:
-        """Adds the epoch's line to the history; the next epoch starts at step 0."""
+    def add_row(self, row: dict[str, float]) -> None:
+        """Add a row to the history. The sums start again at zero."""
         self.rows.append(row)
+        self._sums = {}
+
+    def next_epoch(self) -> None:
+        """Count a finished epoch. The next one starts at step 0, with random states from the seed."""
         self.epoch += 1
-        self.step, self.random, self.seconds, self._sums = 0, None, 0.0, {}
+        self.step, self.random = 0, None
+
+
+def checked_total(terms: dict[str, float], where: str, remedy: str) -> float:
+    """Sum of the means of the loss terms.
+
+    Parameters
+    ----------
+    terms : dict of str to float
+        Mean of each weighted term.
+    where : str
+        "in epoch 3" or "at step 50", for the message.
+    remedy : str
+        What the user can do, besides a lower learning rate.
+
+    Raises
+    ------
+    FloatingPointError
+        If the sum is not finite.
+    """
+    total = sum(terms.values())
+    if not math.isfinite(total):
+        listed = ", ".join(f"{name} {value}" for name, value in terms.items())
+        raise FloatingPointError(
+            f"The training loss is {total} {where} ({listed}). Lower the learning rate, or {remedy}."
+        )
+    return total

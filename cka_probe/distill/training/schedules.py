@@ -1,16 +1,16 @@
-"""Learning-rate schedules: the factor of an epoch as a function of the epoch, so that a resumed run needs no state."""
+"""Learning-rate schedules: functions of the epoch or step, so that a resumed run needs no state."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-__all__ = ["CosineDecay", "StepDecay"]
+__all__ = ["CosineDecay", "DenseSchedule", "StepDecay"]
 
 
 @dataclass(frozen=True)
 class StepDecay:
-    """The learning rate is multiplied by `factor` after each milestone.
+    """Multiply the learning rate by `factor` after each milestone.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class StepDecay:
         Integers are epochs; numbers below 1 are fractions of the run. The default is the CIFAR-100 recipe of the paper
         (after epochs 150, 180 and 210 of 240), for a run of any length.
     factor : float
-        What each milestone multiplies by.
+        Factor of each milestone.
     warmup : int
         Epochs of linear increase at the start.
 
@@ -41,19 +41,19 @@ class StepDecay:
             raise ValueError(f"milestones must be positive, got {self.milestones}.")
 
     def __call__(self, epoch: int, epochs: int) -> float:
-        """The factor of the learning rate in `epoch` (counted from 0) of `epochs`."""
+        """Factor of the learning rate in `epoch` (counted from 0) of `epochs`."""
         starts = [math.ceil(m * epochs) if m < 1 else m for m in self.milestones]
         return _warm(epoch, self.warmup) * self.factor ** sum(epoch >= start for start in starts)
 
 
 @dataclass(frozen=True)
 class CosineDecay:
-    """The learning rate falls along half a cosine, to `final` times its start.
+    """Decrease the learning rate along half a cosine to `final` times its start.
 
     Parameters
     ----------
     final : float
-        The factor that the curve ends at.
+        Factor at the end of the curve.
     warmup : int
         Epochs of linear increase at the start.
 
@@ -71,7 +71,7 @@ class CosineDecay:
     warmup: int = 0
 
     def __call__(self, epoch: int, epochs: int) -> float:
-        """The factor of the learning rate in `epoch` (counted from 0) of `epochs`."""
+        """Factor of the learning rate in `epoch` (counted from 0) of `epochs`."""
         if epoch < self.warmup:
             return _warm(epoch, self.warmup)
         progress = (epoch - self.warmup) / max(1, epochs - self.warmup)
@@ -84,16 +84,16 @@ def _warm(epoch: int, warmup: int) -> float:
 
 @dataclass(frozen=True)
 class DenseSchedule:
-    """The 2x schedule of detectors: a linear warm-up, then a tenth after two thirds and a hundredth near the end.
+    """Schedule "2x" of detectors: linear warm-up, a tenth after two thirds of the run, a hundredth near the end.
 
     Parameters
     ----------
     milestones : tuple of float
         Fractions of the run; 16 and 22 of 24 epochs by default.
     factor : float
-        What each milestone multiplies by.
+        Factor of each milestone.
     warmup : float
-        Fraction of the run with a linear increase.
+        Fraction of the run with linear increase.
 
     Examples
     --------
@@ -106,8 +106,8 @@ class DenseSchedule:
     warmup: float = 0.03
 
     def __call__(self, step: int, steps: int) -> float:
-        """The factor of the learning rate in `step` (counted from 0) of `steps`."""
+        """Factor of the learning rate in `step` (counted from 0) of `steps`."""
         rising = round(self.warmup * steps)
         if step < rising:
-            return (step + 1) / (rising + 1)
+            return _warm(step, rising)
         return self.factor ** sum(step >= milestone * steps for milestone in self.milestones)

@@ -1,4 +1,4 @@
-"""The gradient of one training step: plain, or over microbatches with the loss of the whole batch."""
+"""Gradient of one training step: of one batch, or over microbatches with the loss of the whole batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .batches import Batch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["accumulated_gradient", "exact_gradient", "weighted_terms"]
+__all__ = ["accumulated_gradient", "average_gradients", "exact_gradient", "weighted_terms"]
 
 
 def weighted_terms(
@@ -27,15 +27,15 @@ def weighted_terms(
     teacher: Outputs | None,
     target: Tensor,
 ) -> dict[str, Tensor]:
-    """The weighted terms whose sum is minimised: cross-entropy with the labels, and those of the distillation loss.
+    """Weighted terms whose sum is minimised: cross-entropy with the labels, and the terms of the distillation loss.
 
     Parameters
     ----------
     loss : module, callable or None
-        ``loss.terms(student, teacher, target)`` gives a dict of weighted terms; a loss without ``terms`` is called and
-        counts as the one term "distillation".
+        ``loss.terms(student, teacher, target)`` returns a dict of weighted terms. A loss without ``terms`` is called
+        and counts as one term, "distillation".
     ce_weight : float
-        Weight of the cross-entropy; at 0 it is left out.
+        Weight of the cross-entropy; 0 leaves it out.
     student, teacher : Outputs
         Of the same samples.
     target : Tensor of shape (B,)
@@ -64,32 +64,32 @@ def accumulated_gradient(
     batch: Batch,
     parts: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Adds to the gradient the mean over microbatches, each weighted by its size, of the gradient of its own loss.
+    """Add to the gradient the mean of the gradients of the microbatches' losses, weighted by their sizes.
 
-    With one part this is the ordinary step. With more it is the gradient of the large batch for losses that are means
-    over samples (cross-entropy, KD), not for losses that relate samples to one another (CKA): see `exact_gradient`.
+    With one part this is the ordinary step. With more parts it equals the gradient of the large batch for losses that
+    are means over samples (cross-entropy, KD), not for losses that relate samples (CKA): see `exact_gradient`.
 
     Parameters
     ----------
     accelerator : Accelerator
         Scales and synchronises gradients.
     student : torch.nn.Module
-        Gives `Outputs`; DDP wrapper or not.
+        Returns `Outputs`; with or without the DDP wrapper.
     teach : callable
         The teacher's outputs for a batch, or None.
     terms_of : callable
-        The weighted terms from the student's and the teacher's outputs and the labels.
+        Weighted terms of the student's outputs, the teacher's outputs and the labels.
     batch : Batch
-        What the step sees.
+        The batch of this step.
     parts : int
-        The number of microbatches.
+        Number of microbatches.
 
     Returns
     -------
     logits : Tensor of shape (B, classes)
-        The student's, detached.
+        Logits of the student, detached.
     terms : dict of str to Tensor
-        Detached weighted terms of the whole batch.
+        Weighted terms of the whole batch, detached.
     """
     pieces = batch.split(parts)
     logits: list[Tensor] = []
@@ -116,12 +116,12 @@ def exact_gradient(
     batch: Batch,
     parts: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Adds to the gradient that of the whole batch's loss, with the activations of one microbatch in memory at a time.
+    """Add to the gradient that of the whole batch's loss, with the activations of one microbatch in memory at a time.
 
     A first pass without a graph collects the outputs of all microbatches; the loss of the whole batch gives the
     gradient with respect to them; a second pass repeats each microbatch, with the same dropout, and sends that gradient
-    through it. It costs one more forward pass. It equals the gradient of the large batch for networks whose samples do
-    not see one another; batch norm sees its microbatch, and its running statistics move once.
+    through it. This costs one more forward pass. The result equals the gradient of the large batch if the network
+    computes each sample alone. Batch norm uses the microbatch, and its running statistics are updated once.
 
     Parameters and returns are those of `accumulated_gradient`.
 
@@ -150,13 +150,13 @@ def exact_gradient(
     accelerator.backward(_total(terms))
 
     offset = 0
-    # The generators must end where one forward pass over the batch leaves them: where the first pass ended.
+    # The generators must end as after one forward pass over the batch, which is where the first pass ended.
     with random_states_restored():
         for number, (piece, state) in enumerate(zip(pieces, states, strict=True)):
             set_random_states(state)
             with _synchronised(accelerator, student, number == len(pieces) - 1):
                 again = student(piece.inputs)
-                # Leaf gradients already carry the loss scale of mixed precision, hence no accelerator.backward here.
+                # The leaves' gradients already have the loss scale of mixed precision: no accelerator.backward here.
                 outputs, gradients = [], []
                 for output, leaf in zip((again.logits, *again.features), leaves, strict=True):
                     if leaf.grad is not None and output.requires_grad:
@@ -167,17 +167,25 @@ def exact_gradient(
     return whole.logits.detach(), {name: term.detach() for name, term in terms.items()}
 
 
+def average_gradients(accelerator: Accelerator, loss: nn.Module) -> None:
+    """Average the gradients of a loss with parameters over all processes, as DDP does for the student."""
+    if accelerator.num_processes > 1:
+        for parameter in loss.parameters():
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+
+
 def _total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
 def _joined(outputs: Sequence[Outputs]) -> Outputs:
-    """Outputs of microbatches as those of their union."""
+    """Outputs of the microbatches, joined along the samples."""
     logits, features, masks = zip(*outputs, strict=True)
     joined = tuple(torch.cat(pieces) for pieces in zip(*features, strict=True))
     return Outputs(torch.cat(logits), joined, None if masks[0] is None else torch.cat(masks))
 
 
 def _synchronised(accelerator: Accelerator, student: nn.Module, last: bool) -> Any:
-    """Gradients travel between processes with the last microbatch only."""
+    """Context in which gradients are synchronised between processes for the last microbatch only."""
     return nullcontext() if last else accelerator.no_sync(student)

@@ -1,6 +1,7 @@
-"""Detectors: networks, two steps of distillation on scenes in COCO's format, AP, and the edges of the data."""
+"""Detectors: two steps of distillation on scenes in COCO's format, average precision, and wrong input."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,22 +9,14 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from small_detectors import SIZE, network, weights, write_coco
 from torch import nn
 
 from cka_probe.distill.dense import PatchCKALoss
 from cka_probe.distill.dense.data import CocoBoxes, collate_lists
-from cka_probe.distill.dense.detection import PAPER_ROWS, average_precision, distill_detector
-from cka_probe.distill.dense.networks import DETECTORS, SmallResNet, detector, small_pyramid
-from cka_probe.distill.dense.scenes import make_scenes
+from cka_probe.distill.dense.detection import PAPER_ROWS, average_precision, detector, distill_detector
+from cka_probe.distill.dense.networks import DETECTORS
 from cka_probe.distill.losses.contract import DistillationLoss
-from cka_probe.distill.training.schedules import DenseSchedule
-
-SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return make_scenes(tmp_path_factory.mktemp("scenes"), train=6, val=4, size=SIZE, largest=24)
 
 
 @pytest.fixture(scope="module")
@@ -36,173 +29,6 @@ def val(scenes):
     return CocoBoxes(scenes.val_images, scenes.val_annotations)
 
 
-def network(architecture="fcos", width=8, channels=64, seed=0, **options):
-    torch.manual_seed(seed)
-    return detector(architecture, small_pyramid(width, 1, channels), 11, min_size=SIZE, max_size=SIZE, **options)
-
-
-def weights(model):
-    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
-
-
-# --- scenes -------------------------------------------------------------------------------------------------------
-
-
-def test_scenes_have_boxes_that_hold_the_digits_of_the_label_map(scenes):
-    coco = json.loads(scenes.train_annotations.read_text())
-    assert len(coco["images"]) == 6
-    for facts in coco["images"]:
-        picture = np.asarray(Image.open(scenes.train_images / facts["file_name"]))
-        assert picture.shape == (SIZE, SIZE, 3)
-        frame = f"scenes_{facts['id']:06d}_000000"
-        city = scenes.root / "leftImg8bit" / "train" / "scenes" / f"{frame}_leftImg8bit.png"
-        labels = np.asarray(Image.open(scenes.root / "gtFine" / "train" / "scenes" / f"{frame}_gtFine_labelIds.png"))
-        assert np.array_equal(np.asarray(Image.open(city)), picture)
-        boxes = [entry for entry in coco["annotations"] if entry["image_id"] == facts["id"]]
-        rest = labels.copy()
-        for box in boxes:
-            x, y, width, height = box["bbox"]
-            inside = labels[y : y + height, x : x + width]
-            assert set(np.unique(inside)) <= {0, box["category_id"]}
-            for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):  # the box is tight
-                assert edge.any()
-            rest[y : y + height, x : x + width] = 0
-        assert not rest.any()
-
-
-def test_scenes_are_made_once_and_by_the_seed(tmp_path, scenes):
-    again = make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24)
-    assert again.train_annotations.read_text() == scenes.train_annotations.read_text()
-    before = again.train_annotations.stat().st_mtime_ns
-    assert make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24) == again
-    assert again.train_annotations.stat().st_mtime_ns == before
-    other = make_scenes(tmp_path / "b", train=6, val=4, size=SIZE, largest=24, seed=1)
-    assert other.train_annotations.read_text() != scenes.train_annotations.read_text()
-    with pytest.raises(ValueError, match="holds scenes of other settings"):
-        make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24, seed=1)
-
-
-def test_contrast_makes_light_digits_on_dark_ground(tmp_path):
-    scenes = make_scenes(tmp_path, train=4, val=1, size=SIZE, largest=24, contrast=0.6)
-    for path in sorted(scenes.train_images.iterdir()):
-        picture = np.asarray(Image.open(path))
-        frame = f"scenes_{path.stem[-6:]}_000000_gtFine_labelIds.png"
-        digits = np.asarray(Image.open(scenes.root / "gtFine" / "train" / "scenes" / frame)) > 0
-        assert picture[~digits].mean() < 0.4 * 255
-        assert not digits.any() or picture[digits].mean() > 0.5 * 255
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train": 0}, "`train` must be at least 1"),
-        ({"smallest": 4}, "`smallest` must be at least 8"),
-        ({"most": -1}, "`most` must be at least 0"),
-        ({"size": 300}, "digits must fit into the picture"),
-        ({"smallest": 50, "largest": 40}, "`smallest` <= `largest`"),
-        ({"contrast": 1.0}, r"`contrast` must be in \[0, 1\)"),
-    ],
-)
-def test_scene_settings_that_cannot_be(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message):
-        make_scenes(tmp_path, **settings)
-
-
-# --- data ---------------------------------------------------------------------------------------------------------
-
-
-def write_coco(folder, boxes, categories=((7, "seven"), (3, "three")), size=(20, 30)):
-    folder.mkdir(exist_ok=True)
-    height, width = size
-    Image.fromarray(np.zeros((height, width), np.uint8)).save(folder / "a.png")  # grey, as some COCO pictures are
-    annotations = [
-        {"id": i, "image_id": 1, "bbox": box, "category_id": label, "area": 1, "iscrowd": crowd}
-        for i, (box, label, crowd) in enumerate(boxes, 1)
-    ]
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "height": height, "width": width}],
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in categories],
-    }
-    (folder / "a.json").write_text(json.dumps(content))
-    return CocoBoxes(folder, folder / "a.json")
-
-
-def test_boxes_are_clipped_crowds_stand_apart_and_boxes_outside_are_left_out(tmp_path):
-    data = write_coco(
-        tmp_path,
-        [
-            ([-5, 2, 10, 4], 3, 0),
-            ([25, 15, 50, 50], 7, 0),
-            ([40, 2, 5, 5], 3, 0),
-            ([1, 1, 4, 4], 7, 1),
-            ([2, 2, 0, 5], 3, 0),
-        ],
-    )
-    image, target = data[0]
-    assert image.shape == (3, 20, 30)
-    assert target["boxes"].tolist() == [[0, 2, 5, 6], [25, 15, 30, 20]]
-    assert target["labels"].tolist() == [1, 2]
-    assert target["annotated"]["boxes"].tolist() == [[0, 2, 5, 6], [25, 15, 30, 20], [1, 1, 5, 5]]
-    assert target["annotated"]["labels"].tolist() == [1, 2, 2]
-    assert target["annotated"]["iscrowd"].tolist() == [0, 0, 1]
-    assert data.classes == ("background", "three", "seven")
-    assert data.notes == (
-        "2 boxes reach out of their pictures and were clipped.",
-        "2 boxes have no area within their pictures and were left out.",
-    )
-
-
-def test_a_picture_without_boxes(tmp_path):
-    _, target = write_coco(tmp_path, [])[0]
-    assert target["boxes"].shape == (0, 4)
-    assert target["labels"].shape == (0,)
-
-
-def test_category_ids_may_be_kept_and_pictures_flipped(tmp_path):
-    write_coco(tmp_path, [([2, 3, 4, 5], 7, 0), ([0, 0, 9, 9], 3, 1)])
-    kept = CocoBoxes(tmp_path, tmp_path / "a.json", flip=1.0, keep_ids=True)
-    _, target = kept[0]
-    assert target["labels"].tolist() == [7]
-    assert target["boxes"].tolist() == [[24, 3, 28, 8]]
-    assert target["annotated"]["boxes"].tolist() == [[24, 3, 28, 8], [21, 0, 30, 9]]
-    assert kept.classes == ("background", "", "", "three", "", "", "", "seven")
-
-
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no folder of pictures"):
-        CocoBoxes(tmp_path / "none", tmp_path)
-    with pytest.raises(FileNotFoundError, match="There is no annotation file"):
-        CocoBoxes(tmp_path, tmp_path / "none.json")
-    write_coco(tmp_path, [])
-    with pytest.raises(ValueError, match="`flip` must be a probability"):
-        CocoBoxes(tmp_path, tmp_path / "a.json", flip=2)
-
-
-# --- networks and taps --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("architecture", DETECTORS)
-def test_every_architecture_trains_and_detects(architecture, train):
-    model = network(architecture)
-    images, targets = collate_lists([train[0], train[1]])
-    targets[1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    losses = model(images, targets)
-    sum(losses.values()).backward()
-    assert all(bool(torch.isfinite(value)) for value in losses.values())
-    found = model.eval()(images)
-    assert set(found[0]) == {"boxes", "labels", "scores"}
-
-
-def test_named_backbones_have_torchvisions_anchors():
-    ours = detector("retinanet", "resnet18", 91)
-    assert ours.anchor_generator.sizes[0] == (32, 40, 50)
-    assert len(ours.anchor_generator.sizes) == 5
-    assert detector("fcos", "resnet18", 91).anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
-    rpn = detector("faster_rcnn", "resnet18", 91).rpn
-    assert rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
-
-
 def test_the_papers_rows_can_be_built():
     beside = {name: (row.student_ap, row.distilled_ap, row.mimic_ap) for name, row in PAPER_ROWS.items()}
     assert beside == {"retinanet_x101_r50": (37.4, 40.3, 40.7), "fcos_r101_r50": (38.5, 39.8, 40.7)}
@@ -210,35 +36,6 @@ def test_the_papers_rows_can_be_built():
         assert (row.intra_weight, row.inter_weight, row.learning_rate, row.epochs) == (10, 0, 0.01, 24)
     row = PAPER_ROWS["fcos_r101_r50"]
     assert sum(p.numel() for p in detector(row.architecture, row.student, 91).parameters()) > 30e6
-
-
-class NoChannels(nn.Module):
-    def forward(self, x):
-        return {"0": x}
-
-
-class NoDict(nn.Module):
-    out_channels = 3
-
-    def forward(self, x):
-        return x
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("yolo", small_pyramid(8), 11), "`architecture` must be one of faster_rcnn, retinanet, fcos"),
-        (("fcos", small_pyramid(8), 1), "`classes` counts the background"),
-        (("fcos", NoChannels(), 11), "NoChannels must have `out_channels`"),
-        (("fcos", NoDict(), 11), "NoDict must give a dict of maps, it gave Tensor"),
-    ],
-)
-def test_detectors_that_cannot_be(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        detector(*arguments)
-
-
-# --- training -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", DETECTORS)
@@ -257,7 +54,15 @@ def test_two_steps_of_distillation(architecture, train, val, tmp_path):
     assert teacher.training
     assert student.training
     assert all(p.requires_grad for p in teacher.parameters())
-    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "history.csv", "scores.csv"}
+    files = {
+        "last.safetensors",
+        "history.csv",
+        "scores.csv",
+        "settings.json",
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == files
     assert next(loss.parameters()).shape == (128, 64, 1, 1)
 
 
@@ -475,12 +280,11 @@ def test_networks_that_normalise_differently(train):
         distill_detector(other, network(), train, loss=PatchCKALoss(), steps=1)
 
 
-def test_the_schedule_is_2x():
-    schedule = DenseSchedule(warmup=0.0)
-    assert [schedule(epoch, 24) for epoch in (0, 15)] == [1.0, 1.0]
-    assert schedule(16, 24) == pytest.approx(0.1)
-    assert schedule(22, 24) == pytest.approx(0.01)
-
-
-def test_small_resnets_have_the_strides_of_resnets():
-    assert SmallResNet(8, 2)(torch.zeros(1, 3, 96, 64)).shape == (1, 64, 3, 2)
+def test_a_missing_pycocotools_is_named_with_its_install_line(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    for start in (
+        lambda: distill_detector(None, network(), train, steps=1),
+        lambda: average_precision(network(), train),
+    ):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'cka-probe\[dense\]'"):
+            start()

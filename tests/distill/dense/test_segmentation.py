@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_detectors import SIZE, weights
 from torch import nn
 from torchvision.transforms import v2
 
@@ -12,15 +13,7 @@ from cka_probe.distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
 from cka_probe.distill.dense.data import CITYSCAPES_TRAIN_IDS, CocoBoxes, LabelMaps
 from cka_probe.distill.dense.networks import SmallResNet, segmenter
-from cka_probe.distill.dense.scenes import make_scenes
 from cka_probe.distill.dense.segmentation import distill_segmenter, mean_iou
-
-SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return make_scenes(tmp_path_factory.mktemp("scenes"), train=6, val=4, size=SIZE, largest=24)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +29,6 @@ def val(scenes):
 def network(architecture="lraspp", width=8, seed=0, classes=11):
     torch.manual_seed(seed)
     return segmenter(architecture, SmallResNet(width), classes)
-
-
-def weights(model):
-    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
 
 
 @pytest.mark.parametrize("architecture", ["lraspp", "deeplabv3"])
@@ -61,7 +50,9 @@ def test_two_steps_of_distillation(architecture, train, val, tmp_path):
     assert list(result.history.columns) == ["step", "loss", "cross_entropy", "intra", "inter", "lr", "seconds"]
     assert np.isfinite(result.history.to_numpy()).all()
     assert torch.equal(weights(teacher), before)
-    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "history.csv", "scores.csv"}
+    files = {path.name for path in tmp_path.iterdir()}
+    expected = {"last.safetensors", "history.csv", "scores.csv", "settings.json"}
+    assert files == expected | {"checkpoint.pt", "checkpoint.previous.pt"}
     assert 0 <= result.scores["mIoU"] <= 1
     assert len(result.scores) == 12
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from cka_probe.distill.models import load_weights
 from cka_probe.distill.training.batches import DatasetBatches
-from cka_probe.distill.training.schedules import CosineDecay, StepDecay
+from cka_probe.distill.training.schedules import StepDecay
 
 
 def test_plain_training_equals_a_loop_written_out_by_hand():
@@ -164,15 +164,6 @@ def test_loss_with_its_own_parameters_is_prepared_and_trained():
     result = run(teacher=network(2, width=6), loss=loss, student_layers=["norm"])
     assert "distillation" in result.history
     assert not torch.equal(loss.before, loss.linear.weight)
-
-
-def test_schedules():
-    assert [StepDecay()(epoch, 240) for epoch in (0, 149, 150, 180, 210)] == pytest.approx([1, 1, 0.1, 0.01, 0.001])
-    assert StepDecay((0.5,), warmup=3)(0, 8) == 0.25
-    assert CosineDecay(final=0.1, warmup=1)(0, 11) == 0.5
-    assert CosineDecay(final=0.1)(5, 10) == pytest.approx(0.55)
-    with pytest.raises(ValueError, match="milestones must be positive"):
-        StepDecay((0,))
 
 
 def test_mixed_precision_and_a_second_run_with_another():

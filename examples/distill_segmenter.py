@@ -1,9 +1,9 @@
-"""Distil one segmenter into a smaller one with the CKA of their class-score maps.
+"""Distill one segmenter into a smaller one with the CKA of their class-score maps.
 
-python examples/distil_segmenter.py                      digits on photographs: about four minutes on two cores
-python examples/distil_segmenter.py --cityscapes FOLDER --teacher teacher.safetensors
-                                                         DeepLabV3 R101 to LRASPP on Cityscapes, on a GPU: FOLDER holds
-                                                         leftImg8bit and gtFine
+python examples/distill_segmenter.py                     digits on photographs: about four minutes on two cores
+python examples/distill_segmenter.py --cityscapes FOLDER --teacher teacher.safetensors
+                                                        DeepLabV3 R101 to LRASPP on Cityscapes, on a GPU: FOLDER holds
+                                                        leftImg8bit and gtFine
 """
 
 import argparse

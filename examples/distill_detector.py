@@ -1,7 +1,7 @@
-"""Distil one detector into a smaller one with PCKA on their feature pyramids.
+"""Distill one detector into a smaller one with PCKA on their feature pyramids.
 
-python examples/distil_detector.py                      digits on photographs: about five minutes on two cores
-python examples/distil_detector.py --coco COCO --row fcos_r101_r50 --teacher teacher.safetensors
+python examples/distill_detector.py                     digits on photographs: about five minutes on two cores
+python examples/distill_detector.py --coco COCO --row fcos_r101_r50 --teacher teacher.safetensors
                                                         a row of the paper, on a GPU: COCO holds train2017, val2017 and
                                                         annotations
 """
