@@ -196,9 +196,7 @@ def test_cifar100_one_file_missing(cifar_root):
 def test_cifar100_damaged(cifar_root, name):
     path = cifar_root / "cifar-100-python" / name
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(
-        ValueError, match=rf"is damaged: the checksum of {name} is wrong\. Delete the folder"
-    ):
+    with pytest.raises(ValueError, match=rf"is damaged: the checksum of {name} is wrong\. Delete the folder"):
         cifar100(cifar_root)
 
 
@@ -284,7 +282,5 @@ def test_imagenet_empty_class(imagenet_root):
 
 def test_imagenet_classes_must_agree(imagenet_root):
     (imagenet_root / "val" / "n09999999").mkdir()
-    with pytest.raises(
-        ValueError, match="same class folders: 2 and 3 were found, and only one of them has n09999999"
-    ):
+    with pytest.raises(ValueError, match="same class folders: 2 and 3 were found, and only one of them has n09999999"):
         imagenet(imagenet_root)
