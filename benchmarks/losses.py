@@ -5,7 +5,7 @@
     python benchmarks/losses.py --sizes 16x20    # one
     python benchmarks/losses.py --device cuda
 
-Forms: "loop" is the released code as docs/paper.md (sections 2, 3) describes it (un-centred, trace(K @ L), x[i] for each channel),
+Forms: "loop" is the released code (un-centred, trace(K @ L), x[i] for each channel; docs/paper.md, sections 2 and 3),
 "released" the same number by batched products, "paper" the centred one, "floor" the matrix products that it needs and
 nothing else. Each form runs in a process of its own, so that peaks of memory do not mix. Times are the least of the
 repetitions. Results go to benchmarks/results/losses.csv.
