@@ -29,7 +29,7 @@ def on_scenes(folder: Path, teacher_steps: int, student_steps: int, size: int = 
     options = {"learning_rate": 3e-3, "optimizer": torch.optim.AdamW, "schedule": CosineDecay(warmup=15)}
 
     def network(width: int, blocks: int) -> torch.nn.Module:
-        torch.manual_seed(0)  # every student is the same at the start
+        torch.manual_seed(0)  # every student starts with the same weights
         head = FCOSHead(64, 1, len(train.classes), num_convs=blocks)
         pyramid = small_pyramid(width, blocks, channels=64)
         return detector("fcos", pyramid, len(train.classes), head=head, min_size=size, max_size=size)
@@ -90,20 +90,20 @@ def on_coco(coco: Path, name: str, weights: Path, folder: Path, steps: int | Non
     print(f"{name}: {result.scores}")
     print(
         f"in the paper, with pretrained backbones: {row.student_ap} alone, {row.distilled_ap} with PCKA, "
-        f"{row.mimic_ap} with mimic too"
+        f"{row.mimic_ap} with PCKA and mimic"
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--coco", type=Path, help="COCO's folder, instead of scenes")
-    parser.add_argument("--row", choices=PAPER_ROWS, default="fcos_r101_r50", help="of the paper's table")
-    parser.add_argument("--teacher", type=Path, help="the teacher's weights, for COCO (80 classes)")
+    parser.add_argument("--coco", type=Path, help="folder of COCO, instead of scenes")
+    parser.add_argument("--row", choices=PAPER_ROWS, default="fcos_r101_r50", help="row of the paper's table")
+    parser.add_argument("--teacher", type=Path, help="file of the teacher's weights, for COCO (80 classes)")
     parser.add_argument("--output", type=Path, default=Path("runs/detector"))
-    parser.add_argument("--teacher-steps", type=int, default=600, help="on scenes")
-    parser.add_argument("--steps", type=int, help="of a student; 300 on scenes, 24 epochs on COCO")
+    parser.add_argument("--teacher-steps", type=int, default=600, help="steps of the teacher, on scenes")
+    parser.add_argument("--steps", type=int, help="steps of a student; 300 on scenes, 24 epochs on COCO")
     parser.add_argument("--mimic", type=float, default=0.0, help="weight of plain feature imitation, for COCO")
-    parser.add_argument("--workers", type=int, default=4, help="loading processes, for COCO")
+    parser.add_argument("--workers", type=int, default=4, help="number of processes that load COCO")
     options = parser.parse_args()
     if options.coco is None:
         on_scenes(options.output, options.teacher_steps, options.steps or 300)

@@ -32,7 +32,7 @@ def on_scenes(folder: Path, teacher_steps: int, student_steps: int) -> None:
     print(f"teacher: mIoU {result.scores['mIoU']:.3f}")
 
     for name, loss in {"alone": None, "CKA": SegmentationCKALoss(intra_weight=1, inter_weight=1)}.items():
-        torch.manual_seed(0)  # the same student at the start
+        torch.manual_seed(0)  # every student starts with the same weights
         student = segmenter("lraspp", SmallResNet(8), classes)
         result = distill_segmenter(
             None if loss is None else teacher,
@@ -69,12 +69,12 @@ def on_cityscapes(cityscapes: Path, weights: Path, folder: Path, steps: int, wor
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cityscapes", type=Path, help="the folder of Cityscapes, instead of scenes")
-    parser.add_argument("--teacher", type=Path, help="the teacher's weights, for Cityscapes")
+    parser.add_argument("--cityscapes", type=Path, help="folder of Cityscapes, instead of scenes")
+    parser.add_argument("--teacher", type=Path, help="file of the teacher's weights, for Cityscapes")
     parser.add_argument("--output", type=Path, default=Path("runs/segmenter"))
-    parser.add_argument("--teacher-steps", type=int, default=600, help="on scenes")
-    parser.add_argument("--steps", type=int, help="of a student; 600 on scenes, the paper's 80,000 on Cityscapes")
-    parser.add_argument("--workers", type=int, default=4, help="loading processes, for Cityscapes")
+    parser.add_argument("--teacher-steps", type=int, default=600, help="steps of the teacher, on scenes")
+    parser.add_argument("--steps", type=int, help="steps of a student; 600 on scenes, the paper's 80,000 on Cityscapes")
+    parser.add_argument("--workers", type=int, default=4, help="number of processes that load Cityscapes")
     options = parser.parse_args()
     if options.cityscapes is None:
         on_scenes(options.output, options.teacher_steps, options.steps or 600)

@@ -1,4 +1,4 @@
-"""Distillation of detectors and segmenters: losses, runs, networks, data. The one import that a user needs."""
+"""Distillation of detectors and segmenters: losses, training, networks and data in one import."""
 
 from ..losses.patch_cka import PatchCKALoss
 from ..losses.score_maps import SegmentationCKALoss

@@ -1,4 +1,4 @@
-"""COCO detections and Cityscapes-style label maps as data sets of tensors."""
+"""Data sets of tensors from COCO files and from Cityscapes-style folders."""
 
 from __future__ import annotations
 
@@ -20,48 +20,49 @@ from ..data import IMAGENET_DEVIATION, IMAGENET_MEAN
 __all__ = ["CITYSCAPES_TRAIN_IDS", "IGNORED", "CocoBoxes", "LabelMaps", "collate_lists"]
 
 IGNORED = 255
-"""The label of pixels that neither train nor count."""
+"""Label of pixels that are left out of the loss and of the score."""
 
 CITYSCAPES_TRAIN_IDS: dict[int, int] = {
     entry.id: entry.train_id for entry in Cityscapes.classes if 0 <= entry.train_id < IGNORED
 }
-"""The 19 evaluated classes of Cityscapes; every other label is ignored."""
+"""From the labels of Cityscapes to its 19 evaluated classes. Every other label is ignored."""
 
 
 class CocoBoxes(Dataset[tuple[Tensor, dict[str, Any]]]):
-    """Pictures and boxes of a COCO file, as torchvision's detectors want them.
+    """Pictures and boxes of a COCO file, in the form that torchvision's detectors need.
 
     Parameters
     ----------
     images : path
-        The folder of the pictures.
+        Folder of the pictures.
     annotations : path
-        The COCO file.
+        COCO file.
     flip : float
         Probability of a horizontal flip.
     keep_ids : bool
-        Whether labels are COCO's own category ids (1 to 90 with gaps, as in torchvision's weights). Without it they are
-        1, 2, ... in the order of the ids; 0 is the background either way.
+        Whether labels are the category ids of COCO (1 to 90 with gaps, as in torchvision's weights). If False, they are
+        1, 2, ... in the order of the ids. 0 is the background in both cases.
 
     Attributes
     ----------
     classes : tuple of str
-        Names by label, "background" first and "" for gaps.
+        Name of each label: "background" first, "" for gaps.
     notes : tuple of str
-        How many boxes were clipped to their picture or left out because nothing of them lies in it.
+        Number of boxes that were clipped to their picture, or left out because they lie outside of it.
 
     Raises
     ------
     FileNotFoundError
         If a folder or file is missing.
     ValueError
-        If the flip is no probability.
+        If ``flip`` is not a probability.
 
     Notes
     -----
-    An item is (image, target): float32 (3, H, W) in [0, 1], and boxes float32 (N, 4) as left, top, right, bottom,
-    labels int64 (N,) and image_id. A picture without boxes has N = 0. Crowd regions are not among them, as in training
-    torchvision's references; ``target["annotated"]`` has all boxes, labels, area and iscrowd, for `average_precision`.
+    An item is (image, target). The image is float32 (3, H, W) in [0, 1]. The target has boxes float32 (N, 4) as left,
+    top, right, bottom, labels int64 (N,) and image_id. A picture without boxes has N = 0. Crowd regions are left out,
+    as in torchvision's reference training. ``target["annotated"]`` has all boxes, labels, area and iscrowd, for
+    `average_precision`.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class CocoBoxes(Dataset[tuple[Tensor, dict[str, Any]]]):
                 raise FileNotFoundError(f"There is no {what} {path}.")
         if not 0 <= flip <= 1:
             raise ValueError(f"`flip` must be a probability, got {flip!r}.")
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self._coco = CocoDetection(images, annotations)
         categories = {entry["id"]: entry["name"] for entry in self._coco.coco.dataset["categories"]}
         ids = sorted(categories)
@@ -128,7 +129,7 @@ class CocoBoxes(Dataset[tuple[Tensor, dict[str, Any]]]):
         return image, target
 
     def _annotated(self, index: int, height: int, width: int) -> dict[str, Tensor]:
-        """All that is annotated within the picture, crowds included, in the order of the file."""
+        """All annotations within the picture, crowds included, in the order of the file."""
         lines = []
         for entry in self._entries(index):
             box = _clipped(entry["bbox"], height, width)
@@ -145,7 +146,7 @@ class CocoBoxes(Dataset[tuple[Tensor, dict[str, Any]]]):
 
 
 def _clipped(box: Sequence[float], height: int, width: int) -> list[float] | None:
-    """COCO's left, top, width, height as corners within the picture; None when nothing of it is there."""
+    """Corners within the picture of a box given as left, top, width, height; None if it lies outside."""
     left, top = max(0.0, float(box[0])), max(0.0, float(box[1]))
     right, bottom = min(float(width), box[0] + box[2]), min(float(height), box[1] + box[3])
     return [left, top, right, bottom] if right > left and bottom > top else None
@@ -157,12 +158,12 @@ class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
     Parameters
     ----------
     root : path
-        Holds leftImg8bit and gtFine.
+        Folder with leftImg8bit and gtFine.
     split : str
         "train", "val" or "test".
     labels : mapping of int to int, optional
-        From the labels in the files to classes; what is not in it is ignored. ``CITYSCAPES_TRAIN_IDS`` for Cityscapes.
-        None takes the labels as they are.
+        From the labels in the files to classes; other labels are ignored. Use ``CITYSCAPES_TRAIN_IDS`` for Cityscapes.
+        None keeps the labels of the files.
     crop : tuple of int, optional
         Height and width of a random crop.
     flip : float
@@ -171,14 +172,14 @@ class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
     Raises
     ------
     FileNotFoundError
-        If the folders are missing.
+        If a folder is missing.
     ValueError
-        If the flip is no probability.
+        If ``flip`` is not a probability.
 
     Notes
     -----
-    An item is (image, labels): float32 (3, H, W), normalised as ImageNet, and int64 (H, W) with 255 for ignored pixels.
-    Items are in the order of their paths.
+    An item is (image, labels): float32 (3, H, W), normalised like ImageNet, and int64 (H, W) with 255 for ignored
+    pixels. Items are in the order of their paths.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
                     f"There is no folder {folder}; Cityscapes has leftImg8bit and gtFine side by side."
                 )
         self._data = Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
-        # torchvision lists them as the file system does, which would give another run on another machine.
+        # torchvision uses the order of the file system, which differs between machines.
         order = sorted(range(len(self._data.images)), key=self._data.images.__getitem__)
         self._data.images = [self._data.images[index] for index in order]
         self._data.targets = [self._data.targets[index] for index in order]
@@ -231,5 +232,5 @@ class LabelMaps(Dataset[tuple[Tensor, Tensor]]):
 
 
 def collate_lists(batch: Sequence[tuple[Any, ...]]) -> tuple[list[Any], ...]:
-    """A batch as lists, for pictures and targets of different size."""
+    """Batch as lists, for pictures and targets of different sizes."""
     return tuple(list(column) for column in zip(*batch, strict=True))

@@ -136,7 +136,7 @@ def distill_detector(
     levels : int
         Number of maps that are compared, from the first on.
     steps : int
-        Steps of the optimizer.
+        Steps of the optimiser.
     batch_size : int
         Pictures for each step and process.
     learning_rate : float

@@ -48,7 +48,7 @@ class DenseTask:
     layers : dict
         Names of the compared layers: a run with other layers is refused.
     prepare : callable
-        Called once with a batch, before the optimizer is built.
+        Called once with a batch, before the optimiser is built.
     terms : callable
         ``terms(batch, model, accelerator)`` returns the weighted terms of one step; ``model`` is the student, wrapped
         for mixed precision and DDP.
@@ -111,7 +111,7 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         task.prepare(batches.sample())
         loss.to(device)
 
-        # The optimizer, and the state of an earlier process.
+        # The optimiser, and the state of an earlier process.
         parameters = [p for p in [*student.parameters(), *loss.parameters()] if p.requires_grad]
         descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
         model, descent = accelerator.prepare(student, descent)

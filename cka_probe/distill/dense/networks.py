@@ -1,4 +1,4 @@
-"""torchvision's detectors and segmenters over any backbone, and a small one for scenes that a CPU learns in minutes."""
+"""torchvision's detectors and segmenters over any backbone, and a small backbone that a CPU trains in minutes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class SmallResNet(nn.Module):
     Parameters
     ----------
     width : int
-        Channels of the first stage; each further stage doubles them.
+        Channels of the first stage; each later stage has twice as many.
     blocks : int
-        Basic blocks of each stage.
+        Number of basic blocks of each stage.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last stage's map (B, 8 width, H / 32, W / 32)."""
+        """Map of the last stage, of shape (B, 8 width, H / 32, W / 32)."""
         for layer in self.children():
             x = layer(x)
         return x
@@ -66,9 +66,9 @@ def small_pyramid(width: int = 16, blocks: int = 1, channels: int = 64) -> Backb
     Parameters
     ----------
     width, blocks : int
-        Of the `SmallResNet`.
+        Size of the `SmallResNet`.
     channels : int
-        Of every map. FCOS normalises its heads in 32 groups: take 64 or more there.
+        Channels of every map. FCOS normalises its heads in 32 groups: use at least 64 there.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def small_pyramid(width: int = 16, blocks: int = 1, channels: int = 64) -> Backb
 
 
 class _NoMoreLevels(ExtraFPNBlock):
-    """Leaves the pyramid as it is; BackboneWithFPN would add a level of its own."""
+    """Adds no level to the pyramid. By default BackboneWithFPN adds one."""
 
     def forward(
         self,
@@ -100,27 +100,27 @@ def detector(architecture: str, backbone: str | nn.Module, classes: int, **optio
     architecture : "faster_rcnn", "retinanet" or "fcos"
         RetinaNet and FCOS have maps at strides 8 to 128 of the named backbones, Faster R-CNN at 4 to 64.
     backbone : str or torch.nn.Module
-        A torchvision ResNet by name ("resnet18", "resnext101_64x4d"), or a module that gives a dict of maps and has
+        A torchvision ResNet by name ("resnet18", "resnext101_64x4d"), or a module that returns a dict of maps and has
         ``out_channels``.
     classes : int
-        With the background, which is class 0.
+        Number of classes, including the background, which is class 0.
     **options
-        For torchvision's class: min_size, max_size, score_thresh, ...
+        Arguments of torchvision's class: min_size, max_size, score_thresh, ...
 
     Returns
     -------
     torch.nn.Module
-        FasterRCNN, RetinaNet or FCOS. Its taps: "backbone" gives the dict of maps.
+        FasterRCNN, RetinaNet or FCOS. Its layer "backbone" returns the dict of maps.
 
     Raises
     ------
     ValueError
-        For an unknown architecture, fewer than 2 classes, or a module that is no such backbone.
+        For an unknown architecture, fewer than 2 classes, or a module that is not such a backbone.
 
     Notes
     -----
-    Anchors follow the strides as in torchvision's own models: sides of 8 strides for Faster R-CNN, 4 for RetinaNet
-    (three scales) and 1 for FCOS.
+    Anchors depend on the strides as in torchvision's own models: their sides are 8 strides for Faster R-CNN, 4 for
+    RetinaNet (three scales) and 1 for FCOS.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def detector(architecture: str, backbone: str | nn.Module, classes: int, **optio
 
 
 def _named_pyramid(architecture: str, name: str) -> BackboneWithFPN:
-    # Frozen batch norm, torchvision's default, is for pretrained weights; these start from nothing.
+    # torchvision's default, frozen batch norm, is for pretrained weights. These weights are not pretrained.
     make = partial(resnet_fpn_backbone, backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
     if architecture == "faster_rcnn":
         return make()
@@ -156,7 +156,7 @@ def _named_pyramid(architecture: str, name: str) -> BackboneWithFPN:
 
 
 def _levels(backbone: nn.Module) -> tuple[list[str], list[int]]:
-    """Names and strides of the maps that a backbone gives for a picture of 128 x 128."""
+    """Names and strides of the maps that a backbone returns for a picture of 128 x 128."""
     training = backbone.training
     try:
         with torch.no_grad():
@@ -165,7 +165,7 @@ def _levels(backbone: nn.Module) -> tuple[list[str], list[int]]:
         backbone.train(training)
     if not isinstance(maps, dict):
         raise ValueError(
-            f"The backbone {type(backbone).__name__} must give a dict of maps, it gave {type(maps).__name__}."
+            f"The backbone {type(backbone).__name__} must return a dict of maps, but it returned {type(maps).__name__}."
         )
     return list(maps), [128 // level.shape[-1] for level in maps.values()]
 
@@ -181,12 +181,12 @@ def segmenter(architecture: str, backbone: str | SmallResNet, classes: int) -> n
         "resnet50", "resnet101" or "mobilenet_v3_large" for DeepLabV3, "mobilenet_v3_large" for LRASPP, or a
         `SmallResNet` for either.
     classes : int
-        Scores for each pixel.
+        Number of scores for each pixel.
 
     Returns
     -------
     torch.nn.Module
-        Gives {"out": scores at the size of the picture}. Its taps: "classifier" gives the scores before they are
+        Returns {"out": scores at the size of the picture}. Its layer "classifier" returns the scores before they are
         upsampled, "backbone" the features.
 
     Raises
@@ -203,7 +203,7 @@ def segmenter(architecture: str, backbone: str | SmallResNet, classes: int) -> n
         raise ValueError(f"`classes` must be at least 2, got {classes}.")
     if isinstance(backbone, SmallResNet):
         if architecture == "deeplabv3":
-            # Stride 8, as the dilated ResNets have it.
+            # Stride 8, as in the dilated ResNets.
             body = IntermediateLayerGetter(backbone, {"layer2": "out"})
             return segmentation.DeepLabV3(body, DeepLabHead(backbone.widths[1], classes))
         if architecture == "lraspp":

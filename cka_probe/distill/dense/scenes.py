@@ -1,7 +1,7 @@
-"""Small scenes of real pixels, written as COCO and as Cityscapes folders: handwritten digits on photographs.
+"""Small scenes of handwritten digits on photographs, written as COCO and as Cityscapes folders.
 
-The digits and the two photographs come with scikit-learn; nothing is downloaded. Detectors and segmenters learn them in
-minutes on a CPU, which is what tests and examples of dense distillation need.
+The digits and the two photographs come with scikit-learn; nothing is downloaded. Detectors and segmenters learn them on
+a CPU in minutes, as tests and examples need.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ...capture.extras import require
 __all__ = ["SceneFolders", "make_scenes"]
 
 INK = 0.35
-"""Opacity from which a pixel belongs to a digit, for boxes and label maps."""
+"""Opacity above which a pixel belongs to a digit, for boxes and label maps."""
 
 
 @dataclass(frozen=True)
 class SceneFolders:
-    """Where the scenes lie.
+    """Folders and files of the scenes.
 
     Parameters
     ----------
     root : pathlib.Path
-        Of everything; also the root of the Cityscapes folders (leftImg8bit, gtFine).
+        Folder of all scenes, and root of the Cityscapes folders (leftImg8bit, gtFine).
     train_images, val_images : pathlib.Path
-        The pictures, as COCO has them.
+        Folders of the pictures for COCO.
     train_annotations, val_annotations : pathlib.Path
         COCO files; category ids 1 to 10 are the digits 0 to 9.
     classes : tuple of str
-        Of the label maps: 0 is the background, 1 to 10 the digits.
+        Names of the labels in the label maps: 0 is the background, 1 to 10 are the digits.
     """
 
     root: Path
@@ -72,40 +72,40 @@ def make_scenes(
     contrast: float = 0.0,
     seed: int = 0,
 ) -> SceneFolders:
-    """Writes scenes of 0 to ``most`` digits each on a piece of a photograph, once; the folders where they lie.
+    """Write scenes of 0 to ``most`` digits on a part of a photograph, unless they exist; return their folders.
 
-    Training and validation scenes share no digit and no part of a photograph. Digits have a random size, colour and
-    opacity, and do not cover one another.
+    Training and validation scenes share no digit and no part of a photograph. Digits have random sizes, colours and
+    opacities, and do not overlap.
 
     Parameters
     ----------
     root : path
-        Made where it does not exist. Scenes of the same settings that lie there already are used.
+        Created if it does not exist. Existing scenes with the same settings are used.
     train, val : int
-        Pictures of each split.
+        Number of pictures of each split.
     size : int
         Height and width of a picture.
     most : int
-        Digits in a picture, at most; some pictures have none.
+        Largest number of digits in a picture; some pictures have none.
     smallest, largest : int
-        Side of a digit before its margins are cut off, in pixels.
+        Smallest and largest side of a digit in pixels, before its margins are cut off.
     contrast : float
-        In [0, 1). Photographs are darkened by it, and digits are no darker than it: from 0.5 on digits are light on
-        dark ground, and learned many times sooner.
+        In [0, 1). Brightness of photographs is multiplied by 1 - contrast, and digits have at least this brightness.
+        From 0.5 on digits are light on dark ground, and are learned many times faster.
     seed : int
-        Decides everything.
+        Decides all random choices.
 
     Returns
     -------
     SceneFolders
-        With train2017, val2017, annotations, leftImg8bit and gtFine below ``root``.
+        With train2017, val2017, annotations, leftImg8bit and gtFine in ``root``.
 
     Raises
     ------
     ValueError
         If a number is out of range, or ``root`` holds scenes of other settings.
     OSError
-        If there is no room for a file.
+        If a file cannot be written.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def make_scenes(
         train_annotations=root / "annotations" / "instances_train2017.json",
         val_annotations=root / "annotations" / "instances_val2017.json",
     )
-    # Written last, so that it says that all the rest is there.
+    # Written last: if it exists, everything else does.
     marker = root / "scenes.json"
     if marker.exists():
         found = json.loads(marker.read_text())
@@ -186,13 +186,13 @@ def _write_split(root: Path, split: str, count: int, settings: _Settings) -> Non
 
 
 def _part(photo: np.ndarray, split: str) -> np.ndarray:
-    """The left 60 % of a photograph for training, the right 40 % for validation."""
+    """Left 60 % of a photograph for training, right 40 % for validation."""
     edge = photo.shape[1] * 6 // 10
     return photo[:, :edge] if split == "train" else photo[:, edge:]
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Opacities (n, 8, 8) in [0, 1] and digits (n,): three of four for training."""
+    """Opacities (n, 8, 8) in [0, 1] and digits (n,) of a split. Three of four are for training."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -207,7 +207,7 @@ def _scene(
     labels: np.ndarray,
     settings: _Settings,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, tuple[int, int, int, int]]]]:
-    """A picture, its label map, and (digit, (left, top, right, bottom)) of each digit in it."""
+    """Picture, label map, and (digit, (left, top, right, bottom)) of each digit in the picture."""
     size = settings.size
     photo = backgrounds[rng.integers(len(backgrounds))]
     top, left = (rng.integers(side - size + 1) for side in photo.shape[:2])
@@ -230,7 +230,7 @@ def _scene(
             y, x = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
             if not label_map[max(0, y - 1) : y + height + 1, max(0, x - 1) : x + width + 1].any():
                 break
-        else:  # no room beside the others: one digit less
+        else:  # no free place was found: leave this digit out
             continue
         colour = rng.uniform(255 * settings.contrast, 255, 3)
         area = picture[y : y + height, x : x + width]

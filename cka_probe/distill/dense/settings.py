@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DenseSettings", "momentum_sgd"]
 
 momentum_sgd = partial(torch.optim.SGD, momentum=0.9)
-"""Optimizer of the recipes for detectors and segmenters."""
+"""Optimiser of the recipes for detectors and segmenters."""
 
 
 @dataclass(frozen=True, kw_only=True)

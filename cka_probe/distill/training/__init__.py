@@ -1,4 +1,4 @@
-"""distill(): the training run, its files, and what resumes it."""
+"""Training of students: `distill`, its files and their resuming, schedules and diagnostics."""
 
 from .classification import distill
 from .diagnostics import Diagnostics

@@ -65,9 +65,9 @@ def training_batches(
     Parameters
     ----------
     data : Dataset or DataLoader
-        Gives (input, label) pairs; a loader may also give dicts with "labels".
+        Pairs (input, label); a loader may also have dicts with "labels".
     batch_size : int, optional
-        Samples for each step of the optimiser over all processes, for a data set (64 when None).
+        Samples for each step of the optimiser, over all processes, for a data set (64 if None).
     seed : int
         Decides order and augmentation.
     workers : int
@@ -111,7 +111,7 @@ def evaluation_loader(
     data : Dataset or DataLoader
         The test data.
     batch_size : int, optional
-        For a data set; 64 when None.
+        For a data set; 64 if None.
     workers : int
         Loading processes, for a data set.
     accelerator : Accelerator
@@ -220,7 +220,7 @@ class LoaderBatches:
         """First batch of the loader, for the checks of shapes and classes."""
         for batch in self._loader:
             return _placed(batch, None, self._device)
-        raise ValueError("The train loader gives no batches.")
+        raise ValueError("The train loader has no batches.")
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from batch number `first` on."""

@@ -96,11 +96,11 @@ def distill(
     epochs : int
         Passes over `train`.
     batch_size : int, optional
-        Samples for each step of the optimizer, over all processes (64 if None). Not with DataLoaders.
+        Samples for each step of the optimiser, over all processes (64 if None). Not with DataLoaders.
     learning_rate : float
         At the start; `schedule` multiplies it.
     schedule : callable
-        ``schedule(epoch, epochs)`` gives the factor of an epoch: `StepDecay` or `CosineDecay`.
+        ``schedule(epoch, epochs)`` returns the factor of an epoch: `StepDecay` or `CosineDecay`.
     optimizer : callable
         Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
     weight_decay : float
@@ -216,7 +216,7 @@ def distill(
         if teacher_cache is not None and master is not None:
             teach = cached_teacher(teacher_cache, master, teach, batches, accelerator, progress and main)
 
-        # The optimizer, and the state of an earlier process.
+        # The optimiser, and the state of an earlier process.
         extra = loss if isinstance(loss, nn.Module) else nn.Module()
         parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
         descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)

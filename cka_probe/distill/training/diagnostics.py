@@ -1,4 +1,4 @@
-"""What goes on while a student learns: how alike the tapped layers are, and whether the loss terms pull together."""
+"""Measurements during training: CKA of teacher and student, and the angles between gradients of the loss terms."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ __all__ = ["Diagnostics", "gradient_cosines", "pair_similarities", "similarities
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """When and on how much data a run is looked into. It changes nothing in the run: the weights stay the same.
+    """When to measure during a run, and on how many samples. Measurements do not change the trained weights.
 
     Parameters
     ----------
     every : int
-        After every so many epochs, and the last: the CKA of each tapped pair on test samples, with its chance level and
-        standard error, and the cosine between the gradients of the loss terms on a training batch.
+        Number of epochs between measurements; the last epoch is always measured. Measured are the CKA of each tapped
+        pair on test samples, with its chance level and standard error, and the cosine between the gradients of the loss
+        terms on a training batch.
     samples : int
         Test samples for the CKA.
     heatmap_every : int, optional
-        After every so many epochs, the CKA of all layers of teacher and student as a picture and a file, in
-        ``output_dir/heatmaps``.
+        Number of epochs between heatmaps: the CKA of all layers of teacher and student as a picture and a file in
+        ``output_dir/heatmaps``. None draws no heatmaps.
     heatmap_layers : layers, optional
-        Of both networks, as in `cka_probe.compare`; the tapped ones when None.
+        Layers of both networks, as in `cka_probe.compare`; the tapped layers if None.
 
     Raises
     ------
     ValueError
-        If a number is not positive.
+        If a number is not positive, or ``samples`` is below 4.
 
     Examples
     --------
@@ -70,20 +71,20 @@ def similarities(
     layers: tuple[Layers, Layers],
     distributed: bool = False,
 ) -> SimilarityMatrix:
-    """CKA of layers of the teacher (rows) with layers of the student (columns) on the first samples of a loader.
+    """CKA between layers of the teacher (rows) and of the student (columns) on the first samples of a loader.
 
     Parameters
     ----------
     master, pupil : TappedModel
         Teacher and student, on their device.
     loader : iterable of batches
-        Of (input, label) or dicts with "labels".
+        Pairs (input, label) or dicts with "labels".
     samples : int
-        Roughly how many samples are used: whole batches.
+        Least number of samples; whole batches are used.
     layers : tuple
         Layers of the teacher and of the student, as in `cka_probe.compare`.
     distributed : bool
-        Whether `loader` is this process's share of the data.
+        Whether `loader` gives only this process's part of the data.
 
     Returns
     -------
@@ -95,7 +96,7 @@ def similarities(
         seen = 0
         for batch in loader:
             inputs, target = split_batch(batch)
-            # A list would be taken for (input, target); networks of several inputs get them as they came.
+            # `compare` would read a list as (input, target); a tuple goes to networks of several inputs.
             yield inputs if isinstance(inputs, (Tensor, dict)) else (*inputs,)
             seen += len(target)
             if seen >= samples:
@@ -114,7 +115,7 @@ def similarities(
 
 
 def pair_similarities(epoch: int, matrix: SimilarityMatrix, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """One line for each (teacher layer, student layer) pair: its CKA, chance level and standard error.
+    """CKA, chance level and standard error of each pair (teacher layer, student layer), one dict for each pair.
 
     Parameters
     ----------
@@ -123,12 +124,12 @@ def pair_similarities(epoch: int, matrix: SimilarityMatrix, pairs: Sequence[tupl
     matrix : SimilarityMatrix
         From `similarities`.
     pairs : sequence of (str, str)
-        Teacher's and student's layer.
+        Layer of the teacher and layer of the student.
 
     Returns
     -------
     list of dict
-        With epoch, quantity "cka", first, second, value, chance and standard_error.
+        Keys epoch, quantity ("cka"), first, second, value, chance and standard_error.
     """
     lines = []
     for first, second in pairs:
@@ -155,16 +156,16 @@ def gradient_cosines(
     batch: Batch,
     accelerator: Any,
 ) -> list[dict[str, Any]]:
-    """The norm of each weighted term's gradient for one batch, and the cosine between those of each two terms.
+    """Norm of the gradient of each weighted term for one batch, and cosine between the gradients of each two terms.
 
-    A cosine below 0 says that the terms work against each other; a norm far below the others, that a term does little.
+    With a cosine below 0 two terms work against each other. A term with a much smaller norm has little effect.
 
     Parameters
     ----------
     epoch : int
         Counted from 1.
     pupil : TappedModel
-        The student; its buffers, modes and the random states are afterwards as before.
+        The student. Its buffers and modes, and the random states, are restored at the end.
     teach, terms_of : callable
         As in `steps.accumulated_gradient`.
     batch : Batch
@@ -175,8 +176,8 @@ def gradient_cosines(
     Returns
     -------
     list of dict
-        With epoch, quantity ("gradient norm" or "gradient cosine"), first, second, value; cosines are in [-1, 1], NaN
-        for a term without gradient.
+        Keys epoch, quantity ("gradient norm" or "gradient cosine"), first, second, value. Cosines are in [-1, 1],
+        and NaN for a term without gradient.
     """
     parameters = [parameter for parameter in pupil.parameters() if parameter.requires_grad]
     with random_states_restored(), modes_restored(pupil), buffers_restored(pupil):

@@ -175,7 +175,7 @@ def fit_together(
 
 
 def describe(thing: Any) -> str:
-    """Text that identifies a loss, schedule or optimizer; the same in every process."""
+    """Text that identifies a loss, schedule or optimiser; the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 

@@ -58,7 +58,7 @@ class RunState:
             self.notes += (f"resumed after epoch {self.epoch}, step {self.step}",)
 
     def load(self, student: nn.Module, loss: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
-        """Load the saved weights and the saved state of the optimizer.
+        """Load the saved weights and the saved state of the optimiser.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A frozen teacher's outputs for every training sample, computed once and read from disk."""
+"""Cache on disk for a frozen teacher's outputs of every training sample."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ...atomic_write import atomic_write
 from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .batches import Batch, DatasetBatches
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cached_teacher"]
 
-# Samples that are read twice, to see whether the data set gives the same each time, and that the cache's key contains.
+# Samples that are read twice to check that the data set has no augmentation; the name of the folder depends on them.
 PROBES = 16
 FINISHED = "cache.json"
 
@@ -39,41 +40,41 @@ def cached_teacher(
     accelerator: Accelerator,
     progress: bool = True,
 ) -> Callable[[Batch], Outputs]:
-    """A function like `teach` that reads the teacher's logits and features from disk, where they are first written.
+    """Function like `teach` that reads the teacher's logits and features from disk. They are written there first.
 
-    The outputs lie in memory-mapped .npy files in a folder named by a hash of the teacher's weights, the tapped layers,
-    the precision, the size of the data set and some of its samples. A folder is complete or absent.
+    The outputs are memory-mapped .npy files in a folder. Its name is a hash of the teacher's weights, the tapped
+    layers, the precision, the size of the data set and some of its samples. The folder is either complete or absent.
 
     Parameters
     ----------
     directory : path
-        Where the folder is made.
+        Where the folder is created.
     master : TappedModel
         The frozen teacher.
     teach : callable
-        Its outputs for a batch.
+        Returns the outputs of the teacher for a batch.
     batches : DatasetBatches
-        Of a data set without augmentation.
+        Batches of a data set without augmentation.
     accelerator : Accelerator
-        The main process writes, the others wait.
+        Its main process writes; the others wait.
     progress : bool
         Whether a progress bar is shown while writing.
 
     Returns
     -------
     callable
-        Batch -> `Outputs` on the accelerator's device.
+        From a `Batch` to `Outputs` on the accelerator's device.
 
     Raises
     ------
     ValueError
-        If `batches` come from a ready DataLoader, or the data set gives a different sample each time.
+        If `batches` come from a ready DataLoader, or the data set gives another sample when it is read again.
     OSError
-        If there is not enough room.
+        If the disk has not enough free space.
     """
     if not isinstance(batches, DatasetBatches):
         raise ValueError(
-            "`teacher_cache` needs `train` as a data set: a DataLoader does not say which samples it gives."
+            "`teacher_cache` needs `train` as a data set: the indices of samples from a DataLoader are unknown."
         )
     probes = _probe_samples(batches)
     key = hashlib.blake2b(
@@ -88,7 +89,7 @@ def cached_teacher(
     arrays = [np.load(folder / name, mmap_mode="r") for name in names]
 
     def read(batch: Batch) -> Outputs:
-        assert batch.indices is not None  # DatasetBatches always know them
+        assert batch.indices is not None  # DatasetBatches always have them
         rows = batch.indices.cpu().numpy()
         logits, *features = [torch.from_numpy(array[rows]).to(accelerator.device) for array in arrays]
         return Outputs(logits, tuple(features))
@@ -97,7 +98,7 @@ def cached_teacher(
 
 
 def _probe_samples(batches: DatasetBatches) -> str:
-    """A hash of some samples, after checking that reading them again gives the same."""
+    """Hash of some samples. Raise ValueError if they are different when they are read again."""
     indices = np.linspace(0, batches.count - 1, PROBES).round().astype(int).tolist()
     hashes = []
     for epoch in (0, 1):
@@ -148,8 +149,8 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
             array.flush()
         del arrays
         facts = {"files": names, "samples": count, "shapes": shapes}
-        (temporary / FINISHED).write_text(json.dumps(facts, indent=1))
-        if not (folder / FINISHED).exists():  # a run beside this one may have been faster
+        atomic_write(temporary / FINISHED, json.dumps(facts, indent=1))
+        if not (folder / FINISHED).exists():  # another run may have written it meanwhile
             temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -53,7 +53,7 @@ class NoDict(nn.Module):
         (("yolo", small_pyramid(8), 11), "`architecture` must be one of faster_rcnn, retinanet, fcos"),
         (("fcos", small_pyramid(8), 1), "`classes` counts the background"),
         (("fcos", NoChannels(), 11), "NoChannels must have `out_channels`"),
-        (("fcos", NoDict(), 11), "NoDict must give a dict of maps, it gave Tensor"),
+        (("fcos", NoDict(), 11), "NoDict must return a dict of maps, but it returned Tensor"),
     ],
 )
 def test_detectors_that_cannot_be(arguments, message):
