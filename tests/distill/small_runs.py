@@ -1,4 +1,4 @@
-"""Networks, data and a loss that are small enough to train in a blink; also run as a script that tests kill."""
+"""Small networks, data and a loss, trained in less than a second. Tests also run it as a script and kill it."""
 
 import sys
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from cka_probe.distill.training.classification import distill
 
 
 class ConvNet(nn.Module):
-    """Conv, batch norm, in-place ReLU: the tapped batch norm is overwritten in place unless the tap is careful."""
+    """Convolution, batch norm, in-place ReLU. The ReLU overwrites the tapped output unless the tap prevents it."""
 
     def __init__(self, width=4, classes=3, dropout=0.0, norm=True):
         super().__init__()
@@ -30,7 +30,7 @@ class ConvNet(nn.Module):
 
 
 class Mimic(nn.Module):
-    """A loss with the contract: logit and feature distances, each a weighted term."""
+    """Loss of two weighted terms: distances of logits and of features."""
 
     def terms(self, student, teacher, target=None):
         terms = {"logits": 0.5 * functional.mse_loss(student.logits, teacher.logits)}
@@ -44,7 +44,7 @@ class Mimic(nn.Module):
 
 
 class Noisy(Dataset):
-    """An augmentation that draws from all three generators."""
+    """Data set with noise from the generators of torch, numpy and Python."""
 
     def __init__(self, data):
         self.data = data
@@ -63,7 +63,7 @@ class Noisy(Dataset):
 
 @contextmanager
 def cpu_accelerator(**kwargs):
-    """An Accelerator whose settings do not stay in the process."""
+    """An Accelerator whose settings are removed from the process afterwards."""
     try:
         yield Accelerator(cpu=True, **kwargs)
     finally:
@@ -94,7 +94,7 @@ def weights(model):
 
 
 def killable(directory=None, **kwargs):
-    """A run with all that a checkpoint must hold: augmentation, dropout, momentum, batch norm, two terms, a decay."""
+    """A run with everything that a checkpoint saves: augmentation, dropout, momentum, batch norm, two terms, decay."""
     options = {"epochs": 4, "output_dir": directory, "checkpoint_steps": 2, "student_layers": ["norm"], **kwargs}
     return run(network(1, dropout=0.3), network(2), Mimic(), train=Noisy(images()), **options)
 

@@ -1,4 +1,4 @@
-"""One of two gloo processes of a training run: RANK, WORLD_SIZE and the others are set as torchrun does."""
+"""One of two gloo processes of a training run. The environment has RANK, WORLD_SIZE, ... as set by torchrun."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 from small_runs import images, network, run
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from cka_probe.distill.dense import PatchCKALoss, SmallResNet, distill_segmenter, segmenter
 from cka_probe.distill.losses.gather import gather_batch
 from cka_probe.distill.training.diagnostics import Diagnostics
 
 
 class GlobalDistances(nn.Module):
-    """Relates all samples of the batch to one another, over all processes; with a parameter of its own."""
+    """Compare all distances between samples of the batch, over all processes. Has a parameter of its own."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +38,7 @@ def go(directory=None, **kwargs):
         GlobalDistances(),
         student_layers=["stem"],
         learning_rate=0.05,
-        train=images(42),  # the last two samples join the batch before them
+        train=images(42),  # the last two samples are joined to the batch before them
         batch_size=8,
         test=images(27, seed=1),
         output_dir=directory,
@@ -45,13 +47,30 @@ def go(directory=None, **kwargs):
     )
 
 
+def segment(directory):
+    """Both processes end with the same student and the same adapters of the loss."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(10, 3, 32, 32), torch.randint(0, 3, (10, 32, 32)))
+    teacher, student = (segmenter("lraspp", SmallResNet(width), 3) for width in (16, 8))
+    loss = PatchCKALoss(patch=2)
+    options = {"features": "backbone.layer2", "steps": 4, "batch_size": 2, "clip_norm": 1.0, "progress": False}
+    result = distill_segmenter(teacher, student, data, None, loss, output_dir=directory, **options)
+    assert list(loss.parameters())
+    ours = torch.cat([p.detach().flatten() for p in [*student.parameters(), *loss.parameters()]])
+    everyone = [torch.empty_like(ours) for _ in range(2)]
+    torch.distributed.all_gather(everyone, ours)
+    assert torch.equal(*everyone)
+    assert result.history["step"].tolist() == [4]
+
+
 def main():
     folder = Path(sys.argv[1])
     plain = go(folder / "plain")
     exact = go(folder / "exact", accumulation_steps=2)
-    resumed = go(folder / "plain")  # finished: only loaded
+    resumed = go(folder / "plain")  # a finished run is only loaded
     assert torch.equal(*(torch.cat([p.flatten() for p in r.student.parameters()]) for r in (plain, resumed)))
     assert exact.notes == ()
+    segment(folder / "segmenter")
     torch.distributed.destroy_process_group()
 
 

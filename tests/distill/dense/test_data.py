@@ -6,7 +6,7 @@ from small_detectors import write_coco
 from cka_probe.distill.dense.data import CocoBoxes
 
 
-def test_boxes_are_clipped_crowds_stand_apart_and_boxes_outside_are_left_out(tmp_path):
+def test_boxes_are_clipped_crowds_are_separate_and_boxes_outside_are_left_out(tmp_path):
     data = write_coco(
         tmp_path,
         [

@@ -90,7 +90,7 @@ def test_training_alone_has_detection_losses_only(train):
 
 
 def test_the_teacher_sees_the_students_pictures_and_the_gradient_reaches_the_backbone(train):
-    """The intra term of the first step, against the loss of maps that the two backbones are asked for by hand."""
+    """The intra term of the first step equals the loss of maps that are computed by hand."""
     teacher, student = network(seed=1, width=16), network()
     images, _ = collate_lists([train[i] for i in range(6)])
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_the_teacher_sees_the_students_pictures_and_the_gradient_reaches_the_bac
 
 
 class Blank(torch.utils.data.Dataset):
-    """Pictures without any box."""
+    """Pictures without boxes."""
 
     def __len__(self):
         return 3
@@ -118,11 +118,11 @@ def test_pictures_without_boxes_and_a_batch_of_one():
         network(seed=1), network(), Blank(), Blank(), PatchCKALoss(), steps=2, batch_size=1, progress=False
     )
     assert np.isfinite(result.history.to_numpy()).all()
-    assert result.scores["AP"] == -1.0  # pycocotools' word for no objects at all
+    assert result.scores["AP"] == -1.0  # the value of pycocotools for no objects
 
 
-class Said(nn.Module):
-    """Says what it was told to, a picture at a time."""
+class Prepared(nn.Module):
+    """Returns prepared detections, one for each picture."""
 
     def __init__(self, answers):
         super().__init__()
@@ -134,7 +134,7 @@ class Said(nn.Module):
 
 
 def test_average_precision_is_that_of_pycocotools_on_the_file(tmp_path):
-    """Crowds, annotated areas unlike those of the boxes, false alarms within crowds and outside."""
+    """Crowds, annotated areas that differ from the boxes, and false detections inside and outside of crowds."""
     rng = np.random.default_rng(0)
     images, annotations, answers, results = [], [], [], []
     for number in range(1, 7):
@@ -171,13 +171,13 @@ def test_average_precision_is_that_of_pycocotools_on_the_file(tmp_path):
     reference.evaluate()
     reference.accumulate()
     reference.summarize()
-    found = average_precision(Said(answers), CocoBoxes(tmp_path, tmp_path / "a.json"), batch_size=4, progress=False)
+    found = average_precision(Prepared(answers), CocoBoxes(tmp_path, tmp_path / "a.json"), batch_size=4, progress=False)
     assert 0.05 < found["AP"] < 0.95
     np.testing.assert_allclose(list(found.values()), reference.stats[:6], atol=1e-6)
 
 
 class Oracle(nn.Module):
-    """Finds every box, as it is or moved."""
+    """Finds every box, moved by ``shift``."""
 
     def __init__(self, data, shift=0.0):
         super().__init__()
@@ -243,7 +243,7 @@ def test_adapters_are_there_before_the_optimiser_and_learn(train):
     )
     adapters = list(loss.parameters())
     assert [p.shape for p in adapters] == [shape for _ in range(4) for shape in ((128, 64, 1, 1), (128,))]
-    # CKA is blind to a constant, so the biases stay.
+    # A constant does not change CKA, so the biases stay.
     assert all(not torch.equal(p, start[p]) for p in adapters if p.ndim == 4)
     assert not set(start) & set(teacher.parameters())
 
@@ -266,7 +266,7 @@ class Empty(DistillationLoss):
         ({"loss": Empty()}, FloatingPointError, "The training loss is nan at step 1"),
     ],
 )
-def test_what_cannot_be(train, settings, error, message):
+def test_wrong_settings_are_refused(train, settings, error, message):
     options = {"loss": PatchCKALoss(), "steps": 1, "batch_size": 2, "progress": False, **settings}
     student = network()
     with pytest.raises(error, match=message):

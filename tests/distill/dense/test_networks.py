@@ -56,7 +56,7 @@ class NoDict(nn.Module):
         (("fcos", NoDict(), 11), "NoDict must return a dict of maps, but it returned Tensor"),
     ],
 )
-def test_detectors_that_cannot_be(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         detector(*arguments)
 

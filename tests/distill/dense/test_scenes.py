@@ -32,7 +32,7 @@ def test_scenes_have_boxes_that_hold_the_digits_of_the_label_map(scenes):
         assert not rest.any()
 
 
-def test_scenes_are_made_once_and_by_the_seed(tmp_path, scenes):
+def test_scenes_are_made_once_and_depend_on_the_seed(tmp_path, scenes):
     again = make_scenes(tmp_path / "a", train=6, val=4, size=SIZE, largest=24)
     assert again.train_annotations.read_text() == scenes.train_annotations.read_text()
     before = again.train_annotations.stat().st_mtime_ns
@@ -65,6 +65,6 @@ def test_contrast_makes_light_digits_on_dark_ground(tmp_path):
         ({"contrast": 1.0}, r"`contrast` must be in \[0, 1\)"),
     ],
 )
-def test_scene_settings_that_cannot_be(tmp_path, settings, message):
+def test_wrong_settings_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         make_scenes(tmp_path, **settings)

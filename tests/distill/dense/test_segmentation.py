@@ -1,4 +1,4 @@
-"""Segmenters: networks, two steps of distillation on Cityscapes-style folders, mean IoU, and the edges of the data."""
+"""Segmenters: two steps of distillation on Cityscapes-style folders, mean IoU, label maps, and wrong input."""
 
 import numpy as np
 import pytest
@@ -121,7 +121,7 @@ def test_mean_iou_equals_counting():
         ours, theirs = (answers == number) & known, labels == number
         expected.append(int((ours & theirs).sum()) / int((ours | theirs).sum()))
         assert found[f"IoU {number}"] == pytest.approx(expected[-1])
-    assert np.isnan(found["IoU 3"])  # neither there nor predicted
+    assert np.isnan(found["IoU 3"])  # class 3 neither occurs nor is predicted
     assert found["mIoU"] == pytest.approx(np.mean(expected))
 
 
@@ -142,12 +142,12 @@ def test_labels_are_mapped_cropped_and_flipped(tmp_path):
     torch.testing.assert_close(image[0, 0, 1], torch.tensor((0 - 0.485) / 0.229))
     _, labels = LabelMaps(tmp_path, "train", flip=1.0)[0]
     assert labels[0].tolist() == [33, 26, 0, 7]
-    image, labels = LabelMaps(tmp_path, "train", crop=(8, 8))[0]  # larger than the picture: padded, and ignored
+    image, labels = LabelMaps(tmp_path, "train", crop=(8, 8))[0]  # larger than the picture: the padding is ignored
     assert image.shape == (3, 8, 8)
     assert int((labels == 255).sum()) == 8 * 8 - 6 * 4
 
 
-def test_pictures_come_in_the_order_of_their_names(scenes, val):
+def test_pictures_are_in_the_order_of_their_names(scenes, val):
     boxes = CocoBoxes(scenes.val_images, scenes.val_annotations)
     assert len(boxes) == len(val)
     for index in range(len(val)):

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and a run that died at any moment ends as if nothing had happened."""
+"""Checkpoints, and runs that are killed and resumed: the result is the same as without the interruption."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import Mimic, images, killable, network, run, weights
+from small_runs import Mimic, cpu_accelerator, images, killable, network, run, weights
 from torch import nn
 
 from cka_probe.distill.training.checkpoints import (
@@ -23,6 +23,7 @@ from cka_probe.distill.training.checkpoints import (
     save_checkpoint,
     save_weights,
 )
+from cka_probe.distill.training.run_state import RunState
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_sigkill_then_resume_gives_the_same_weights(tmp_path, uninterrupted):
     script = Path(__file__).parents[1] / "small_runs.py"
     process = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoint.previous.pt").exists():  # two checkpoints: in the middle of the run
+    while not (tmp_path / "checkpoint.previous.pt").exists():  # the second checkpoint is in the middle of the run
         assert process.poll() is None, process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -217,3 +218,11 @@ def test_optimizer_of_ones_own_and_loader_resume(tmp_path):
     assert load_checkpoint(tmp_path)["step"] == 3
     result = go(tmp_path)
     np.testing.assert_array_equal(weights(result.student), weights(expected.student))
+
+
+def test_sums_of_a_checkpoint_of_version_0_1():
+    sums = {"samples": torch.tensor(8.0), "right": torch.tensor(6.0), "term cross_entropy": torch.tensor(4.0)}
+    run = RunState({"epoch": 1, "step": 1, "sums": sums})
+    with cpu_accelerator() as accelerator:
+        run.add({"cross_entropy": torch.tensor(2.0), "right": torch.tensor(1)}, 8, torch.device("cpu"))
+        assert run.means(accelerator) == {"right": 7 / 16, "cross_entropy": 6 / 16}

@@ -1,4 +1,4 @@
-"""distill(): the loop, what it restores, what it says about bad input, and that a seed decides the weights."""
+"""distill(): the loop, restored states, errors for wrong input, and weights that the seed decides."""
 
 import copy
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def test_plain_training_equals_a_loop_written_out_by_hand():
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     x, y = images(16).tensors
     losses = []
-    for epoch in range(3):  # one batch an epoch, so that the order of the samples does not matter
+    for epoch in range(3):  # one batch in each epoch: the order of the samples has no effect
         optimizer.param_groups[0]["lr"] = 0.1 * 0.5**epoch
         loss = F.cross_entropy(reference(x), y)
         optimizer.zero_grad()
@@ -53,7 +53,7 @@ def test_history_has_the_terms_and_their_sum():
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
-def test_same_seed_same_weights_whatever_the_workers():
+def test_same_seed_same_weights_with_any_number_of_workers():
     options = {"teacher": network(2), "loss": Mimic(), "student_layers": ["norm"]}
     torch.manual_seed(5)
     first = run(network(1, dropout=0.3), **options, train=Noisy(images()))
@@ -74,7 +74,7 @@ def test_augmentation_differs_between_epochs_and_samples():
             return x, y
 
     run(train=Recorded(images(16)), epochs=2)
-    assert len({noise for _, noise in seen[16:]}) == 32  # the first 16 are the sample that shapes are learnt from
+    assert len({noise for _, noise in seen[16:]}) == 32  # the first 16 are the sample for the checks before the run
     assert sorted(index for index, _ in seen[16:32]) == list(range(16))
 
 
@@ -148,7 +148,7 @@ def test_loaders_dicts_and_small_last_batches():
     with pytest.warns(UserWarning, match="under 4 samples"):
         result = run(Keyword(), train=loader, test=DataLoader(rows, batch_size=8), batch_size=None)
     assert "under 4 samples" in result.notes[0]
-    run(train=images(41))  # a data set joins the last sample to the batch before
+    run(train=images(41))  # the last sample is joined to the batch before it
 
 
 def test_loss_with_its_own_parameters_is_prepared_and_trained():

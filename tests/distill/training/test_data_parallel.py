@@ -1,4 +1,4 @@
-"""Two gloo processes train as one process does: same loss, same weights."""
+"""Two gloo processes have the same losses and weights as one process."""
 
 import os
 import socket

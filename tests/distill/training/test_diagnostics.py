@@ -1,4 +1,4 @@
-"""Diagnostics: right numbers, and a run that does not notice them."""
+"""Diagnostics have the right numbers and do not change the run."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ def go(**kwargs):
     return run(network(1, dropout=0.3), train=Noisy(images()), **options)
 
 
-def test_the_run_does_not_notice_them(tmp_path):
+def test_they_do_not_change_the_run(tmp_path):
     look = Diagnostics(every=1, samples=20, heatmap_every=2, heatmap_layers="leaves")
     plain, watched = go(), go(diagnostics=look, output_dir=tmp_path, tensorboard=True)
     assert torch.equal(weights(plain.student), weights(watched.student))
@@ -56,7 +56,7 @@ def test_cka_of_the_pairs_is_that_of_compare():
 
 
 def test_a_loss_on_logits_alone_compares_the_outputs():
-    """Such methods tap no layer; in a table of several methods the diagnostics are on for all of them."""
+    """Losses of logits tap no layer, but a table of several methods has diagnostics for all of them."""
     teacher = network(2)
     kept = go(teacher=teacher, loss=KDLoss(), student_layers=(), diagnostics=Diagnostics(every=3, samples=24))
     (line,) = kept.diagnostics.query("quantity == 'cka'").itertuples()

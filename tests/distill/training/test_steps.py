@@ -1,4 +1,4 @@
-"""Microbatches with the loss of the whole batch: the same gradient as one large batch, and the same numbers."""
+"""Microbatches with the loss of the whole batch have the same gradient and terms as one large batch."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from cka_probe.distill.training.steps import accumulated_gradient, exact_gradien
 
 
 class PairDistances(nn.Module):
-    """Relates samples to one another, as CKA does: microbatches alone cannot know it. It has a parameter of its own."""
+    """Compares samples with each other, as CKA does, so that it differs between microbatches. Has a parameter."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ def test_both_passes_see_the_same_dropout_and_batch_norm_moves_once():
     *_, plain, plain_after = gradients(accumulated_gradient, 5, norm=True, dropout=0.5)
     assert student.norm.num_batches_tracked == plain.norm.num_batches_tracked == 5
     np.testing.assert_allclose(student.norm.running_mean, plain.norm.running_mean, rtol=1e-12)
-    assert torch.equal(after, plain_after)  # the generator stands where one pass leaves it
+    assert torch.equal(after, plain_after)  # the generator is in the same state as after one pass
 
     # With dropout the gradient is that of one graph in which every microbatch is passed once with the same masks.
     student, teacher, loss = network(1, norm=False, dropout=0.5).double(), network(2).double().eval(), PairDistances()

@@ -1,4 +1,4 @@
-"""The teacher's outputs from disk: the same run as without, and errors where they would be wrong."""
+"""The cache of the teacher's outputs does not change a run, and is refused where it would be wrong."""
 
 import shutil
 from collections import namedtuple
@@ -26,7 +26,7 @@ def test_same_run_with_and_without(tmp_path):
         calls.clear()
         expected = go(accumulation_steps=2, accumulation="mean")
         np.testing.assert_allclose(weights(cached.student), weights(expected.student), atol=1e-6)
-    assert calls_of_the_second == 1  # the sample that shapes are learnt from
+    assert calls_of_the_second == 1  # the sample for the checks before the run
     cached = go(teacher_cache=tmp_path)
     np.testing.assert_allclose(weights(cached.student), weights(without.student), atol=1e-6)
     columns = ["train_loss", "logits", "features", "test_accuracy"]
