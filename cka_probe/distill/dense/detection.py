@@ -97,7 +97,7 @@ def distill_detector(
     steps: int = 1000,
     batch_size: int = 8,
     learning_rate: float = 0.01,
-    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen, so one for all calls does no harm
+    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen: all calls may share it
     optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd,
     weight_decay: float = 1e-4,
     clip_norm: float | None = 10.0,

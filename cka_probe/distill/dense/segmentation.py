@@ -45,7 +45,7 @@ def distill_segmenter(
     steps: int = 1000,
     batch_size: int = 8,
     learning_rate: float = 0.01,
-    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen, so one for all calls does no harm
+    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen: all calls may share it
     optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd,
     weight_decay: float = 5e-4,
     clip_norm: float | None = None,

@@ -48,7 +48,7 @@ def distill(
     epochs: int = 240,
     batch_size: int | None = None,
     learning_rate: float = 0.05,
-    schedule: Callable[[int, int], float] = StepDecay(),  # noqa: B008 - frozen, so one for all calls does no harm
+    schedule: Callable[[int, int], float] = StepDecay(),  # noqa: B008 - frozen: all calls may share it
     optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=0.9),  # noqa: B008
     weight_decay: float = 5e-4,
     ce_weight: float = 1.0,
@@ -279,7 +279,7 @@ def distill(
             right = means.pop("right")
             total_loss = checked_total(means, f"in epoch {epoch + 1}", "the weight of the term that is not finite")
             row = {"epoch": epoch + 1, "train_loss": total_loss, **means, "train_accuracy": right}
-            row["test_accuracy"] = accuracy(pupil, tests, classes, accelerator)
+            row["test_accuracy"] = _accuracy(pupil, tests, classes, accelerator)
             row |= {"lr": rate, "seconds": time.perf_counter() - started}
             improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
             run.add_row(row)
@@ -324,7 +324,7 @@ def distill(
         )
 
 
-def accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelerator: Accelerator) -> float:
+def _accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelerator: Accelerator) -> float:
     """Fraction of right answers over a loader, in eval mode, over all processes; in [0, 1]."""
     from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
 
