@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of CKA hold the truth, and how often its p-values reject when there is nothing to find.
+"""Measure how often 95 % intervals of CKA contain the true value, and how often its p-values reject unrelated features.
 
     python benchmarks/coverage.py               everything, about six minutes on one core
     python benchmarks/coverage.py --repeats 200 a quick look
@@ -12,7 +12,6 @@ benchmarks/results/coverage.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import platform
@@ -28,12 +27,13 @@ from pathlib import Path
 import numpy as np
 import scipy
 from scipy import stats
+from tables import save_csv
 
 from cka_probe.estimators import MinibatchCKA, OutlierWarning, cka_double_debiased, cka_matrix_test, cka_with_error
 
 RESULTS = Path(__file__).parent / "results" / "coverage.csv"
 P, Q = 10, 20
-SIDE_BY_SIDE = 50  # repetitions that go through one call, as layers of which only the diagonal pairs are looked at
+SIDE_BY_SIDE = 50  # repetitions in one call: each is a layer, and only the pairs on the diagonal are used
 LEVELS = (0.05, 0.01)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -57,7 +57,7 @@ NULL_ENTRIES: dict[str, Draw] = {
 
 
 class Population:
-    """Pairs of features with a known CKA: 0 when ``noise`` is None."""
+    """A distribution of pairs of features with known CKA; it is 0 if ``noise`` is None."""
 
     def __init__(self, draw: Draw, noise: float | None, rng: np.random.Generator) -> None:
         self.draw, self.rng = draw, rng
@@ -82,7 +82,7 @@ def populations(rng: np.random.Generator) -> Iterator[tuple[str, Population]]:
 
 
 def intervals(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
-    """Jackknife over samples, and the influence of minibatches."""
+    """Coverage of intervals: jackknife over samples, and over minibatches."""
     for name, population in populations(rng):
         for n in (32, 64, 128, 256):
             estimate = cka_with_error(*population.sample(repeats, n))
@@ -118,7 +118,7 @@ def intervals(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
 
 
 def few_features(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
-    """Layers of many random features, of which few are recorded: double debiased CKA."""
+    """Error of double debiased CKA if only few of many random features are recorded."""
     in_x = np.linspace(2, 0.1, 20)
     in_y = np.roll(in_x, 3) ** 2
     truth = float(np.sum(in_x * in_y) / math.sqrt(np.sum(in_x**2) * np.sum(in_y**2)))
@@ -158,12 +158,12 @@ def portions(repeats: int) -> Iterator[int]:
 
 
 def rejections(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
-    """p-values of unrelated features: normal, Pearson III, counted."""
+    """Rejection rates for unrelated features, by three kinds of p-values: normal, Pearson III, counted."""
     for name, draw in NULL_ENTRIES.items():
         population = Population(draw, None, rng)
         for n, batches in ((16, 1), (32, 1), (64, 1), (256, 1), (16, 8)):
             counted = batches == 1 and n <= 32
-            # Four times the repetitions where they cost little: the rates are small.
+            # Small rates need more repetitions: four times as many where they are cheap.
             pieces = [
                 null_p_values(population, n, batches, count, counted and index * SIDE_BY_SIDE < repeats, rng)
                 for index, count in enumerate(portions(repeats if n == 256 else 4 * repeats))
@@ -203,7 +203,7 @@ def null_p_values(
 
 
 def processor() -> str:
-    """The name of the processor, as the system gives it."""
+    """Name of the processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -211,7 +211,7 @@ def processor() -> str:
 
 
 def write(rows: list[Row], path: Path, seed: int) -> None:
-    """The whole table, or none."""
+    """Write the table with the machine and the versions in each row."""
     machine = {
         "seed": seed,
         "platform": platform.platform(),
@@ -224,15 +224,8 @@ def write(rows: list[Row], path: Path, seed: int) -> None:
         "command": shlex.join(["python", "benchmarks/coverage.py", *sys.argv[1:]]),
     }
     names = list(dict.fromkeys(name for row in rows for name in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*names, *machine])
-        writer.writeheader()
-        for row in rows:
-            texts = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow({**texts, **machine})
-    partial.replace(path)
+    texts = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    save_csv(path, [*names, *machine], [{**row, **machine} for row in texts])
 
 
 def main() -> None:
@@ -241,7 +234,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", OutlierWarning)  # heavy tails are what is studied here
+    warnings.simplefilter("ignore", OutlierWarning)  # heavy tails are wanted here
     rng = np.random.default_rng(options.seed)
     start = time.perf_counter()
     rows: list[Row] = []

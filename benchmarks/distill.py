@@ -1,9 +1,10 @@
-"""What RCKA adds to a training step of resnet32x4 -> resnet8x4 at batch 64, 32 x 32 images, 100 classes.
+"""Measure the cost that RCKA adds to a training step of resnet32x4 -> resnet8x4: batch 64, 32 x 32 images, 100 classes.
 
 python benchmarks/distill.py [--rounds 15] [--output benchmarks/results/distill.csv]
 
-Three kinds of step, interleaved: forward of student and teacher, cross-entropy, backward and optimiser; the same with
-taps on three stages; the same with taps and RCKA. Medians, of the ratios to the first within each round.
+Three kinds of step are interleaved. The first runs student and teacher forward, then cross-entropy, backward and the
+optimizer. The second adds taps on three stages, the third taps and RCKA. The table has medians, also of the ratios to
+the first step within each round.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
+from cka_probe.atomic_write import atomic_write
 from cka_probe.distill.losses.cka import RCKALoss
 from cka_probe.distill.models import build
 from cka_probe.distill.taps.tapped_model import TappedModel
@@ -29,7 +31,7 @@ STAGES = ["layer1", "layer2", "layer3"]
 
 
 def steps(batch: int) -> dict[str, Callable[[], None]]:
-    """One training step of each kind, on the same images."""
+    """The training steps to compare, by name; all use the same images."""
     torch.manual_seed(0)
     teacher, student = build("resnet32x4").eval(), build("resnet8x4").train()
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(0, 100, (batch,))
@@ -70,12 +72,12 @@ def main() -> None:
         for name, step in kinds.items():
             started = time.perf_counter()
             step()
-            if round_number:  # the first warms up
+            if round_number:  # the first round only warms up
                 seconds[name].append(time.perf_counter() - started)
     rows = []
     for name, values in seconds.items():
         median = statistics.median(values)
-        # Within a round, which a busy machine disturbs least.
+        # Ratios within a round: a busy machine disturbs them least.
         ratio = statistics.median(a / b for a, b in zip(values, seconds["without"], strict=True))
         rows.append({"step": name, "seconds": median, "fastest": min(values), "ratio": ratio})
         print(f"{name:20} {median:.3f} s   {ratio:.3f} x   fastest {min(values):.3f} s")
@@ -85,9 +87,7 @@ def main() -> None:
     )
     table["command"] = "python " + " ".join(sys.argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_suffix(".part")
-    table.to_csv(temporary, index=False)
-    temporary.replace(options.output)
+    atomic_write(options.output, table.to_csv(index=False))
 
 
 if __name__ == "__main__":

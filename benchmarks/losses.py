@@ -5,16 +5,15 @@
     python benchmarks/losses.py --sizes 16x20    # one
     python benchmarks/losses.py --device cuda
 
-Forms: "loop" is the released code (un-centred, trace(K @ L), x[i] for each channel; docs/paper.md, sections 2 and 3),
-"released" the same number by batched products, "paper" the centred one, "floor" the matrix products that it needs and
-nothing else. Each form runs in a process of its own, so that peaks of memory do not mix. Times are the least of the
-repetitions. Results go to benchmarks/results/losses.csv.
+Forms: "loop" is the released code (un-centred, trace(K @ L), x[i] for each channel; docs/paper.md, sections 2 and 3).
+"released" is the same number by batched products, "paper" the centred number, "floor" only the matrix products that
+"paper" needs. Each form runs in a process of its own, so that it has its own peak of memory. Times are the least over
+the repetitions. Results go to benchmarks/results/losses.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import os
 import platform
@@ -26,6 +25,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from tables import save_csv
 from torch import Tensor
 
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
@@ -43,7 +43,7 @@ TOO_LONG = {("128x160", "intra + inter"), ("64x80", "intra + inter")}
 
 
 def alignment_by_traces(x: Tensor, y: Tensor, scaled: bool = False) -> Tensor:
-    """The released code's alignment: full products, of which the trace is kept."""
+    """Alignment as the released code computes it: the trace of full matrix products."""
     k, other = x @ x.T, y @ y.T
     if scaled:
         k, other = (gram / gram.diag().sqrt()[:, None] for gram in (k, other))
@@ -69,7 +69,7 @@ def logit_loop(x: Tensor, y: Tensor) -> Tensor:
 
 
 def patch_floor(x: Tensor, y: Tensor, inter: bool, patch: int) -> Callable[[], None]:
-    """Both Gram matrices and the gradient; with inter the cross product and its gradient too."""
+    """The products that no form can avoid: both Gram matrices, for inter the cross product, and their gradients."""
     height, width = (-(-side // patch) * patch for side in x.shape[2:])
     x, y = (patch_stack(resized(z.detach(), height, width), patch, "patch") for z in (x, y))
 
@@ -99,7 +99,7 @@ def logit_floor(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def cases(loops: bool) -> list[tuple[str, str, str, tuple[int, ...]]]:
-    """(what, size, form, shape), the slow ones last."""
+    """Cases as (what, size, form, shape), the slow ones last."""
     listed: list[tuple[str, str, str, tuple[int, ...]]] = []
     for height, width in LEVELS:
         for what in ("intra", "intra + inter"):
@@ -114,7 +114,7 @@ def cases(loops: bool) -> list[tuple[str, str, str, tuple[int, ...]]]:
 
 
 def task(what: str, size: str, form: str, shape: tuple[int, ...], device: str) -> Callable[[], float]:
-    """One forward and backward pass, as a function that returns the loss."""
+    """A function that runs one forward and backward pass and returns the loss."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     x.requires_grad_()
@@ -148,7 +148,7 @@ def task(what: str, size: str, form: str, shape: tuple[int, ...], device: str) -
 
 
 def peak_mib(run: Callable[[], float], device: str) -> tuple[float, float]:
-    """The loss, and how much the first run adds to memory at its peak; NaN where the system does not tell."""
+    """The loss, and the peak memory that the first run adds, in MiB; NaN if the system does not report it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -171,7 +171,7 @@ def peak_mib(run: Callable[[], float], device: str) -> tuple[float, float]:
 def measure(
     case: tuple[str, str, str, tuple[int, ...]], device: str, threads: int, seconds: float
 ) -> tuple[float, ...]:
-    """Least milliseconds, peak MiB and value of one form."""
+    """Least time in milliseconds, peak memory in MiB, and loss of one form."""
     torch.set_num_threads(threads)
     run = task(*case, device)
 
@@ -183,13 +183,13 @@ def measure(
         return time.perf_counter() - start
 
     if device != "cpu":
-        timed()  # the libraries' own start
+        timed()  # the first run includes the start of the libraries
     start = time.perf_counter()
     value, memory = peak_mib(run, device)
     first = time.perf_counter() - start
     times = [first]
     while sum(times) < seconds or len(times) < 3:
-        if first > seconds:  # a slow loop is run once
+        if first > seconds:  # a slow loop runs once
             break
         times.append(timed())
     return min(times) * 1e3, memory, value
@@ -214,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     machine = processor() if options.device == "cpu" else "GPU"
     rows = []
-    # A fork of a process that has computed nothing yet: a clean peak, without a new import of torch.
+    # This process has computed nothing yet, so a fork has a clean peak and need not import torch again.
     context = multiprocessing.get_context("fork")
     for case in (case for case in cases(not options.no_loop) if case[1] in options.sizes):
         what, size, form, _ = case
@@ -227,15 +227,10 @@ def main() -> None:
         rows[-1] |= {"torch": torch.__version__, "python": platform.python_version(), "date": date.today().isoformat()}
         rows[-1]["command"] = shlex.join(["python", "benchmarks/losses.py", *sys.argv[1:]])
         print(f"{size:18} {what:14} {form:9} {milliseconds:10.1f} ms {memory:9.1f} MiB", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_suffix(".part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(
-            {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
-        )
-    partial.replace(options.output)
+    texts = [
+        {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
+    ]
+    save_csv(options.output, rows[0], texts)
     print(f"\n{'':33} {'x floor':>8} {'x faster than the loop':>24} {'memory':>8}")
     for row in rows:
         same = {

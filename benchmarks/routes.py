@@ -1,9 +1,9 @@
-"""Time and error of each way to the CKA of a whole data set, for docs/estimators.md.
+"""Time and error of each route to the CKA of a whole data set, for docs/estimators.md.
 
 python benchmarks/routes.py [--output benchmarks/results/routes.csv] [--quick]
 
-Float32 features, two correlated layers a side, the linear kernel, the unbiased estimator; the reference is the n x n
-definition in float64. The median of the rounds.
+Features are float32; each side has two correlated layers; linear kernel, unbiased estimator. The reference is the
+n x n definition in float64. Times are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cka_probe.atomic_write import atomic_write
 from cka_probe.estimators import MinibatchCKA, MomentCKA, SketchCKA, blocked_cka, choose_route
 from cka_probe.estimators.inference import cka_matrix_with_error
 
@@ -121,9 +122,7 @@ def main() -> None:
     )
     table["command"] = "python " + " ".join(sys.argv)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_suffix(".part")
-    table.to_csv(temporary, index=False)
-    temporary.replace(options.output)
+    atomic_write(options.output, table.to_csv(index=False))
     print(options.output)
 
 

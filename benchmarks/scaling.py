@@ -1,4 +1,4 @@
-"""How the time and memory of compare() grow: with layers, samples and batch size, beside the forward passes alone.
+"""Measure how time and memory of compare() grow with layers, batch size, samples and width.
 
     python benchmarks/scaling.py            everything, about four minutes on two quiet cores
     python benchmarks/scaling.py --quick    small ends of each axis, nothing written
@@ -7,10 +7,11 @@
 - batch: the same network of 50 layers, 2048 samples in batches of 8 to 512: a Gram matrix costs n^2.
 - samples: 1,000 to 100,000 samples in batches of 256, eight layers of width 64, exact over the whole data set
   (scope="dataset"; the moment route). Memory should not grow.
-- width: one batch of 64 with layers of 64 to 65,536 features, drawn once and handed on: what a hook costs without a
-  forward.
+- width: one batch of 64 with layers of 64 to 65,536 features that were drawn before: the cost of a hook without the
+  forward pass.
 
-Medians of interleaved rounds; memory is of a process of its own, above what it held before. Results go to
+Times are medians over interleaved rounds, beside the forward passes alone. Memory is measured in a process of its own,
+above what the process held before. Results go to
 benchmarks/results/scaling.csv.
 """
 
@@ -28,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import forget_peak, peak, resident, write
+from memory import forget_peak, peak, resident
+from tables import write
 from torch import nn
 
 import cka_probe as cp
@@ -44,7 +46,7 @@ QUICK = {"layers": [10, 50], "batch": [16, 64], "samples": [1_000, 3_000], "widt
 
 
 class Batches:
-    """Normal samples, made batch by batch, so that the data take no memory."""
+    """Normal samples that are drawn batch by batch, so that the data take no memory."""
 
     def __init__(self, samples: int, batch: int, width: int) -> None:
         self.samples, self.batch, self.width = samples, batch, width
@@ -59,7 +61,7 @@ class Batches:
 
 
 class Given(nn.Module):
-    """Layers that hand on what was drawn beforehand: a forward that costs nothing."""
+    """Layers that return features drawn before, so that the forward pass costs nothing."""
 
     def __init__(self, layers: int, samples: int, width: int) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ class Given(nn.Module):
         self.drawn = [torch.randn(samples, width, generator=generator) for _ in range(layers)]
 
     def forward(self, _x: torch.Tensor) -> None:
-        """Hand every drawn layer on, whatever comes in."""
+        """Run every layer; the input is ignored."""
         for part, features in zip(self.parts, self.drawn, strict=True):
             part(features)
 

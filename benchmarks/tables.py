@@ -1,0 +1,60 @@
+"""Tables of results as CSV, with the machine, the versions and the command in every row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cka_probe.atomic_write import atomic_write
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def machine() -> dict[str, str]:
+    """The machine, the versions and the command of this run."""
+    import torch
+    import torchvision
+
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "machine": f"{cpu}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "date": date.today().isoformat(),
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def save_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, the whole file or none."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, stream.getvalue())
+
+
+def write(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV; each row also names the machine, the versions and the command."""
+    place = machine()
+    save_csv(path, [*columns, *place], [{**row, **place} for row in rows])
