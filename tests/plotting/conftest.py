@@ -1,4 +1,4 @@
-"""Pictures are drawn without a screen, and no figure outlives its test."""
+"""Pictures are drawn without a screen, and every figure is closed after its test."""
 
 import matplotlib as mpl
 import pytest

@@ -1,4 +1,4 @@
-"""Grids share a scale, differences are centred at 0, errors stand beside values."""
+"""Grids share one scale, differences have 0 in the middle, errors are drawn beside values."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +37,7 @@ class TestGrid:
         axes = plot_heatmap_grid([make(np.eye(3))] * 3, columns=2)
         assert [ax for ax in axes[0].figure.axes if ax.images] == list(axes)
 
-    def test_layers_that_all_share_are_named_once(self):
+    def test_layers_that_all_panels_share_are_named_once(self):
         axes = plot_heatmap_grid([make(np.eye(3))] * 4, columns=2)
         axes[0].figure.canvas.draw()
         shown = [
@@ -48,13 +48,13 @@ class TestGrid:
         assert [s[1] for s in shown] == ["student", "", "student", ""]
         assert [s[2] for s in shown] == ["", "", "teacher", "teacher"]
 
-    def test_layers_that_differ_are_named_each(self):
+    def test_layers_that_differ_are_named_in_each_panel(self):
         other = SimilarityMatrix(np.eye(3), list("abc"), list("def"))
         axes = plot_heatmap_grid([make(np.eye(3)), other], columns=2)
         axes[0].figure.canvas.draw()
         assert [[t.get_text() for t in ax.get_yticklabels()] for ax in axes] == [["s0", "s1", "s2"], ["a", "b", "c"]]
 
-    def test_numbers_fit_the_cells_as_they_are_drawn_at_last(self):
+    def test_numbers_fit_the_drawn_cells(self):
         axes = plot_heatmap_grid([make(np.full((9, 9), -0.25))] * 4, columns=2)
         axes[0].figure.canvas.draw()
         for ax in axes:
@@ -97,7 +97,7 @@ class TestDifference:
         assert ax.images[0].colorbar.ax.get_ylabel() == "change of CKA"
         assert [t.get_text() for t in ax.texts] == ["0.10", "−0.30"]
         middle = np.array(ax.images[0].get_cmap()(0.5)[:3])
-        assert (middle > 0.9).all()  # no change has no colour
+        assert (middle > 0.9).all()  # no change is nearly white
 
     def test_limit_is_kept(self):
         ax = plot_difference(make([[0.5]]), make([[0.4]]), limit=1)
@@ -110,10 +110,10 @@ class TestDifference:
     def test_no_change_at_all(self):
         assert plot_difference(make([[0.5]]), make([[0.5]])).images[0].get_clim() == (-1, 1)
 
-    def test_falls_are_hatched_where_no_number_tells(self):
+    def test_falls_are_hatched_where_no_numbers_are_written(self):
         before, after = np.zeros((40, 40)), np.full((40, 40), 0.5)
         after[3, 4:7] = -0.5
-        after[9, 9] = -0.01  # too little to see
+        after[9, 9] = -0.01  # too small to be hatched
         ax = plot_difference(make(after), make(before))
         (patches,) = ax.collections
         assert patches.get_hatch() == "---"

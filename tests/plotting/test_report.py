@@ -60,7 +60,7 @@ class TestContent:
         assert data["level"] == "50 %"
         assert data["results"][0]["low"][0][0] == pytest.approx(0.5 - 0.1 * 0.6744897501960817, rel=1e-6)
 
-    def test_absent_things_are_absent(self, tmp_path):
+    def test_quantities_that_the_matrix_lacks_are_null(self, tmp_path):
         (result,) = data_of(write_report(make(), tmp_path / "r.html"))["results"]
         assert {result[key] for key in ("standard_error", "p_value", "chance", "low", "high", "chance_range")} == {None}
 
@@ -87,7 +87,7 @@ class TestContent:
 
     def test_one_file_with_nothing_to_fetch(self, tmp_path):
         text = write_report(make(), tmp_path / "r.html").read_text(encoding="utf-8")
-        outside = re.sub(r"<script>/\*\*.*?</script>", "", text, count=1, flags=re.DOTALL)  # without plotly.js itself
+        outside = re.sub(r"<script>/\*\*.*?</script>", "", text, count=1, flags=re.DOTALL)  # all but plotly.js
         assert "plotly.js v" in text
         assert "plotly.js v" not in outside
         assert not re.search(r'(src|href)="(?!data:)', outside)
@@ -124,7 +124,7 @@ class TestRefusals:
             (make(), {"level": 95}, ValueError, "`level` must lie strictly between 0 and 1, got 95"),
         ],
     )
-    def test_in_words(self, tmp_path, results, kwargs, error, match):
+    def test_of_wrong_arguments(self, tmp_path, results, kwargs, error, match):
         with pytest.raises(error, match=match):
             write_report(results, tmp_path / "r.html", **kwargs)
         assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: it opens without network or errors, hovering works, 200 x 200 layers respond."""
+"""The report in headless Chromium: no network, no errors, texts under the mouse, 200 x 200 layers stay fast."""
 
 import json
 import shutil
@@ -74,12 +74,12 @@ def wait(browser, script, seconds=30):
 
 
 def hover(browser, row, column, rows, columns):
-    """Move the mouse to a cell; the text that appears."""
+    """Move the mouse to a cell and return the text that appears."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
 
     area = browser.find_element(By.CSS_SELECTOR, "#plot .nsewdrag")
-    # Offsets count from the middle, and y downwards.
+    # Offsets are measured from the middle, y downwards.
     x = ((column + 0.5) / columns - 0.5) * area.size["width"]
     y = (0.5 - (row + 0.5) / rows) * area.size["height"]
     browser.execute_script("Plotly.Fx.unhover(plot)")
@@ -110,7 +110,7 @@ SHAPE = (6, 8)
 
 @pytest.fixture(scope="class")
 def small(browser, tmp_path_factory):
-    """A report with everything, opened once for all tests of the class; the matrix in it and its path."""
+    """The matrix and the path of a report with everything in it, opened once for all tests of the class."""
     full = {"standard_error": 0.02, "p_value": 0.004, "chance": 0.1}
     matrix = make(*SHAPE, **{name: np.full(SHAPE, value) for name, value in full.items()})
     path = tmp_path_factory.mktemp("report") / "r.html"
@@ -184,7 +184,7 @@ class TestOneResult:
         heads[2].click()
         shown = rows_of_table(browser)
         assert shown[0][2] == f"{np.nanmin(matrix.values):.4f}"
-        assert shown[-1][2] == "undefined"  # last in either order
+        assert shown[-1][2] == "undefined"  # last in both orders
         browser.find_element(By.ID, "filter").send_keys("FEATURES.7")
         shown = rows_of_table(browser)
         assert {row[1] for row in shown} == {"features.7"}
@@ -205,7 +205,9 @@ def test_selectors_of_measure_models_result_and_quantity(browser, tmp_path):
     assert browser.execute_script("return plot.data[0].z[0]") == [0.1] * 4
     choose(browser, "measure", "NBS (unbiased)")
     assert browser.execute_script("return plot.data[0].z.length") == 4
-    assert browser.execute_script("return plot.layout.shapes.length") == 4  # a white on a black line each way
+    assert (
+        browser.execute_script("return plot.layout.shapes.length") == 4
+    )  # a white line on a black one, in both directions
     choose(browser, "pair", "b × a")
     assert browser.execute_script("return plot.data[0].z") == [[None, None], blocks_corner(blocks)]
     assert {tuple(row[:2]) for row in rows_of_table(browser)} == {
@@ -234,7 +236,7 @@ def test_two_hundred_layers_stay_responsive(browser, tmp_path):
         *shape, standard_error=np.full(shape, 0.02), p_value=np.full(shape, 0.004), chance=np.full(shape, 0.1)
     )
     open_report(browser, matrix, tmp_path / "r.html")
-    # How long the page is busy, measured inside it. Generous limits: the machine may be slow and shared.
+    # Milliseconds that the page is busy, measured inside it. The limits are wide, because the machine may be shared.
     busy = "const start = performance.now(); {}; return performance.now() - start"
     assert browser.execute_script(busy.format("draw()")) < 5000
     assert browser.execute_script(busy.format("state.sort = 'p_value'; table()")) < 1500
@@ -249,6 +251,6 @@ def test_two_hundred_layers_stay_responsive(browser, tmp_path):
     boxes.sort()
     assert 20 < len(boxes) < 200
     assert all(after[0] >= before[1] - 3 for before, after in pairwise(boxes))
-    # Zoomed in, there is room for every name.
+    # After zooming in there is room for every name.
     browser.execute_script("Plotly.relayout(plot, {'yaxis.range': [49.5, 59.5], 'xaxis.range': [49.5, 59.5]})")
     wait(browser, "return document.querySelectorAll('#plot .ytick text').length === 10", 10)

@@ -1,4 +1,4 @@
-"""Training curves are means over seeds with their spread; layer trends follow pairs of layers over checkpoints."""
+"""Curves are means over seeds with a band, layer trends follow pairs of layers, accuracies have t intervals."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cka_probe.plotting import plot_layer_trends, plot_training_curves
+from cka_probe.plotting import plot_accuracies, plot_layer_trends, plot_training_curves
 from cka_probe.similarity.matrix import SimilarityMatrix
 
 
@@ -24,7 +24,7 @@ class TestTrainingCurves:
         means = histories.groupby(["method", "epoch"])["test_accuracy"].mean()
         np.testing.assert_allclose(ax.lines[0].get_ydata(), means["KD"])
         np.testing.assert_allclose(ax.lines[1].get_ydata(), means["CE"])
-        assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()  # told apart in grey
+        assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()  # different in a grey print too
         spread = histories.groupby(["method", "epoch"])["test_accuracy"].std()
         heights = ax.collections[0].get_paths()[0].vertices[:, 1]
         assert heights.max() == pytest.approx((means["KD"] + spread["KD"]).max())
@@ -80,7 +80,7 @@ class TestLayerTrends:
         ax = plot_layer_trends(steps, xlabel="epoch")
         assert [line.get_label() for line in ax.lines] == ["conv1", "conv2", "fc"]
         for i, line in enumerate(ax.lines):
-            np.testing.assert_allclose(line.get_xdata(), [0, 10, 40])  # distances of epochs are kept
+            np.testing.assert_allclose(line.get_xdata(), [0, 10, 40])  # epochs keep their distances
             np.testing.assert_allclose(line.get_ydata(), [m.values[i, i] for m in steps.values()])
         assert len({line.get_marker() for line in ax.lines}) == 3
         assert [t.get_text() for t in ax.get_legend().get_texts()] == ["conv1", "conv2", "fc"]
@@ -133,3 +133,78 @@ class TestLayerTrends:
             ValueError, match=r"the matrix has 1 rows and 2 columns, so layers have no counterparts\. Say"
         ):
             plot_layer_trends({0: wide})
+
+
+@pytest.fixture
+def accuracies():
+    return pd.DataFrame(
+        {
+            "method": ["CE", "CE", "CE", "RCKA", "RCKA", "RCKA", "KD"],
+            "seed": [0, 1, 2, 0, 1, 2, 0],
+            "accuracy": [0.70, 0.72, 0.74, 0.80, 0.80, 0.83, 0.75],
+        }
+    )
+
+
+class TestAccuracies:
+    def test_bars_are_means_in_the_order_of_the_table(self, accuracies):
+        ax = plot_accuracies(accuracies)
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["CE", "RCKA", "KD"]
+        np.testing.assert_allclose([bar.get_width() for bar in ax.patches], [0.72, 0.81, 0.75])
+        assert ax.yaxis_inverted()  # the first at the top
+        assert ax.get_xlim()[0] == 0
+
+    def test_lines_are_student_t_intervals(self, accuracies):
+        ax = plot_accuracies(accuracies, level=0.9)
+        ends = [c for c in ax.containers if hasattr(c, "has_xerr")]
+        assert len(ends) == 2  # one seed has no interval
+        (segment,) = ends[0].lines[2][0].get_segments()
+        half = stats.t(2).ppf(0.95) * 0.02 / np.sqrt(3)
+        np.testing.assert_allclose(segment[:, 0], [0.72 - half, 0.72 + half])
+        assert "line: 90 % interval" in ax.get_xlabel()
+
+    def test_every_seed_is_a_circle(self, accuracies):
+        ax = plot_accuracies(accuracies)
+        circles = [line for line in ax.lines if line.get_marker() == "o"]
+        np.testing.assert_allclose(sorted(circles[1].get_xdata()), [0.80, 0.80, 0.83])
+        assert len(set(circles[1].get_ydata())) == 3  # seeds with equal values are drawn at different heights
+
+    def test_numbers_beside_the_bars(self, accuracies):
+        texts = [t.get_text() for t in plot_accuracies(accuracies).texts]
+        assert texts == ["72.0 ± 2.0", "81.0 ± 1.7", "75.0 (1 seed)"]
+
+    def test_percent_only_for_fractions(self, accuracies):
+        accuracies["accuracy"] *= 100
+        ax = plot_accuracies(accuracies)
+        assert ax.texts[0].get_text() == "72.0 ± 2.0"
+        ax.figure.canvas.draw()
+        assert not any("%" in t.get_text() for t in ax.get_xticklabels())
+
+    def test_points_where_the_axis_does_not_start_at_zero(self, accuracies):
+        ax = plot_accuracies(accuracies, from_zero=False)
+        assert not ax.patches
+        assert ax.get_xlim()[0] > 0.5
+        assert "diamond: mean" in ax.get_xlabel()
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == pytest.approx(
+            [0.72, 0.81, 0.75]
+        )
+
+    def test_references_are_lines(self, accuracies):
+        ax = plot_accuracies(accuracies, references={"teacher": 0.9, "chance": 0.1})
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["teacher 90.0", "chance 10.0"]
+        assert ax.get_legend().get_lines()[0].get_linestyle() != ax.get_legend().get_lines()[1].get_linestyle()
+
+    def test_given_axes_and_keywords(self, accuracies):
+        _, ax = plt.subplots()
+        assert plot_accuracies(accuracies, ax=ax, hatch="//") is ax
+        assert ax.patches[0].get_hatch() == "//"
+
+    def test_refuses(self, accuracies):
+        with pytest.raises(ValueError, match="`table` lacks the column 'score'"):
+            plot_accuracies(accuracies, value="score")
+        with pytest.raises(ValueError, match="`level` must lie strictly between 0 and 1, got 95"):
+            plot_accuracies(accuracies, level=95)
+        with pytest.raises(ValueError, match="`table` is empty"):
+            plot_accuracies(accuracies.iloc[:0])
+        with pytest.raises(TypeError, match="`table` must be a pandas DataFrame, got list"):
+            plot_accuracies([1])
