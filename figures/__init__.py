@@ -1,1 +1,1 @@
-"""The figures of the paper's theory and of this package's measurements: one script for each picture."""
+"""Figures of the paper's theory and of this package's measurements: one script for each picture."""

@@ -1,4 +1,4 @@
-"""Remake the figures: `python -m figures` all, `python -m figures corridor slack` some, `--fresh` trains anew."""
+"""Remake the figures: `python -m figures` all, `python -m figures corridor slack` some; `--fresh` trains again."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ NAMES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m figures", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(NAMES)}; all when left out")
-    parser.add_argument("--fresh", action="store_true", help="train the networks anew")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; without names, all")
+    parser.add_argument("--fresh", action="store_true", help="train the networks again")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in NAMES]:
-        parser.error(f"there is no figure {unknown[0]!r}; there are {', '.join(NAMES)}")
+        parser.error(f"there is no figure {unknown[0]!r}. Choose from {', '.join(NAMES)}")
     mpl.use("Agg")
     if options.fresh:
         shutil.rmtree(CACHE, ignore_errors=True)
@@ -45,7 +45,7 @@ def main() -> None:
     for name in options.names or NAMES:
         before = time.perf_counter()
         if not (FOLDER / f"{name}.py").is_file():
-            print(f"{name}\n  skipped: figures/{name}.py is not there", flush=True)
+            print(f"{name}\n  skipped: figures/{name}.py does not exist", flush=True)
             continue
         print(name, flush=True)
         importlib.import_module(f"figures.{name}").make()

@@ -1,4 +1,4 @@
-"""Figure 5: the MMD² between teacher and student, and its bounds, falling along RCKA training."""
+"""Figure 5: MMD² between teacher and student, and its bounds, along a training run with RCKA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOUNDS = {"T1": "t1_bound", "T4": "t4_bound", "conjecture (not proved)": "conjec
 
 
 class KeepingSGD(torch.optim.SGD):
-    """SGD that keeps the network's state after each epoch."""
+    """SGD that stores the network's state after each epoch."""
 
     def __init__(self, *args, network: nn.Module, every: int, states: list[dict], **kwargs) -> None:
         super().__init__(*args, momentum=0.9, **kwargs)

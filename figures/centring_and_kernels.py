@@ -1,4 +1,4 @@
-"""Figure 6: centred against un-centred and linear against Gaussian, for the same and for unrelated images."""
+"""Figure 6: alignment with and without centring, linear and Gaussian, for the same and for different images."""
 
 from __future__ import annotations
 

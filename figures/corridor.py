@@ -1,4 +1,4 @@
-"""Figure 3: theorem T3. CKA fixes the quadratic-kernel MMD² between 4(1 - c)²/rank and 2(1 - c²); both are sharp."""
+"""Figure 3: T3. MMD² with the quadratic kernel lies between 4(1 - c)²/rank and 2(1 - c²); both bounds are sharp."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from figures.saving import FOLDER, save
 
 
 def points(source: str, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
-    """One line for each pair of a stack of features."""
+    """CKA, MMD², bounds and rank of each pair in a stack of features, one row for each."""
     found = cp.alignment_corridor(x, y)
     names = ("cka", "mmd_squared", "lower", "upper", "rank")
     columns = {name: np.atleast_1d(getattr(found, name).detach().numpy()) for name in names}
@@ -24,7 +24,7 @@ def points(source: str, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
 
 
 def random_pairs(count: int, samples: int, width: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features from unrelated to nearly equal, with few and with many large directions."""
+    """Pairs of features from unrelated to nearly equal, with the variance in few or in many directions."""
     x, noise = torch.randn(2, count, samples, width, dtype=torch.float64, generator=random)
     scales = torch.exp(1.5 * torch.randn(2, count, 1, width, dtype=torch.float64, generator=random))
     mix = torch.rand(count, 1, 1, dtype=torch.float64, generator=random)
@@ -33,7 +33,7 @@ def random_pairs(count: int, samples: int, width: int, random: torch.Generator) 
 
 
 def adversaries(side: str, count: int, samples: int, width: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features pushed by gradients towards one curve, each at a CKA of its own."""
+    """Pairs of features moved by gradient descent towards one curve, each at another CKA."""
     random = torch.Generator().manual_seed(1)
     x, y = (z.requires_grad_() for z in random_pairs(count, samples, width, random))
     target = torch.linspace(0.03, 0.97, count, dtype=torch.float64)
@@ -51,7 +51,7 @@ def adversaries(side: str, count: int, samples: int, width: int, steps: int) -> 
 
 
 def training_pairs(cache: Path, budget: Budget, samples: int) -> list[pd.DataFrame]:
-    """Every layer of the teacher with every layer of a student, before and after distillation."""
+    """Points for every layer of the teacher with every layer of a student, before and after distillation."""
     pixels = images(samples)
     theirs = cp.extract(teacher(budget, cache), pixels, SHOWN, progress=False)
     students = {"student, untrained": untrained_student(0)} | {
@@ -75,7 +75,7 @@ def make(
     steps: int = 400,
     samples: int = 128,
 ) -> pd.DataFrame:
-    size = (12, 2)  # samples and features: the difference of the Grams has rank 4
+    size = (12, 2)  # samples and features: the difference of the Gram matrices has rank 4
     parts = [
         points("random", *random_pairs(count, *size, torch.Generator().manual_seed(0))),
         points("adversarial, up", *adversaries("upper", adversarial, *size, steps)),

@@ -1,4 +1,4 @@
-"""Figure 12: do 95 % intervals hold the truth in 95 % of cases, and do tests at 5 % reject in 5 % of null cases?"""
+"""Figure 12: how often 95 % intervals contain the true CKA, and how often tests at 5 % reject in null cases."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from figures.saving import BENCHMARKS, FOLDER, save
+from figures.saving import BENCHMARKS, FOLDER, measured, save
 
 STYLES = [("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", ":"), ("#CC79A7", "D", "-.")]
 
 
 def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "coverage.csv") -> pd.DataFrame | None:
-    if not source.is_file():
-        print(f"  skipped: {source.name} is not there. `make bench` measures it.", flush=True)
+    table = measured(source)
+    if table is None:
         return None
-    table = pd.read_csv(source)
     kinds = [kind for kind in dict.fromkeys(table["what"]) if "interval" in kind]
     tests = table[table["what"].str.contains("rejections") & (table["nominal"].round(3) == 0.05)]
     lines = -(-(len(kinds) + 1) // 3)

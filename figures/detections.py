@@ -1,11 +1,11 @@
-"""Detectors and segmenters distilled on scenes of digits: `make figures-dense`.
+"""Figure 11: detectors and segmenters distilled on scenes of digits (`make figures-dense`).
 
-One teacher of each kind, then students alone and with PCKA (with and without feature imitation), or with the CKA of
-their class-score maps, for as many steps from the same start. The numbers of figures/data are drawn when they are
-there; otherwise the missing runs are made first, one process for each core.
+One teacher of each kind. The students start from the same weights and train for the same number of steps: alone, with
+PCKA (with and without feature imitation), or with the CKA of class-score maps. If figures/data already holds the
+numbers, they are drawn; otherwise the missing runs are made first, one process for each core.
 
     python -m figures detections
-    python -m figures.detections                 # after training everything anew
+    python -m figures.detections                 # trains everything again
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch import nn
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import nms
 
+from cka_probe.atomic_write import atomic_write
 from cka_probe.distill import CosineDecay
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
 from cka_probe.distill.dense.data import CocoBoxes, LabelMaps
@@ -48,7 +49,7 @@ from figures.saving import FOLDER, save
 
 
 class Budget(NamedTuple):
-    """How much there is to learn from, and how long; the tests take less."""
+    """Number of scenes, their size, and lengths of training; the tests use less."""
 
     train: int = 1024
     val: int = 256
@@ -61,7 +62,7 @@ class Budget(NamedTuple):
 
 
 FULL = Budget()
-# Weight 10 is the paper's, for runs of 180,000 steps. All were written down before any student with a teacher was run.
+# Weight 10 is the paper's, for runs of 180,000 steps. All weights were fixed before any student with a teacher was run.
 METHODS: dict[str, dict[str, Callable[[], DistillationLoss] | None]] = {
     "detector": {
         "alone": None,
@@ -76,7 +77,7 @@ METHODS: dict[str, dict[str, Callable[[], DistillationLoss] | None]] = {
     },
 }
 SHOWN = 4
-# Seconds of CPU time; written last, so that it says that the run is whole.
+# Seconds of CPU time. This file is written last: if it exists, the run is complete.
 COST = "cpu_seconds.txt"
 
 
@@ -85,14 +86,14 @@ COST = "cpu_seconds.txt"
 
 def scenes(budget: Budget, cache: Path) -> SceneFolders:
     folder = cache / f"scenes-{budget.train}-{budget.val}-{budget.size}"
-    # Dark digits on light ground and the other way round, in all sizes, take a small network thousands of steps.
+    # Without these limits on size and contrast a small network would need thousands of steps.
     return make_scenes(
         folder, train=budget.train, val=budget.val, size=budget.size, most=8, smallest=22, largest=32, contrast=0.75
     )
 
 
 def network(kind: str, role: str, seed: int, size: int) -> nn.Module:
-    """A teacher or a student before any training."""
+    """A teacher or a student before training."""
     torch.manual_seed(seed)
     large = role == "teacher"
     if kind == "segmenter":
@@ -118,7 +119,7 @@ def place(kind: str, method: str, seed: int, budget: Budget, cache: Path) -> Pat
 
 
 def run(kind: str, method: str, seed: int, budget: Budget, cache: Path) -> None:
-    """Trains and scores one network, unless it has been."""
+    """Train and score one network, unless that was done before."""
     folder = place(kind, method, seed, budget, cache)
     if (folder / COST).is_file():
         return
@@ -145,7 +146,7 @@ def run(kind: str, method: str, seed: int, budget: Budget, cache: Path) -> None:
         distill_detector(teacher, student, train, test, **options)
     else:
         distill_segmenter(teacher, student, LabelMaps(where.root, "train"), LabelMaps(where.root, "val"), **options)
-    (folder / COST).write_text(f"{time.process_time() - started:.1f}")
+    atomic_write(folder / COST, f"{time.process_time() - started:.1f}")
 
 
 def trained(kind: str, method: str, seed: int, budget: Budget, cache: Path) -> nn.Module:
@@ -155,7 +156,7 @@ def trained(kind: str, method: str, seed: int, budget: Budget, cache: Path) -> n
 
 
 def run_all(seeds: int, budget: Budget, cache: Path) -> None:
-    """The teachers, then the students, as many at a time as there are cores."""
+    """Train the teachers, then the students; one process for each core."""
     scenes(budget, cache)
     students = [(kind, method, seed) for seed in range(seeds) for kind in METHODS for method in METHODS[kind]]
     for cells in ([(kind, "teacher", 0) for kind in METHODS], students):
@@ -170,11 +171,11 @@ def run_all(seeds: int, budget: Budget, cache: Path) -> None:
                 future.result()
 
 
-# --- what is kept of them -----------------------------------------------------------------------------------------
+# --- results and examples -----------------------------------------------------------------------------------------
 
 
 def collect(seeds: int, budget: Budget, cache: Path) -> dict[str, Any]:
-    """The scores of every run as tables, and what teacher and the students of seed 0 see in some scenes."""
+    """Tables of the scores of every run, and the predictions of the teacher and of seed 0's students in some scenes."""
     found: dict[str, Any] = {}
     for kind, methods in METHODS.items():
         cells = [("teacher", 0), *((method, seed) for method in methods for seed in range(seeds))]
@@ -206,9 +207,9 @@ def collect(seeds: int, budget: Budget, cache: Path) -> dict[str, Any]:
 
 
 def _listed(answer: dict[str, torch.Tensor], least: float = 0.4) -> list[list[float]]:
-    """[left, top, right, bottom, digit, score] of each box that a reader should see; the truth has score 1.
+    """[left, top, right, bottom, digit, score] of each box to draw; true boxes have the score 1.
 
-    Of boxes that overlap (IoU above 0.3) the best is shown: the detector keeps one for each digit.
+    Of boxes that overlap (IoU above 0.3) only the best is drawn: the detector keeps one for each digit.
     """
     scores = answer.get("scores", torch.ones(len(answer["labels"])))
     rows = torch.cat([answer["boxes"], (answer["labels"] - 1)[:, None], scores[:, None]], 1)
@@ -217,7 +218,7 @@ def _listed(answer: dict[str, torch.Tensor], least: float = 0.4) -> list[list[fl
 
 
 def compared(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Mean and standard deviation of each method, and its difference from students alone, paired by seed."""
+    """Mean and standard deviation of each method, and its difference to students alone, paired by seed."""
     wide = table[table["method"] != "teacher"].pivot(index="seed", columns="method", values=value)
     lines = []
     for method in wide:
@@ -238,7 +239,7 @@ def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], ax: Axes) 
     for left, top, right, bottom, digit, score in boxes:
         ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=1.2))
         text = f"{digit:.0f}" if score == 1 else f"{digit:.0f} {score:.2f}"
-        # Inside, where the neighbour above is not in the way.
+        # The text is inside the box, so that it does not cover the box above.
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.8}
         ax.text(left, top, text, size=6, va="top", color="black", bbox=box)
 
@@ -252,7 +253,7 @@ def draw_maps(picture: np.ndarray, labels: np.ndarray, ax: Axes) -> None:
 def panels(
     pictures: np.ndarray, rows: dict[str, Any], draw: Callable[..., None], table: pd.DataFrame, value: str
 ) -> Any:
-    """A row of scenes for each network, and below them what every seed scored."""
+    """Draw a row of scenes for each network, and below them the scores of all seeds."""
     figure = plt.figure(figsize=(1.6 * len(pictures) + 0.6, 1.6 * len(rows) + 2.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.6 * len(rows), 2.4])
     grid = top.subplots(len(rows), len(pictures), squeeze=False)
@@ -294,8 +295,8 @@ def make(
         save(folder, name, figure, **{name: table, f"{name}_compared": results[name]})
         print(results[name].round(4).to_string(index=False), flush=True)
     maps = {f"map {name}": value for name, value in found["maps"].items()}
-    np.savez_compressed(data / "detections.npz", pictures=found["pictures"], **maps)
-    kept.write_text(json.dumps({"settings": wanted, "detections": found["detections"]}))
+    atomic_write(data / "detections.npz", lambda file: np.savez_compressed(file, pictures=found["pictures"], **maps))
+    atomic_write(kept, json.dumps({"settings": wanted, "detections": found["detections"]}))
     return results
 
 

@@ -1,4 +1,4 @@
-"""Figure 2: biased and unbiased CKA of small batches, beside the value of all samples and beside chance."""
+"""Figure 2: biased and unbiased CKA of small batches, beside the value of all samples and the chance level."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make(
     table = pd.DataFrame(rows)
     table["all_samples"] = np.where(
         table["pairs"] == "same images", float(cp.cka(x, y)), 0.0
-    )  # different images: nothing is shared beyond the draw
+    )  # different images are independent: their true CKA is 0
 
     figure, axes = plt.subplots(1, 2, figsize=(8.8, 3.6), layout="constrained", sharey=True)
     for ax, (what, part) in zip(axes, table.groupby("pairs", sort=False), strict=True):

@@ -30,7 +30,7 @@ def make(folder: Path = FOLDER, *, cache: Path = CACHE, budget: Budget = FULL, s
     rows = []
     for line, (what, turn) in enumerate((("samples", lambda z: z), ("classes", lambda z: z.T))):
         grams = {name: centred_gram(turn(z)) for name, z in logits.items()}
-        # One scale for a row: what lies off the diagonal of the teacher.
+        # One scale for a row: the 99th percentile of the teacher's entries off the diagonal.
         reference = grams["teacher"]
         limit = float(np.quantile(np.abs(reference[~np.eye(len(reference), dtype=bool)]), 0.99))
         for ax, (name, gram) in zip(axes[line], grams.items(), strict=True):

@@ -1,7 +1,6 @@
-"""Figure 8: what the students of eight methods reach on few labels, with paired tests seed by seed.
+"""Figure 8: test accuracy of students of eight methods, trained on few labels, with paired tests over seeds.
 
-The numbers of figures/data/methods.csv are drawn when every cell is there; otherwise the runs are made (or read from
-the cache) first.
+If figures/data/methods.csv holds every method and seed, it is drawn; otherwise the missing networks are trained first.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from figures.saving import FOLDER, save
 
 
 def runs(folder: Path, methods: Sequence[str], seeds: int, budget: Budget, cache: Path) -> pd.DataFrame:
-    """One line for each method and seed: the fraction of the test images that the student gets right."""
+    """Test accuracy of the student, one row for each method and seed."""
     file = folder / "data" / "methods.csv"
     wanted = [(method, seed) for method in methods for seed in range(seeds)]
     budget_text = str(budget._asdict())

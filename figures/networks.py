@@ -1,6 +1,6 @@
-"""The trained networks that the figures share: one teacher, students of every method, each trained once and kept.
+"""Trained networks that the figures share: one teacher and students of every method, each trained once.
 
-Weights lie in figures/.cache, which git ignores; `python -m figures --fresh` trains again.
+Weights are kept in figures/.cache, which git ignores; `python -m figures --fresh` trains again.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from cka_probe.atomic_write import atomic_write
 from cka_probe.distill import CosineDecay, FeatureCKALoss, LogitCKALoss, RCKALoss, digits, distill
 from cka_probe.distill.baselines import DISTLoss, DKDLoss, KDLoss, SPLoss
 from cka_probe.distill.models import build
@@ -49,7 +50,7 @@ METHODS: dict[str, Method] = {
 
 
 class Budget(NamedTuple):
-    """How long things train; the tests take less."""
+    """Lengths of training and numbers of images; the tests use less."""
 
     teacher: str = "resnet20"
     teacher_epochs: int = 12
@@ -63,7 +64,7 @@ FULL = Budget()
 
 @cache
 def data(train_per_class: int | None = None) -> tuple[TensorDataset, TensorDataset]:
-    """scikit-learn's digits at 16 x 16 pixels: all for teachers, few labelled ones for students."""
+    """Training and test set of scikit-learn's digits at 16 x 16 pixels: all for teachers, few labels for students."""
     return digits(train_per_class, size=16)
 
 
@@ -73,7 +74,7 @@ def images(count: int | None = None) -> torch.Tensor:
 
 
 def accuracy(network: nn.Module) -> float:
-    """The fraction of all test images that a network gets right."""
+    """Test accuracy of a network, between 0 and 1."""
     pixels, labels = data()[1].tensors
     network.eval()
     with torch.no_grad():
@@ -81,20 +82,18 @@ def accuracy(network: nn.Module) -> float:
 
 
 def cached(path: Path, network: nn.Module, train: Callable[[nn.Module], Any]) -> nn.Module:
-    """The network with the weights in the file, after training it if there is none."""
+    """The network with the weights in the file. If there is no file, train the network and write it."""
     if path.is_file():
         network.load_state_dict(load_file(path))
     else:
         train(network)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(network.state_dict(), unfinished)
-        unfinished.replace(path)
+        atomic_write(path, save(network.state_dict()))
     return network.eval()
 
 
 def trained(name: str, seed: int, epochs: int, folder: Path = CACHE) -> nn.Module:
-    """A network that learned from all training digits."""
+    """A network trained on all training digits."""
 
     def learn(network: nn.Module) -> None:
         train, test = data()
@@ -111,7 +110,7 @@ def teacher(budget: Budget = FULL, folder: Path = CACHE) -> nn.Module:
 
 
 def untrained_student(seed: int) -> nn.Module:
-    """What a student of this seed starts from, whatever its method."""
+    """The initial student of a seed, the same for every method."""
     torch.manual_seed(seed)
     return build("resnet8", num_classes=10).eval()
 
@@ -120,7 +119,7 @@ def teach(student: nn.Module, method: str, seed: int, budget: Budget, folder: Pa
     """Train a student in place on few labelled digits."""
     chosen = METHODS[method]
     few, test = data(budget.train_per_class)
-    glance = TensorDataset(*(part[:100] for part in test.tensors))  # distill looks at it after every epoch
+    glance = TensorDataset(*(part[:100] for part in test.tensors))  # distill evaluates it after every epoch
     distill(
         None if chosen.loss is None else teacher(budget, folder),
         student,
@@ -140,13 +139,13 @@ def teach(student: nn.Module, method: str, seed: int, budget: Budget, folder: Pa
 
 
 def student(method: str, seed: int, budget: Budget = FULL, folder: Path = CACHE) -> nn.Module:
-    """The student of a method and a seed."""
+    """The trained student of a method and a seed."""
     path = folder / f"student-{'-'.join(map(str, budget))}-{method}-seed{seed}.safetensors"
     return cached(path, untrained_student(seed), lambda network: teach(network, method, seed, budget, folder))
 
 
 def train_all(methods: list[str], seeds: int, budget: Budget = FULL, folder: Path = CACHE) -> None:
-    """Train the students that are not there yet, and their teacher before them."""
+    """Train the students that do not exist yet, and their teacher before them."""
     teacher(budget, folder)
     cells = [(method, seed) for method in methods for seed in range(seeds)]
     _in_parallel(
@@ -160,14 +159,14 @@ def train_all(methods: list[str], seeds: int, budget: Budget = FULL, folder: Pat
 
 
 def train_seeds(seeds: int, budget: Budget = FULL, folder: Path = CACHE) -> None:
-    """Train the teacher's network from several seeds, where that is not done yet."""
+    """Train the teacher's network from several seeds, except those that exist."""
     name, epochs = budget.teacher, budget.teacher_epochs
     missing = [seed for seed in range(seeds) if not (folder / f"{name}-{epochs}-seed{seed}.safetensors").is_file()]
     _in_parallel(_train_reference, [(name, seed, epochs, folder) for seed in missing])
 
 
 def _in_parallel(train: Callable[..., None], cells: list[tuple[Any, ...]]) -> None:
-    """One process of one thread for each core: such small networks gain nothing from more threads."""
+    """Train in one process of one thread for each core: such small networks gain nothing from more threads."""
     workers = min(os.cpu_count() or 1, len(cells))
     if workers < 2:
         for cell in cells:

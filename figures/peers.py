@@ -1,4 +1,4 @@
-"""Figure 10: time and memory beside the peers and the forward passes alone, from benchmarks/results/compare.csv."""
+"""Figure 10: time and memory beside other tools and the forward passes alone, from benchmarks/results/compare.csv."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from cka_probe.plotting import plot_time_and_memory
-from figures.saving import BENCHMARKS, FOLDER, save
+from figures.saving import BENCHMARKS, FOLDER, measured, save
 
 
 def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "compare.csv") -> pd.DataFrame | None:
-    if not source.is_file():
-        print(f"  skipped: {source.name} is not there. `make bench` measures it.", flush=True)
+    table = measured(source)
+    if table is None:
         return None
-    table = pd.read_csv(source)
     drawn = table[table["tool"] != "forward alone"].rename(
         columns={"tool": "peer", "times_floor": "ratio_to_floor", "largest_error": "max_error"}
     )
-    drawn = drawn[drawn.groupby("peer")["seconds"].transform("count") > 0].copy()  # what ran at all
+    drawn = drawn[drawn.groupby("peer")["seconds"].transform("count") > 0].copy()  # tools that ran in at least one case
     drawn["peak_mb"] = drawn["peak_mib"] * 2**20 / 1e6
     drawn["case"] = drawn["case"].str.replace(", ", "\n")
     height = 1.2 + 1.6 * drawn["case"].nunique()

@@ -1,4 +1,4 @@
-"""Figure 10, second part: how time and memory grow with layers, batch, samples and width (benchmarks/scaling.py)."""
+"""Figure 10, second part: growth of time and memory with layers, batch, samples and width (benchmarks/scaling.py)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from figures.saving import BENCHMARKS, FOLDER, save
+from figures.saving import BENCHMARKS, FOLDER, measured, save
 
-# Axis of the benchmark: what is along x, the column drawn, what that is.
+# Axis of the benchmark: label of x, column along y, label of y.
 PANELS = {
     "layers": ("layers (batches of 64)", "times_floor", "time / forward passes"),
     "batch": ("samples in a batch (50 layers)", "times_floor", "time / forward passes"),
@@ -48,10 +48,9 @@ def panel(part: pd.DataFrame, axis: str, ax: Axes) -> None:
 
 
 def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "scaling.csv") -> pd.DataFrame | None:
-    if not source.is_file():
-        print(f"  skipped: {source.name} is not there. `make bench` measures it.", flush=True)
+    table = measured(source)
+    if table is None:
         return None
-    table = pd.read_csv(source)
     figure, axes = plt.subplots(2, 2, figsize=(10.0, 6.4), layout="constrained")
     for axis, ax in zip(PANELS, axes.flat, strict=True):
         panel(table[table["axis"] == axis], axis, ax)

@@ -1,4 +1,4 @@
-"""Figure 4: how far T1, T4 and the conjecture lie above the Gaussian MMD² that they bound, against the bandwidth."""
+"""Figure 4: slack of T1, T4 and the conjecture (the bound divided by the Gaussian MMD²) against the bandwidth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figure 7: how alike teacher and student become with labels alone (CE), logits (KD) and structure (RCKA)."""
+"""Figure 7: CKA of teacher and student trained with labels alone (CE), logits (KD) or RCKA."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Figure 1: two seeds of one network, and whether each layer finds its counterpart (Kornblith's sanity check).
 
-Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, section 6.1: networks that differ
-in their initialisation only; for each layer of one, is the most similar layer of the other the one at the same depth?
+Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, section 6.1: two networks differ in
+their initialisation only. Is the most similar layer of the other network the one at the same depth?
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Matrix = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]
 
 
 def measures() -> dict[str, tuple[Matrix, int]]:
-    """The matrix of each measure over two lists of layers, and the sign that turns it into a similarity."""
+    """For each measure, its function of two lists of layers and the sign that turns its values into similarities."""
     found: dict[str, tuple[Matrix, int]] = {
         "CKA, linear": (cp.cka_matrix, 1),
         "CKA, linear, biased": (lambda xs, ys: cp.cka_matrix(xs, ys, estimator="biased"), 1),
@@ -41,7 +41,7 @@ def measures() -> dict[str, tuple[Matrix, int]]:
 
 
 def found(similarity: np.ndarray) -> float:
-    """The fraction of the rows whose largest entry is on the diagonal and the only one: a tie finds nothing."""
+    """The fraction of rows whose only largest entry is on the diagonal; a tie does not count."""
     largest = similarity >= similarity.max(axis=1, keepdims=True) - 1e-9
     return float((np.diagonal(largest) & (largest.sum(axis=1) == 1)).mean())
 
@@ -52,7 +52,7 @@ def make(
     train_seeds(seeds, budget, cache)
     networks = [trained(budget.teacher, seed, budget.teacher_epochs, cache) for seed in range(seeds)]
     pixels = images(samples)
-    # Whole maps have up to 4,096 features, which the measures that decompose them take seconds for: one pair of seeds.
+    # Maps have up to 4,096 features, and measures that decompose them take seconds: one pair of seeds only.
     pairs = {"maps": [(0, 1)], "channel means": list(combinations(range(seeds), 2))}
     rows = []
     for features, pooling in POOLING.items():

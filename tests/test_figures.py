@@ -1,4 +1,4 @@
-"""The figures' scripts with tiny settings: they write what they say, and small data bear the claims out."""
+"""The scripts of the figures with tiny settings: they write their files, and small data agree with the claims."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def _no_window():
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """Where networks that learned next to nothing are kept, and how they are asked for."""
+    """Keyword arguments for scripts: a folder of networks and a budget so small that they learn almost nothing."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield {"cache": tmp_path_factory.mktemp("networks"), "budget": TINY}
@@ -144,7 +144,7 @@ def test_grams(tmp_path, networks):
 def test_figures_of_benchmarks_say_what_is_missing(tmp_path, capsys):
     for script in (peers, scaling, coverage):
         assert script.make(tmp_path, source=tmp_path / "compare.csv") is None
-    assert capsys.readouterr().out.count("skipped: compare.csv is not there. `make bench` measures it.") == 3
+    assert capsys.readouterr().out.count("skipped: compare.csv does not exist. `make bench` measures it.") == 3
 
 
 def test_figures_of_benchmarks(tmp_path):

@@ -1,4 +1,4 @@
-"""The figure of detectors and segmenters, with a budget that learns nothing: drawn, and drawn again from its data."""
+"""The figure of detectors and segmenters with a tiny budget: it is drawn, and drawn again from its stored numbers."""
 
 import sys
 from pathlib import Path
