@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from accuracy import errors, truth
 from cases import CASES, Case, Table
-from memory import forget_peak, peak, resident
+from memory import peak_in_a_process, peak_of
 from tables import version, write
 from tools import TOOLS, available, run
 
@@ -48,19 +47,12 @@ def peak_of_one(name: str, case: Case) -> float:
     available()  # imports are not part of the pass
     # This small pass loads what a tool imports late.
     run(name, replace(case, images=case.images[:8], batch=4))
-    before = resident()
-    forget_peak()
-    run(name, case)
-    return (peak() - before) / 2**20
+    return peak_of(lambda: run(name, case))[1]
 
 
-def peak_in_a_process(name: str, case_name: str, options: argparse.Namespace) -> float | None:
-    command = [sys.executable, __file__, "--memory-of", name, "--case", case_name, "--threads", str(options.threads)]
-    command += ["--peers", options.peers] if options.peers else []
-    # glibc then returns each large array to the system at once, so that the peak counts live arrays only.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return None if done.returncode else float(json.loads(done.stdout.splitlines()[-1]))
+def peak_memory(name: str, case_name: str, options: argparse.Namespace) -> float | None:
+    arguments = ["--memory-of", name, "--case", case_name, "--threads", str(options.threads)]
+    return peak_in_a_process(__file__, *arguments, *(["--peers", options.peers] if options.peers else []))
 
 
 def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,7 +80,7 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
         for name in order[place % len(order) :] + order[: place % len(order)]:
             times[name].append(run(name, case)[0])
     base = times["forward alone"]
-    floor_peak = peak_in_a_process("forward alone", case_name, options)
+    floor_peak = peak_memory("forward alone", case_name, options)
     found = []
     for name, (_, package, _) in TOOLS.items():
         row: dict[str, Any] = {
@@ -105,7 +97,7 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
         ratios = [t / b for t, b in zip(times[name], base, strict=False)]
         if name in once:
             ratios = [times[name][0] / statistics.median(base)]
-        memory = floor_peak if name == "forward alone" else peak_in_a_process(name, case_name, options)
+        memory = floor_peak if name == "forward alone" else peak_memory(name, case_name, options)
         row |= {
             "rounds": len(times[name]),
             "seconds": f"{statistics.median(times[name]):.4f}",

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 from scipy import stats
-from tables import save_csv
+from tables import processor, save_csv
 
 from cka_probe.estimators import MinibatchCKA, OutlierWarning, cka_double_debiased, cka_matrix_test, cka_with_error
 
@@ -200,14 +200,6 @@ def null_p_values(
         "normal": stats.norm.sf(np.diag(statistics.z_score())),
         "Pearson III": np.diag(statistics.p_value()),
     }
-
-
-def processor() -> str:
-    """Name of the processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def write(rows: list[Row], path: Path, seed: int) -> None:

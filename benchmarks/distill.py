@@ -10,19 +10,16 @@ the first step within each round.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+from tables import write_frame
 from torch.nn import functional
 
-from cka_probe.atomic_write import atomic_write
 from cka_probe.distill.losses.cka import RCKALoss
 from cka_probe.distill.models import build
 from cka_probe.distill.taps.tapped_model import TappedModel
@@ -81,13 +78,7 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(values, seconds["without"], strict=True))
         rows.append({"step": name, "seconds": median, "fastest": min(values), "ratio": ratio})
         print(f"{name:20} {median:.3f} s   {ratio:.3f} x   fastest {min(values):.3f} s")
-    table = pd.DataFrame(rows)
-    table["machine"] = (
-        f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    table["command"] = "python " + " ".join(sys.argv)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(options.output, table.to_csv(index=False))
+    write_frame(options.output, pd.DataFrame(rows))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from tables import save_csv
+from memory import peak_of
+from tables import processor, save_csv
 from torch import Tensor
 
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
@@ -154,18 +155,7 @@ def peak_mib(run: Callable[[], float], device: str) -> tuple[float, float]:
         before = torch.cuda.memory_allocated()
         value = run()
         return value, (torch.cuda.max_memory_allocated() - before) / 2**20
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not status.exists():
-        return run(), float("nan")
-
-    def field(name: str) -> float:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) / 1024
-
-    reset.write_text("5")
-    before = field("VmRSS:")
-    value = run()
-    return value, field("VmHWM:") - before
+    return peak_of(run)
 
 
 def measure(
@@ -195,12 +185,6 @@ def measure(
     return min(times) * 1e3, memory, value
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-loop", action="store_true", help="leave out the per-channel loops")
@@ -227,10 +211,10 @@ def main() -> None:
         rows[-1] |= {"torch": torch.__version__, "python": platform.python_version(), "date": date.today().isoformat()}
         rows[-1]["command"] = shlex.join(["python", "benchmarks/losses.py", *sys.argv[1:]])
         print(f"{size:18} {what:14} {form:9} {milliseconds:10.1f} ms {memory:9.1f} MiB", flush=True)
-    texts = [
+    rounded = [
         {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
     ]
-    save_csv(options.output, rows[0], texts)
+    save_csv(options.output, rows[0], rounded)
     print(f"\n{'':33} {'x floor':>8} {'x faster than the loop':>24} {'memory':>8}")
     for row in rows:
         same = {

@@ -9,9 +9,6 @@ n x n definition in float64. Times are medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from tables import write_frame
 
-from cka_probe.atomic_write import atomic_write
 from cka_probe.estimators import MinibatchCKA, MomentCKA, SketchCKA, blocked_cka, choose_route
 from cka_probe.estimators.inference import cka_matrix_with_error
 
@@ -116,13 +113,7 @@ def main() -> None:
                 }
             )
             print(f"n {n:7}  d {d:5}  {name:24} {np.median(seconds):8.3f} s   error {error:.1e}", flush=True)
-    table = pd.DataFrame(rows)
-    table["machine"] = (
-        f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    table["command"] = "python " + " ".join(sys.argv)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(options.output, table.to_csv(index=False))
+    write_frame(options.output, pd.DataFrame(rows))
     print(options.output)
 
 

@@ -21,15 +21,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from memory import forget_peak, peak, resident
+from memory import peak_in_a_process, peak_of
 from tables import write
 from torch import nn
 
@@ -106,21 +104,11 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_in_a_process(axis: str, value: int, threads: int) -> float | None:
-    command = [sys.executable, __file__, "--memory-of", axis, str(value), "--threads", str(threads)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    return None if done.returncode else float(json.loads(done.stdout.splitlines()[-1]))
-
-
 def peak_of_one(axis: str, value: int) -> float:
     small, data, arguments = setting(axis, min(QUICK[axis]))
     tools(small, Batches(min(data.samples, 300), data.batch, data.width), arguments)["cka_probe"]()  # imports
     net, data, arguments = setting(axis, value)
-    before = resident()
-    forget_peak()
-    tools(net, data, arguments)["cka_probe"]()
-    return (peak() - before) / 2**20
+    return peak_of(tools(net, data, arguments)["cka_probe"])[1]
 
 
 def measure(axis: str, value: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +123,7 @@ def measure(axis: str, value: int, options: argparse.Namespace) -> dict[str, Any
             times[name].append(seconds(run))
     ours, alone = (statistics.median(times[name]) for name in ("cka_probe", "forward alone"))
     ratio = statistics.median(a / b for a, b in zip(times["cka_probe"], times["forward alone"], strict=True))
-    memory = peak_in_a_process(axis, value, options.threads)
+    memory = peak_in_a_process(__file__, "--memory-of", axis, str(value), "--threads", str(options.threads))
     row = {
         "axis": axis,
         "value": value,

@@ -12,9 +12,12 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cka_probe.atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def version(package: str) -> str:
@@ -24,17 +27,21 @@ def version(package: str) -> str:
         return ""
 
 
+def processor() -> str:
+    """Name of the processor, or its architecture if the system does not give a name."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def machine() -> dict[str, str]:
     """The machine, the versions and the command of this run."""
     import torch
     import torchvision
 
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
     return {
-        "machine": f"{cpu}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -58,3 +65,14 @@ def write(path: Path, columns: Iterable[str], rows: list[dict[str, Any]]) -> Non
     """Write rows as CSV; each row also names the machine, the versions and the command."""
     place = machine()
     save_csv(path, [*columns, *place], [{**row, **place} for row in rows])
+
+
+def write_frame(path: Path, table: pd.DataFrame) -> None:
+    """Write a DataFrame as CSV; each row also names the machine and the command."""
+    import torch
+
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, table.assign(machine=machine, command="python " + " ".join(sys.argv)).to_csv(index=False))
