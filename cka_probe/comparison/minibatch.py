@@ -95,7 +95,7 @@ class MinibatchPass:
         self.recorders = [request.recorder(model, keeper) for model, keeper in zip(models, self.keepers, strict=True)]
         request.check_devices([recorder.model for recorder in self.recorders])
         self.statistics = MinibatchCKA(kernel=request.kernel, estimator=request.estimator)
-        self.home = device_of(self.recorders[0].model)
+        self.home = device_of(self.recorders[0].model) if request.device is None else torch.device(request.device)
         self._square = request.square or len(models) == 1
         self._models_in_result = request.square
         self._notes: list[str] = []

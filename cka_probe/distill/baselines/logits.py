@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..losses.checks import logit_pair, not_negative, positive, unit_rows
+from ..losses.checks import check_target, logit_pair, not_negative, positive, unit_rows
 from ..losses.contract import DistillationLoss, Outputs
 from ..losses.gather import gathered
 
@@ -109,6 +109,7 @@ class DKDLoss(DistillationLoss):
             raise ValueError(
                 f"DKDLoss compares the classes other than the target and needs 3 classes, got {x.shape[1]}."
             )
+        target = check_target(target, x, type(self).__name__)
         rest = torch.ones_like(x, dtype=torch.bool).scatter_(1, target[:, None], False)
         others = (x.shape[0], x.shape[1] - 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,7 +48,7 @@ class Adapters(nn.Module):
         if old == new and not self.always:
             return nn.Identity()
         layer = nn.Conv2d(old, new, 1) if x.ndim == 4 else nn.Linear(old, new)
-        return layer.to(x.device)
+        return layer.to(x.device, torch.float64 if x.dtype == torch.float64 else torch.float32)
 
     def forward(self, index: int, x: Tensor) -> Tensor:
         """Map the student's feature ``index`` to the teacher's channels.
@@ -66,7 +67,7 @@ class Adapters(nn.Module):
         if isinstance(adapter, (nn.Conv2d, nn.Linear)) and channels(x) != adapter.weight.shape[1]:
             seen = adapter.weight.shape[1]
             raise RuntimeError(f"The student's feature {index} has {channels(x)} channels, but `prepare` saw {seen}.")
-        return adapter(x)
+        return adapter(x.to(adapter.weight.dtype)) if isinstance(adapter, nn.Conv2d | nn.Linear) else adapter(x)
 
 
 def channels(x: Tensor) -> int:

@@ -15,6 +15,7 @@ __all__ = [
     "check_defined",
     "check_levels",
     "check_samples",
+    "check_target",
     "feature_pairs",
     "floating_logits",
     "in_one_dtype",
@@ -170,6 +171,33 @@ def feature_pairs(
         x, y = in_one_dtype(x, y.detach())
         pairs.append((x, y))
     return pairs
+
+
+def check_target(target: Any, logits: Tensor, loss: str) -> Tensor:
+    """Check that the target holds one class for each row of the logits (B, classes); return it.
+
+    Raises
+    ------
+    TypeError
+        If it is no tensor of integers.
+    ValueError
+        If its shape is not (B,), or a class is out of range (not checked on a GPU, which would have to wait).
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"{loss} needs class indices as a tensor of integers (B,), got {kind}.")
+    if target.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{loss} needs one class for each of the {logits.shape[0]} samples, got a target of shape "
+            f"{tuple(target.shape)}."
+        )
+    classes = logits.shape[1]
+    if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(
+            f"{loss}: the target holds classes from {int(target.min())} to {int(target.max())}, but the logits have "
+            f"{classes} classes, 0 to {classes - 1}."
+        )
+    return target.long()
 
 
 def _floating(tensor: Any, what: str) -> Tensor:

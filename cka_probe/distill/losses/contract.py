@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -82,15 +82,8 @@ class DistillationLoss(nn.Module):
         ValueError
             If logits or features are missing, or do not fit together, or the loss of the batch is not defined.
         """
-        if more:
-            raise TypeError(
-                f"{type(self).__name__} takes three arguments, (student, teacher, target), but was called with "
-                f"{3 + len(more)}. Call {EXAMPLE}."
-            )
-        student, teacher = self._outputs(student, "student"), self._outputs(teacher, "teacher")
-        first = next(tensors((student, teacher)), None)
-        # Products in half precision would make CKA NaN, or wrong by 1e-3.
-        with nullcontext() if first is None else torch.autocast(first.device.type, enabled=False):
+        student, teacher = self._both(student, teacher, more)
+        with _without_autocast(student, teacher):
             return self.compute_terms(student, teacher, target)
 
     def forward(
@@ -101,17 +94,29 @@ class DistillationLoss(nn.Module):
         *more: object,
     ) -> Tensor:
         """The sum of `terms`, a scalar; 0 without terms. The arguments are those of `terms`."""
-        terms = self.terms(student, teacher, target, *more)
+        # A subclass may define `terms` itself: it gets Outputs, without autocast, too.
+        student, teacher = self._both(student, teacher, more)
+        with _without_autocast(student, teacher):
+            terms = self.terms(student, teacher, target)
         return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
 
     def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms by name; `terms` calls this with `Outputs` and without autocast."""
         raise NotImplementedError(f"{type(self).__name__} does not define `compute_terms`.")
 
+    def _both(self, student: Any, teacher: Any, more: tuple[object, ...]) -> tuple[Outputs, Outputs]:
+        """Both sides as `Outputs`. Raise TypeError for the five arguments of version 0.1."""
+        if more:
+            raise TypeError(
+                f"{type(self).__name__} takes three arguments, (student, teacher, target), but was called with "
+                f"{3 + len(more)}. Call {EXAMPLE}."
+            )
+        return self._outputs(student, "student"), self._outputs(teacher, "teacher")
+
     def _outputs(self, given: Any, owner: str) -> Outputs:
         """One network's side as `Outputs`, from a bare tensor too if the loss reads one kind of output."""
         if isinstance(given, Outputs):
-            return given
+            return _checked(given, owner)
         name, kind = type(self).__name__, type(given).__name__
         if len(self.reads) > 1:
             raise TypeError(
@@ -129,6 +134,25 @@ class DistillationLoss(nn.Module):
             f"{name} compares features: the {owner}'s must be a tensor, a list of tensors or "
             f"Outputs(features=(tensor, ...)), got {kind}."
         )
+
+
+def _checked(outputs: Outputs, owner: str) -> Outputs:
+    """The same outputs with features as a tuple. Raise TypeError if features or mask are of the wrong kind."""
+    features, mask = outputs.features, outputs.mask
+    if isinstance(features, Tensor):
+        raise TypeError(
+            f"The {owner}'s features must be a tuple of tensors, one for each layer, got a single tensor. Put it in a "
+            "tuple."
+        )
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(f"The {owner}'s mask must be a tensor of shape (B, T), got {type(mask).__name__}.")
+    return outputs._replace(features=() if features is None else tuple(features))
+
+
+def _without_autocast(student: Outputs, teacher: Outputs) -> AbstractContextManager[Any]:
+    """Switch autocast off: products in half precision would make CKA NaN, or wrong by 1e-3."""
+    first = next(tensors((student, teacher)), None)
+    return nullcontext() if first is None else torch.autocast(first.device.type, enabled=False)
 
 
 def check_signature(loss: Callable[..., Any]) -> None:

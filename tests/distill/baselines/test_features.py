@@ -117,3 +117,14 @@ def test_an_adapter_sees_other_channels_than_before():
         loss([MAPS[0][:, :2].float()], [MAPS[1].float()])
     with pytest.raises(ValueError, match=r"FitNetLoss compares features entry by entry, but feature 0 has shape"):
         loss([MAPS[0].float()], [MAPS[1][:, :2].float()])
+
+
+@pytest.mark.parametrize("prepared_in", [torch.float32, torch.float64])
+def test_adapters_take_float64_features(prepared_in):
+    x, y = normal(2, 3, 4, 4), normal(2, 5, 4, 4, seed=1)
+    loss = FitNetLoss()
+    loss.prepare([x.to(prepared_in)], [y])
+    value = loss([x], [y])
+    (gradient,) = torch.autograd.grad(value, [loss.adapters.maps[0].bias])
+    assert value.isfinite()
+    assert gradient.dtype == prepared_in

@@ -57,3 +57,18 @@ def test_a_class_that_never_varies_counts_as_uncorrelated():
     assert float(terms["intra"].detach()) == 1.0
     sum(terms.values()).backward()
     assert bool(torch.isfinite(x.grad).all())
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ([0, 1], TypeError, "class indices as a tensor of integers"),
+        (torch.zeros(6), TypeError, "got torch.float32"),
+        (torch.zeros(5, dtype=torch.long), ValueError, r"one class for each of the \d+ samples, got a target of shape"),
+        (torch.full((6,), 99), ValueError, "the target holds classes from 99 to 99"),
+    ],
+)
+def test_dkd_names_a_wrong_target(target, error, message):
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(error, match=message):
+        DKDLoss()(logits, logits, target)

@@ -8,6 +8,7 @@ from cka_probe.distill import Outputs, distill_detector, distill_segmenter
 from cka_probe.distill.losses import (
     DistillationLoss,
     FeatureCKALoss,
+    HiddenStateCKALoss,
     LogitCKALoss,
     PatchCKALoss,
     RCKALoss,
@@ -122,3 +123,39 @@ def test_losses_of_five_arguments_are_refused(loss):
 @pytest.mark.parametrize("loss", [New(), RCKALoss(), nn.Identity(), print, max], ids=str)
 def test_losses_of_three_arguments_are_accepted(loss):
     check_signature(loss)
+
+
+class OwnTerms(DistillationLoss):
+    """A subclass that defines `terms` itself, in the form of the contract."""
+
+    reads = ("logits",)
+
+    def terms(self, student, teacher, target=None):
+        return {"own": (student.logits @ student.logits.T - teacher.logits @ teacher.logits.T).square().mean()}
+
+
+def test_a_subclass_may_define_terms_itself():
+    assert torch.equal(OwnTerms()(*LOGITS), OwnTerms()(*BOTH))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert OwnTerms()(LOGITS[0].float(), LOGITS[1].float()).dtype == torch.float32
+    with pytest.raises(TypeError, match="takes three arguments"):
+        OwnTerms()(*LOGITS, [], [], None)
+
+
+@pytest.mark.parametrize("loss", [FeatureCKALoss(), HiddenStateCKALoss()], ids=["features", "hidden states"])
+@pytest.mark.parametrize(
+    ("student", "error", "message"),
+    [
+        (Outputs(features=normal(2, 4, 3)), TypeError, "The student's features must be a tuple of tensors"),
+        (Outputs(features=None), ValueError, "the student has 0"),
+        (
+            Outputs(features=(normal(2, 4, 3),), mask=[[1, 1, 0, 0]]),
+            TypeError,
+            r"mask must be a tensor of shape \(B, T\)",
+        ),
+        (Outputs(features=[None]), TypeError, "must be a tensor, got NoneType"),
+    ],
+)
+def test_wrong_parts_of_outputs_are_named(loss, student, error, message):
+    with pytest.raises(error, match=message):
+        loss(student, Outputs(features=(normal(2, 4, 5),)))
