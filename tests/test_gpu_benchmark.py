@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py and `make gpu`, as far as a machine without a GPU can run them."""
+"""benchmarks/gpu.py, as far as a machine without a GPU can run it."""
 
 import csv
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="the benchmark's decoder is of transformers")
+pytest.importorskip("transformers", reason="the decoder of the benchmark needs transformers")
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ def test_every_part_runs_on_the_cpu(tmp_path):
     assert all(row["command"].startswith("python benchmarks/gpu.py --cpu-smoke") for row in rows)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
 def test_says_what_is_missing_without_a_gpu(tmp_path):
     done = run("--output", str(tmp_path))
     assert done.returncode == 2

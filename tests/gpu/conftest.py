@@ -1,4 +1,4 @@
-"""Every test here needs an NVIDIA GPU, and is skipped without one; those with CuPy need CuPy as well."""
+"""Tests in this folder need an NVIDIA GPU and are skipped without one; those with the fixture `cupy` also need CuPy."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def cupy():
 
 @pytest.fixture
 def no_waiting():
-    """A context in which torch raises an error wherever the host would wait for the GPU."""
+    """A context in which torch raises an error if the host waits for the GPU."""
 
     class Watch:
         def __enter__(self):

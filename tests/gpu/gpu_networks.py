@@ -1,4 +1,4 @@
-"""Networks and batches on the GPU."""
+"""Networks and batches on the GPU, shared by the tests."""
 
 import torch
 from torch import nn
@@ -26,5 +26,5 @@ def images(count=4, n=64, device="cuda"):
 
 
 def full_precision_convolutions():
-    """Networks whose convolutions give on the GPU what they give on the CPU."""
+    """A context without TF32, in which convolutions give the same values on GPU and CPU."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True)

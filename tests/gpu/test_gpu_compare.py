@@ -1,4 +1,4 @@
-"""compare on a GPU: the CPU's values, no waiting inside the loop, half precision, CuPy, notes and errors."""
+"""compare on a GPU: values of the CPU, no waiting inside the loop, half precision, CuPy, notes and errors."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ KERNELS = pytest.mark.parametrize("kernel", [cp.Linear(), cp.RBF(), cp.RBF(bandw
 
 
 class Watched:
-    """Batches that forbid waiting from the second on, until they are exhausted."""
+    """Batches during which the host must not wait for the GPU, except the first one."""
 
     def __init__(self, batches, watch):
         self.batches, self.watch = batches, watch
@@ -66,7 +66,7 @@ def test_waits_for_nothing_under_autocast_with_tokens(no_waiting):
 
 
 def test_the_profiler_counts_as_many_synchronisations_for_many_batches_as_for_few():
-    """By the driver's own record, not torch's."""
+    """A check by the driver's record, independent of torch's own warnings."""
     models = convolutional(), convolutional(seed=1)
 
     def waits(data):

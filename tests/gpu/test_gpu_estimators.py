@@ -1,4 +1,4 @@
-"""Every estimator with CuPy arrays: results of CuPy, the values of numpy."""
+"""Every estimator with CuPy arrays returns CuPy arrays with the values of numpy."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_whole_data_sets(cupy, pair, estimator):
 @pytest.mark.parametrize("library", ["cupy", "torch"])
 @pytest.mark.parametrize("name", cp.MEASURES)
 def test_every_other_measure(request, rng, library, name):
-    """A value and a matrix each, against numpy; the results stay on the GPU."""
+    """A value and a matrix of each measure equal numpy's; the results stay on the GPU."""
     xs = [rng.normal(size=(40, p)) for p in (3, 6)]
     ys = [np.tanh(xs[0] @ rng.normal(size=(3, 5))), rng.normal(size=(40, 4))]
     if library == "cupy":
@@ -95,7 +95,7 @@ def test_every_other_measure(request, rng, library, name):
     value = measure.function(there(xs[0]), there(ys[0]))
     matrix = measure.matrix(list(map(there, xs)), list(map(there, ys))).values
     assert type(value) is type(matrix) is type(there(xs[0]))
-    # Singular values and ranks of the two libraries differ by more than rounding of a product does.
+    # Singular values of the two libraries differ by more than the rounding of a product.
     assert_allclose(float(value), float(measure.function(xs[0], ys[0])), rtol=1e-7, atol=1e-9)
     assert_allclose(matrix.tolist(), measure.matrix(xs, ys).values.tolist(), rtol=1e-7, atol=1e-9)
 

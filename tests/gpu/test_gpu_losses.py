@@ -1,4 +1,4 @@
-"""The CKA losses on a GPU: value and gradient of the CPU."""
+"""The CKA losses on a GPU have the values and gradients of the CPU."""
 
 import pytest
 import torch

@@ -66,9 +66,9 @@ def test_equals_one_stream_when_every_read_is_late(network, late):
     assert_allclose(*both(network(), convolutional(50.0)), atol=1e-6)
 
 
-def test_late_reads_without_judging_are_wrong(late, monkeypatch):
+def test_late_reads_without_checking_are_wrong(late, monkeypatch):
     """Negative control of the test above."""
-    monkeypatch.setattr(SideStream, "_judge", lambda *_: None)
+    monkeypatch.setattr(SideStream, "_check", lambda *_: None)
     with full_precision_convolutions():
         found = cp.compare(resnet(), resnet(), images(), overlap=True, progress=False).values
         expected = cp.compare(resnet(), resnet(), images(), progress=False).values
@@ -111,7 +111,7 @@ def test_the_profiler_counts_as_many_synchronisations_for_many_batches_as_for_fe
     assert waits(many) == waits(few)
 
 
-def test_only_minibatches_with_a_spoilt_layer_run_twice(late):
+def test_only_minibatches_with_a_layer_changed_in_place_run_twice(late):
     class Counted(nn.Sequential):
         passes = 0
 
