@@ -29,20 +29,20 @@ from .side_stream import CudaStreams, SideStream, Streams
 __all__ = ["COST", "FIRST_LIMIT", "GramKeeper"]
 
 FIRST_LIMIT = MEAN_LIMIT / 2
-"""Limit of ``mean_over_spread`` in the first minibatch on a GPU, which decides for all: later ones may lie higher."""
+"""Limit of ``mean_over_spread`` in the first minibatch on a GPU. Half of ``MEAN_LIMIT``: later ones may lie higher."""
 
 COST = 6e-7 / MEAN_LIMIT
 """float32 error of CKA per unit of ``mean_over_spread``."""
 
 
 class GramKeeper:
-    """Computes the Gram matrix of each layer's features, and decides whether they must be centred first.
+    """Compute the Gram matrix of each layer's features, and decide whether they must be centred first.
 
-    On the CPU each minibatch decides for itself, and NaN is found at once. If a recorder calls ``review``, a layer
+    On the CPU the decision is made in each minibatch, and NaN is found at once. If a recorder calls ``review``, a layer
     repeats the decision of the minibatch before, and ``review`` checks all layers together after the forward.
 
-    On any other device, reading a number means waiting for all work before it. There the first minibatch decides for
-    each layer, and later ones repeat the decision. ``observe`` gathers on the device whether the decision was right
+    On any other device, reading a number means waiting for all work before it. So the decision for each layer is made
+    in the first minibatch, and later ones repeat it. ``observe`` gathers on the device whether the decision was right
     and all numbers were finite; ``finish`` reads this once.
 
     Parameters
@@ -54,12 +54,13 @@ class GramKeeper:
     tf32 : bool
         Multiply float32 features in TF32 on an NVIDIA GPU.
     overlap : bool
-        Compute on a second stream of an NVIDIA GPU from the second minibatch on; ``review`` then finds what an
-        operation in place may have spoilt. It has an effect only under a recorder that calls ``review``.
+        Compute on a second stream of an NVIDIA GPU from the second minibatch on. ``review`` then finds the features
+        that were changed in place. It has an effect only under a recorder that calls ``review``.
     deferred : bool, optional
-        Repeat the first decision and defer the findings; on every device but the CPU when left out.
+        Repeat the first decision, and report NaN and inaccuracy only in ``finish``; by default on every device but the
+        CPU.
     streams : callable, optional
-        Gives the streams of a device for ``overlap``.
+        Returns the streams of a device for ``overlap``.
 
     Attributes
     ----------
@@ -113,7 +114,7 @@ class GramKeeper:
         Raises
         ------
         NotFiniteError
-            If the features hold NaN or infinity and findings are not deferred.
+            If the features hold NaN or infinity, and ``deferred`` is not in effect.
         ValueError
             If ``overlap`` is set and the features are not on an NVIDIA GPU.
         """
@@ -146,7 +147,7 @@ class GramKeeper:
         return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
 
     def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
-        """The Gram matrix prepared as in the minibatch before, for ``review``; None if the layer must decide now."""
+        """The Gram matrix prepared as in the minibatch before, for ``review``; None if a new decision is needed."""
         mode = self.modes.get(name) if self._linear and self.reviewed and name not in self._careful else None
         if mode not in ("raw", "shifted") or len(features) < FEW:
             return None
@@ -159,16 +160,16 @@ class GramKeeper:
     def review(self, kept: Mapping[str, LayerGram]) -> bool:
         """Return whether the Gram matrices of this forward are valid. If not, the model must run on the batch again.
 
-        A layer whose repeated decision was wrong decides anew in every later minibatch. With ``overlap``, a layer
-        whose features were changed in place is no longer read on the second stream. Every False adds at least one
-        such layer, so that only finitely many passes follow.
+        For a layer whose repeated decision was wrong, a new decision is made in every later minibatch. With
+        ``overlap``, a layer whose features were changed in place is no longer read on the second stream. Every False
+        adds at least one such layer, so the number of passes is finite.
 
         Parameters
         ----------
         kept : mapping of str to LayerGram
             The Gram matrices by layer.
         """
-        if self._side_stream is not None and not self._side_stream.settle():
+        if self._side_stream is not None and not self._side_stream.end_forward():
             return False
         asked, self._mean_squares = self._mean_squares, {}
         for shifted in (False, True):
@@ -191,7 +192,7 @@ class GramKeeper:
 
     def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
         result = layer_gram(features, self.kernel, limit=limit)
-        if len(features) > 3:  # fewer rows cannot be judged and are always scaled
+        if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only after it found the sums finite.
         passed = self._linear and isinstance(result.factor, float)

@@ -76,7 +76,7 @@ class LateStreams:
 
 def begun(streams, **options):
     side = SideStream(streams, **options)
-    assert side.settle()
+    assert side.end_forward()
     return side
 
 
@@ -84,7 +84,7 @@ class TestSideStream:
     def test_starts_after_the_first_forward(self):
         side = SideStream(LateStreams())
         assert not side.takes("a", torch.ones(2, 2))
-        assert side.settle()
+        assert side.end_forward()
         assert side.takes("a", torch.ones(2, 2))
 
     def test_does_not_take_tensors_without_a_version(self):
@@ -97,7 +97,7 @@ class TestSideStream:
         side = begun(streams)
         streams.main = MainStream(streams)
         assert not side.takes("a", torch.ones(2, 2))
-        assert side.settle()
+        assert side.end_forward()
         assert side.takes("a", torch.ones(2, 2))
 
     def test_both_streams_wait_if_the_forward_ends_on_another(self):
@@ -105,14 +105,14 @@ class TestSideStream:
         side, first = begun(streams), streams.main
         side.run("a", torch.ones(2, 2), lambda: torch.ones(1))
         streams.main = MainStream(streams)
-        assert side.settle()
+        assert side.end_forward()
         assert (first.waits, streams.main.waits) == (1, 1)
 
-    def test_results_are_complete_after_settle(self):
+    def test_results_are_complete_after_end_forward(self):
         side, x = begun(LateStreams()), torch.ones(2, 2)
         found = side.run("a", x, lambda: x @ x)
         assert found.isnan().all()
-        assert side.settle()
+        assert side.end_forward()
         assert_array_equal(found, torch.full((2, 2), 2.0))
 
     @pytest.mark.parametrize("view", [lambda x: x, lambda x: x.flatten(1), lambda x: x.transpose(0, 1)])
@@ -123,10 +123,10 @@ class TestSideStream:
         side.run("a", features, features.sum)
         x.relu_()
         assert side.takes("b", x)
-        assert side.spoilt == ({"a"} if when == "at the next layer" else set())
-        assert not side.settle()
-        assert side.spoilt == {"a"}
-        assert side.settle()
+        assert side.changed_in_place == ({"a"} if when == "at the next layer" else set())
+        assert not side.end_forward()
+        assert side.changed_in_place == {"a"}
+        assert side.end_forward()
         assert not side.takes("a", features)
         assert side.takes("b", features)
 
@@ -134,30 +134,30 @@ class TestSideStream:
         side, x = begun(LateStreams(patience=0)), torch.ones(2, 2)
         side.run("a", x, x.sum)
         x.add_(1)
-        assert not side.settle()
+        assert not side.end_forward()
 
     def test_a_change_after_the_read_was_seen_to_be_over_is_harmless(self):
         side, x = begun(LateStreams(patience=0)), torch.ones(2, 2)
         side.run("a", x, x.sum)
         assert side.takes("b", x)
         x.add_(1)
-        assert side.settle()
-        assert side.spoilt == set()
+        assert side.end_forward()
+        assert side.changed_in_place == set()
 
     def test_a_change_after_the_end_of_the_forward_is_harmless(self):
         side, x = begun(LateStreams()), torch.ones(2, 2)
         found = side.run("a", x, x.sum)
-        assert side.settle()
+        assert side.end_forward()
         x.add_(1)
-        assert side.settle()
-        assert (float(found), side.spoilt) == (4.0, set())
+        assert side.end_forward()
+        assert (float(found), side.changed_in_place) == (4.0, set())
 
     def test_a_change_of_the_original_of_a_copy_is_harmless(self):
         side, x = begun(LateStreams()), torch.ones(2, 2)
         copy = x + 0
         side.run("a", copy, copy.sum)
         x.add_(1)
-        assert side.settle()
+        assert side.end_forward()
 
     def test_releases_tensors_that_were_read(self):
         streams = LateStreams(patience=1)
@@ -182,7 +182,7 @@ class TestSideStream:
             del x
             assert sum(ref() is not None for ref in alive) <= LAG
         assert streams.main.waits == 2 * LAG
-        assert side.settle()
+        assert side.end_forward()
         assert not any(ref() is not None for ref in alive)
 
     def test_a_change_after_the_forward_has_waited_is_harmless(self):
@@ -190,7 +190,7 @@ class TestSideStream:
         found = side.run("a", x, x.sum)
         assert side.takes("b", x)
         x.add_(1)
-        assert side.settle()
+        assert side.end_forward()
         assert float(found) == 4.0
 
 
@@ -270,7 +270,7 @@ def test_compare_equals_compare_on_one_stream(beside, patience, kernel, offset):
     assert found.notes == expected.notes
 
 
-def test_only_the_first_spoilt_minibatch_runs_twice(beside):
+def test_only_the_first_changed_minibatch_runs_twice(beside):
     net, other = residual(), tidy()
     beside(None, net, other)
     assert (net.passes, other.passes) == (5 + 1, 5)
@@ -284,16 +284,16 @@ def test_half_precision_and_pooled_features(beside):
         assert_array_equal(found.values, expected.values)
 
 
-def test_without_judging_reads_the_values_are_wrong(beside, monkeypatch):
+def test_without_checking_reads_the_values_are_wrong(beside, monkeypatch):
     """Negative control of the tests above."""
     expected, _ = beside("no", residual(), tidy())
-    monkeypatch.setattr(SideStream, "_judge", lambda *_: None)
+    monkeypatch.setattr(SideStream, "_check", lambda *_: None)
     found, _ = beside(None, residual(), tidy())
     assert abs(found.values - expected.values).max() > 1e-2
 
 
-def test_results_that_are_used_before_settle_are_nan(beside, monkeypatch):
-    monkeypatch.setattr(SideStream, "settle", lambda self: setattr(self, "_home", self._streams.current()) or True)
+def test_results_that_are_used_before_end_forward_are_nan(beside, monkeypatch):
+    monkeypatch.setattr(SideStream, "end_forward", lambda self: setattr(self, "_home", self._streams.current()) or True)
     with pytest.raises(cp.CaptureError, match="gave NaN"):
         beside(None, residual(), tidy())
 
