@@ -11,15 +11,15 @@ __all__ = ["require"]
 NAMES = {"cupy": "CuPy", "sklearn": "scikit-learn", "tensorboard": "TensorBoard", "tomli_w": "tomli-w"}
 
 
-def require(module: str, extra: str, what: str) -> None:
+def require(module: str, extra: str | None, what: str) -> None:
     """Raise an error with the install line if a library is not installed. The library itself is not imported.
 
     Parameters
     ----------
     module : str
         The top-level module of the library.
-    extra : str
-        The extra of cka-probe that installs it.
+    extra : str or None
+        The extra of cka-probe that installs it; None if no extra does.
     what : str
         What needs the library: the start of the message.
 
@@ -36,6 +36,5 @@ def require(module: str, extra: str, what: str) -> None:
     """
     if sys.modules.get(module) is None and find_spec(module) is None:
         name = NAMES.get(module, module)
-        raise ModuleNotFoundError(
-            f"{what} needs {name}, which is not installed: pip install 'cka-probe[{extra}]'", name=module
-        )
+        line = f"pip install {name}" if extra is None else f"pip install 'cka-probe[{extra}]'"
+        raise ModuleNotFoundError(f"{what} needs {name}, which is not installed: {line}", name=module)

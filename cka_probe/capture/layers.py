@@ -65,7 +65,8 @@ def block_layers(model: nn.Module) -> list[str]:
 
     A block is a module with children in a Sequential, ModuleList or ModuleDict (residual block of a ResNet, encoder
     layer of a transformer, dense block of a DenseNet). Three or more modules of one class with one parent are blocks
-    too (inception modules of a GoogLeNet, steps of a U-Net), and so are the other modules with children beside them.
+    too (inception modules of a GoogLeNet, steps of a U-Net). Each other module with children under that parent is then
+    a block as well, unless it holds blocks itself.
     """
     seen: set[int] = set()
 

@@ -28,14 +28,14 @@ class NotFiniteError(ValueError):
 
 @runtime_checkable
 class ReviewingKeep(Protocol):
-    """A `keep` that checks its results after each forward of the model and may request a second forward.
+    """A ``keep`` that checks its results after each forward of the model and may request a second forward.
 
     Attributes
     ----------
     takes_half : bool
-        Whether features may come in half precision; a recorder casts them to float32 for any other `keep`.
+        Whether features may come in half precision; a recorder casts them to float32 for any other ``keep``.
     reviewed : bool
-        The recorder sets it to True: `review` will be called after every forward.
+        The recorder sets it to True: ``review`` will be called after every forward.
     """
 
     takes_half: bool
@@ -68,7 +68,7 @@ class LayerRecorder:
         As in ``compare``.
     keep : callable
         Called inside the hook with the layer's name and its pooled features. If it has the methods of
-        `ReviewingKeep`, ``review`` is called after each forward and may request a second one.
+        ``ReviewingKeep``, ``review`` is called after each forward and may request a second one.
     forward : callable, optional
         ``forward(model, batch)``, used instead of ``call_model``.
 
@@ -145,7 +145,7 @@ class LayerRecorder:
         while self._reviewer is not None and not self._reviewer.review(self._kept):
             self._pass(batch)
         if not self.names:
-            self._settle()
+            self._set_names()
         if self._kept.keys() != set(self.names):
             odd = sorted(set(self._kept) ^ set(self.names))
             raise CaptureError(
@@ -166,7 +166,7 @@ class LayerRecorder:
         self._kept, self._rows, self._previous = {}, {}, None
         self.forward(self.model, batch)
 
-    def _settle(self) -> None:
+    def _set_names(self) -> None:
         """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""
         for path in self.probe.silent:
             if path in self.probe.selection.named:

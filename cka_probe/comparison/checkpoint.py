@@ -78,6 +78,6 @@ class Checkpoint:
             own = {key: header.pop(key) for key in ("done", "order", "layers", "modes")}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Delete it to start anew."
+                f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Delete it to start again."
             ) from error
         return cls(**own, statistics={**header, "sums": sums})

@@ -43,6 +43,13 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
     -------
     SimilarityMatrix
         The first model against the second; all layers against each other for one model or with ``request.square``.
+
+    Raises
+    ------
+    ValueError, TypeError, CaptureError
+        As ``compare``.
+    KeyboardInterrupt
+        If the user stops before a batch was used.
     """
     recorders = [request.recorder(model, keep_features) for model in models]
     gathered = DatasetPass(recorders, request, device_of(recorders[0].model))
@@ -135,7 +142,13 @@ class DatasetPass:
         self.left, self.right = _Features(), _Features()
 
     def consume(self, _index: int, kept: list[list[torch.Tensor]], samples: int) -> None:
-        """Add one batch: for each side the features (samples, d) of its layers."""
+        """Add one batch: for each side the features (samples, d) of its layers.
+
+        Raises
+        ------
+        ValueError
+            If the width of a layer changes, or the data need a sketch and ``estimator`` is "biased".
+        """
         sides = [[x.to(self.home) for x in side] for side in kept]
         xs, ys = (sides[0], sides[1]) if self.two_sided else ([x for side in sides for x in side], None)
         if self.route is None:
@@ -186,6 +199,11 @@ class DatasetPass:
             Notes of the pass.
         meta : dict
             Added to ``meta`` of the result.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the measure or estimator cannot be computed from the samples, for example because they are too few.
         """
         request, route = self.request, self.route
         assert route is not None

@@ -49,7 +49,13 @@ class SimilarityHistory:
         self.matrices: dict[int, SimilarityMatrix] = {}
 
     def measure(self, model: nn.Module, step: int) -> SimilarityMatrix:
-        """Compare ``model`` as it is now with the reference, and store the result under ``step``."""
+        """Compare ``model`` as it is now with the reference, and store the result under ``step``.
+
+        Raises
+        ------
+        ValueError, TypeError, CaptureError, ModuleNotFoundError, RuntimeError, OSError
+            As ``compare``.
+        """
         self.matrices[step] = compare(self.reference, unwrap(model), self.data, **self.settings)
         return self.matrices[step]
 
@@ -120,6 +126,7 @@ def lightning_callback(history: SimilarityHistory) -> Any:
     ModuleNotFoundError
         If lightning is not installed.
     """
+    require("lightning", None, "lightning_callback()")
     from lightning.pytorch import Callback
 
     class MeasureSimilarity(Callback):

@@ -41,6 +41,13 @@ def run_minibatch(models: Sequence[ComparedModel], request: Request, meta: dict[
     -------
     SimilarityMatrix
         The first model against the second; all layers against each other for one model or with ``request.square``.
+
+    Raises
+    ------
+    ValueError, TypeError, CaptureError, OSError
+        As ``compare``.
+    KeyboardInterrupt
+        If the user stops before a batch was used.
     """
     gathered = MinibatchPass(models, request)
     path = None if request.checkpoint is None else Path(request.checkpoint)
@@ -154,7 +161,7 @@ class MinibatchPass:
         )
 
     def resume(self, path: Path) -> tuple[int, str]:
-        """Take over the state of a checkpoint.
+        """Load the state of a checkpoint.
 
         Returns
         -------

@@ -27,6 +27,12 @@ def test_a_missing_library_is_named_with_its_install_line(monkeypatch, module, n
     assert got.value.name == module
 
 
+def test_a_library_without_an_extra_is_installed_by_its_own_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    with pytest.raises(ModuleNotFoundError, match=r"^It needs lightning, which .*: pip install lightning$"):
+        require("lightning", None, "It")
+
+
 def test_a_module_without_a_spec_counts_as_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
     require("cupy", "cuda13", 'backend="cupy"')

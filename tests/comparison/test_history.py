@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -109,3 +110,10 @@ def test_lightning_measures_after_each_validation(tmp_path):
     )
     trainer.fit(module, data, data)
     assert list(history.matrices) == [2, 4]
+
+
+def test_without_lightning_the_install_line_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    history = cp.SimilarityHistory(small_network(0), image_batches())
+    with pytest.raises(ModuleNotFoundError, match=r"^lightning_callback\(\) needs lightning.*: pip install lightning$"):
+        cp.lightning_callback(history)
