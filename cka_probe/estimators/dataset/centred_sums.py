@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace
 
 from ..closed_form import SampleTerms, unbiased_inner, unbiased_share, without_each
 from ..validation import Array
+from .moment_sums import MomentSums
 
-if TYPE_CHECKING:
-    from .moment_sums import MomentSums
-
-__all__ = ["CentredSums"]
+__all__ = ["CentredSums", "centre_sums"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +96,23 @@ class CentredSums:
         x_of_b = xp.stack([v[:, b:e] @ xp.matrix_transpose(with_norms[:, b:e]) for b, e in layout.layer_spans], axis=1)
         terms = SampleTerms(product, a[:, :, None], a[:, None, :], x_of_b, xp.permute_dims(x_of_b, (0, 2, 1)))
         return unbiased_share(terms, ww, totals[:, None], totals[None, :], self.samples)
+
+
+def centre_sums(sums: MomentSums) -> CentredSums:
+    """Move the sums to the mean of all their samples."""
+    sums.flush()
+    xp = array_namespace(sums.shift)
+    layout, parts = sums.layout, len(sums.layout.part_spans)
+    delta = -sums.wu[0, :] / sums.ww[0, 0]
+    cross = xp.zeros((parts, parts), dtype=xp.float64, device=delta.device)
+
+    def square(index: int, products: Array) -> None:
+        strip = layout.strips[index]
+        rows, columns = (layout.cut(layout.part_spans, span) for span in strip)
+        squares = rows.sum_rows(xp, products * products) * strip.weights(xp, delta)
+        squares = columns.sum_columns(xp, squares)
+        cross[rows.first : rows.last, columns.first : columns.last] += squares
+        cross[columns.first : columns.last, rows.first : rows.last] += xp.matrix_transpose(squares)
+
+    ww, wu = sums.moved(None, delta, square)
+    return CentredSums(sums, sums.samples, delta, ww, wu, cross)

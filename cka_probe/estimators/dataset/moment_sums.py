@@ -20,7 +20,6 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from ..validation import Array, namespace
-from .centred_sums import CentredSums
 from .moment_layout import Layout, Strip
 from .unit_sums import UnitSums
 
@@ -263,25 +262,6 @@ class MomentSums:
         )
         cut, d = self.layout.cut(spans, c), delta[slice(*c)] * weights
         mixed[cut.first : cut.last, slice(*r)] += xp.stack([products[:, k] @ d[k] for k in cut.slices], axis=0)
-
-    def centred(self) -> CentredSums:
-        """Sums about the mean of all samples."""
-        self.flush()
-        xp = array_namespace(self.shift)
-        layout, parts = self.layout, len(self.layout.part_spans)
-        delta = -self.wu[0, :] / self.ww[0, 0]
-        cross = xp.zeros((parts, parts), dtype=xp.float64, device=delta.device)
-
-        def square(index: int, products: Array) -> None:
-            strip = layout.strips[index]
-            rows, columns = (layout.cut(layout.part_spans, span) for span in strip)
-            sums = rows.sum_rows(xp, products * products) * strip.weights(xp, delta)
-            sums = columns.sum_columns(xp, sums)
-            cross[rows.first : rows.last, columns.first : columns.last] += sums
-            cross[columns.first : columns.last, rows.first : rows.last] += xp.matrix_transpose(sums)
-
-        ww, wu = self.moved(None, delta, square)
-        return CentredSums(self, self.samples, delta, ww, wu, cross)
 
     def state_dict(self) -> dict[str, Any]:
         """State from which another process can continue; arrays are copies."""

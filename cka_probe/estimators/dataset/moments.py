@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from ..alignment import ratio
 from ..hsic import normalizer
 from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples, constant
-from .centred_sums import CentredSums
+from .centred_sums import CentredSums, centre_sums
 from .moment_layout import Layout
 from .moment_sums import MomentSums
 
@@ -123,7 +123,7 @@ class MomentCKA:
             raise ValueError("No batch has been added yet. Call `update` first.")
         if self.samples < minimum:
             raise ValueError(f"This estimator needs at least {minimum} samples, got {self.samples}. Add more batches.")
-        return self.sums.centred()
+        return centre_sums(self.sums)
 
     def _split(self, xp: ModuleType, of_pairs: Array) -> tuple[Array, Array, Array]:
         """Cross terms (..., layers_x, layers_y) and the self terms of both sides, from (..., layers, layers)."""

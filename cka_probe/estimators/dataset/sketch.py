@@ -17,7 +17,7 @@ from ..alignment import ratio
 from ..centring import u_center_gram
 from ..kernels import RBF, Kernel, Linear
 from ..validation import Array, as_numpy
-from .centred_sums import CentredSums
+from .centred_sums import CentredSums, centre_sums
 from .moment_layout import Layout
 from .moment_sums import MomentSums
 from .moments import check_layout, checked_layers, jackknife_error
@@ -188,7 +188,7 @@ class SketchCKA:
             raise ValueError("No batch has been added yet. Call `update` first.")
         if self.samples < 4:
             raise ValueError(f"The unbiased estimator needs at least 4 samples, got {self.samples}. Add more batches.")
-        return self.sums.centred()
+        return centre_sums(self.sums)
 
     def _units(self, centred: CentredSums) -> Array:
         """Inner product <A, A> (layers, size) of each projection, which is subtracted from the self terms."""
