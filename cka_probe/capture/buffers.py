@@ -36,7 +36,7 @@ class Budget:
         self.used = 0
 
     def take(self, size: int) -> bool:
-        """Reserve ``size`` bytes, or release them if negative. Return False and reserve nothing above the limit."""
+        """Reserve ``size`` bytes, or release them if negative. Return False if the limit would be exceeded."""
         if self.limit is not None and size > 0 and self.used + size > self.limit:
             return False
         self.used += size
@@ -46,8 +46,8 @@ class Budget:
 class FeatureBuffer:
     """Growing array of features (rows, width) on the device of the features.
 
-    It is allocated once if ``rows`` is given, and doubles its size otherwise. Above the budget, all rows move to
-    page-locked host memory, or to a file in ``folder`` that is mapped into memory.
+    It is allocated once if ``rows`` is given; otherwise it doubles its size when it is full. If the budget is exceeded,
+    all rows move to page-locked host memory, or to a file in ``folder`` that is mapped into memory.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class FeatureBuffer:
     dtype : torch.dtype, optional
         Precision of the rows. By default that of the first features.
     budget : Budget, optional
-        May be shared by several buffers. By default there is no limit.
+        Budget of this buffer; several buffers may share one. By default there is no limit.
     folder : path, optional
         Folder of the file that is used instead of host memory.
 
@@ -178,12 +178,12 @@ class FeatureBuffer:
 
 
 def require_cupy() -> Any:
-    """The module CuPy.
+    """Return the module CuPy.
 
     Raises
     ------
     ModuleNotFoundError
-        If CuPy is not installed; the message has the line that installs it.
+        If CuPy is not installed; the message gives the command that installs it.
     RuntimeError
         If there is no NVIDIA GPU.
     """
@@ -197,7 +197,7 @@ def require_cupy() -> Any:
 
 
 def as_cupy(tensor: torch.Tensor) -> Any:
-    """CuPy array on the memory of a GPU tensor, shared by DLPack without a copy.
+    """CuPy array that shares the memory of a GPU tensor by DLPack, without a copy.
 
     Raises
     ------

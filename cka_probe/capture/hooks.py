@@ -122,7 +122,7 @@ class Probe:
             self._handles.append(self.model.register_forward_pre_hook(self._start))
             seen: set[int] = set()
             for path in self.selection.paths:
-                # A module with two paths needs one hook: it runs whenever the module is called.
+                # A module with two paths needs only one hook, because the hook runs at every call of the module.
                 if id(modules[path]) not in seen:
                     seen.add(id(modules[path]))
                     self._handles.append(modules[path].register_forward_hook(self._hook(path)))

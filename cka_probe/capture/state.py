@@ -1,4 +1,4 @@
-"""Save and restore what a function borrows: modes, devices, buffers, gradients, random generators, precision."""
+"""Change the state of models and of torch for one block only: modes, devices, buffers, random generators, precision."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ __all__ = [
 
 @contextmanager
 def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = None) -> Iterator[None]:
-    """Inside, the models are in eval mode, without gradients and on ``device``; afterwards all is as before.
+    """Inside the block, the models are in eval mode and on ``device``, and no gradients are computed.
 
-    Restored, also after an exception: the mode of every submodule, the device of each model, grad mode, and the random
-    generators of Python, numpy and torch. Compiled modules run eagerly inside, since compiled code may skip hooks.
+    Restored afterwards, also after an exception: the mode of every submodule, the device of each model, grad mode, and
+    the random generators of Python, numpy and torch. Compiled modules run eagerly inside the block, because compiled
+    code may skip hooks.
 
     Parameters
     ----------
@@ -50,14 +51,14 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
 
 
 def _eager() -> AbstractContextManager[None]:
-    """Run compiled modules eagerly. Before torch.compile has loaded its tracer, which takes 1 s, there are none."""
+    """Run compiled modules eagerly. If the compiler is not loaded, none exist, and it is not loaded (1 s) for this."""
     loaded = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager
 def frozen(model: nn.Module | None) -> Iterator[None]:
-    """Inside, the model is in eval mode and no parameter requires a gradient; afterwards both are as before."""
+    """Put the model in eval mode and let no parameter require a gradient; restore both after the block."""
     parameters = [] if model is None else list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
     with modes_restored(model):
@@ -95,7 +96,7 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def moved(models: Sequence[nn.Module], device: torch.device | str | None) -> Iterator[None]:
-    """Move the models to ``device`` and afterwards back, also after an exception; None moves nothing."""
+    """Move the models to ``device``, and back afterwards, also after an exception. None moves nothing."""
     homes = [] if device is None else [(model, device_of(model)) for model in models]
     try:
         for model, _ in homes:
@@ -123,7 +124,7 @@ def random_states(devices: bool = True) -> dict[str, Any]:
     Returns
     -------
     dict
-        For `set_random_states`.
+        For ``set_random_states``.
     """
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -144,12 +145,12 @@ def _numpy_state() -> Any:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set the random generators to the states that `random_states` returned.
+    """Set the random generators to the states that ``random_states`` returned.
 
     Parameters
     ----------
     states : dict
-        From `random_states`. States of GPUs are ignored on a machine without CUDA.
+        From ``random_states``. States of GPUs are ignored on a machine without CUDA.
     """
     torch.set_rng_state(states["torch"])
     numpy = states["numpy"]
@@ -178,9 +179,10 @@ def random_states_restored(devices: bool = True) -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute products of float32 in float32 inside, even if the caller has turned on autocast, TF32 or bfloat16.
+    """Compute products of float32 in float32 in the block, even if the caller has turned on autocast, TF32 or bfloat16.
 
-    The caller's precision is for the network. It would put an error of 1e-3 (bfloat16) or 1e-4 (TF32) in a Gram matrix.
+    The caller's precision is for the network. In a Gram matrix it would cause an error of 1e-3 (bfloat16) or 1e-4
+    (TF32).
     """
     matmul = matmul_settings(device) if reduces_products(device) else None
     before = None if matmul is None else matmul.fp32_precision

@@ -33,7 +33,7 @@ _END = object()
 
 
 def one_batch(data: Any) -> Iterable[Any]:
-    """Iterable of batches: ``data`` itself, or a list of ``data`` if it is a single tensor or mapping.
+    """Iterable of batches: ``data`` itself, or ``[data]`` if it is a single tensor or mapping.
 
     Raises
     ------
@@ -86,16 +86,16 @@ def paired(
 
 
 class SampleOrder:
-    """Running digest of the samples and their order, from up to 64 numbers of each sample.
+    """Running digest of the samples and their order, from at most 127 numbers of each tensor of each sample.
 
-    Two runs with equal digests read the same samples in the same order.
+    Two runs with equal digests read the same samples in the same order, as far as these numbers show.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
 
     def update(self, batch: Any) -> None:
-        """Add up to 64 evenly spaced numbers of each sample of each tensor of ``batch``."""
+        """Add 64 to 127 evenly spaced numbers of each sample of each tensor of ``batch``, or all if it has fewer."""
         for tensor in tensors(batch):
             if tensor.ndim:
                 flat = tensor.detach().reshape(tensor.shape[0], -1)
@@ -109,14 +109,14 @@ class SampleOrder:
 
 
 class Pass:
-    """Run all models on each batch, then pass on the results that their hooks kept.
+    """Run all models on each batch, and pass the results that their hooks kept to a function.
 
     Parameters
     ----------
     recorders : sequence of LayerRecorder
         One for each distinct model.
     minimum : int
-        Smallest number of samples. A smaller batch is joined to a neighbour, or left out with a note.
+        Smallest number of samples. A smaller batch is joined to the batch beside it, or left out with a note.
     device : device, optional
         Device of the models during the pass; they are moved back afterwards.
     autocast : torch.dtype, optional
@@ -126,7 +126,7 @@ class Pass:
     label : str
         Text of the progress bar.
     order : SampleOrder, optional
-        Updated with every batch.
+        Digest that is updated with every batch.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ class Pass:
         self.used = 0
         self.done = 0
         self.digest = ""
-        # Only the caller's forward understands its batches, so their size counts only if all tensors agree.
+        # Batches for the caller's own forward may have any form: their size is known only if all tensors agree.
         understood = all(recorder.forward is call_model for recorder in recorders)
         self._size_of = batch_size if understood else certain_batch_size
 
@@ -183,7 +183,7 @@ class Pass:
         data, data_y : iterable of batches
             The second model reads ``data_y`` if it is given.
         consume : callable
-            Called after each batch that was used.
+            Called with the results of each batch that is used.
         skip : int
             Number of batches that a resumed run reads without running the models. They update ``order``.
         skipped : callable, optional
@@ -198,7 +198,7 @@ class Pass:
         CaptureError
             If a layer cannot be recorded.
         KeyboardInterrupt
-            If the user stops before a batch was used. Later, the pass ends and sets ``interrupted``.
+            If the user stops before a batch was used. A later stop ends the pass and sets ``interrupted``.
         """
         batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y), self._size_of)
         shown = self._bar(batches, data)

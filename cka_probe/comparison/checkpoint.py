@@ -1,4 +1,4 @@
-"""The state of a half-done comparison as a file."""
+"""Save the state of an unfinished comparison to a file, and load it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FORMAT = "cka_probe.checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a comparison needs to go on after the batches that it has done.
+    """The state of a comparison after ``done`` batches, from which it can continue.
 
     Attributes
     ----------
     done : int
-        Batches that the statistics hold.
+        Number of batches in the statistics.
     order : str
         Digest of the samples in these batches, from ``SampleOrder``.
     layers : list of (str, list of str, dict of str to str)
@@ -43,7 +43,7 @@ class Checkpoint:
     statistics: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raise OSError if it cannot be written."""
+        """Write the file, completely or not at all. Raise OSError if it cannot be written."""
         state = dict(self.statistics)
         sums: dict[str, Any] = {f"sum_{name}": total.cpu().numpy() for name, total in state.pop("sums").items()}
         header = {

@@ -1,4 +1,4 @@
-"""Exact similarities over a whole data set: models and data in, a SimilarityMatrix out (``scope="dataset"``)."""
+"""Compute the similarities of models over a whole data set (``scope="dataset"``)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Side(Protocol):
         """Its layers."""
 
     def notes(self) -> list[str]:
-        """Which layers were left out, and why."""
+        """Layers that were left out, with the reasons."""
 
 
 class _Features:
@@ -106,7 +106,7 @@ class _Features:
 
 @dataclass(frozen=True)
 class _Values:
-    """What a route gives: the values, and the rest as far as the route has it."""
+    """Values that a route computed; the other fields are None or empty if the route does not compute them."""
 
     values: torch.Tensor
     standard_error: torch.Tensor | None = None
@@ -116,9 +116,9 @@ class _Values:
 
 
 class DatasetPass:
-    """The statistics or features of the batches so far, and the similarities in the end.
+    """Accumulate statistics or features batch by batch, and compute the similarities at the end.
 
-    The first batch shows how wide the layers are, and so which route is cheapest.
+    The route is chosen after the first batch, because it depends on the widths of the layers.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ class DatasetPass:
         return _Values(found.values, chance=found.chance)
 
     def _jackknife(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None) -> _Values:
-        """CKA with the exact jackknife over samples, and a note on each layer that rests on a few of them.
+        """CKA with the exact jackknife over samples, and a note on each layer whose values depend on a few samples.
 
         The Gram matrices of all layers must fit into memory.
         """
@@ -280,7 +280,7 @@ class DatasetPass:
 
 
 def _about_measure(request: Request) -> dict[str, str]:
-    """How the values were made, and for other measures than CKA whether a larger value means more alike."""
+    """Settings for ``meta``: kernel and estimator of CKA; for other measures their kind and invariances."""
     if request.measure == "cka":
         return {"kernel": repr(request.kernel), "estimator": request.estimator}
     from ..estimators.measures.catalogue import MEASURES

@@ -1,4 +1,4 @@
-"""Minibatch CKA: models and data in, a SimilarityMatrix out (``scope="minibatch"``)."""
+"""Compute minibatch CKA of models in one pass over the data (``scope="minibatch"``)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ class MinibatchPass:
     recorders : list of LayerRecorder
         One for each model; each keeps Gram matrices by a ``GramKeeper``.
     statistics : MinibatchCKA
-        On the device ``home``.
+        Sums over the batches so far.
+    home : torch.device
+        Device of the statistics: that on which the first model runs.
     """
 
     def __init__(self, models: Sequence[ComparedModel], request: Request) -> None:

@@ -1,4 +1,4 @@
-"""What a comparison was asked to do: the options, their defaults, and their checks."""
+"""The options of a comparison, their defaults and their checks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Request:
     """The options that hold for all models of a comparison.
 
     ``square`` compares all layers of all models with each other, as ``compare_many`` does. Every other field is the
-    parameter of ``compare`` with the same name. ``kernel`` and ``scope`` are never None once the request is made.
+    parameter of ``compare`` with the same name. In a finished request ``kernel`` and ``scope`` are never None.
 
     Raises
     ------
@@ -88,7 +88,7 @@ class Request:
 
     @property
     def pooling_name(self) -> str:
-        """The pooling as results name it."""
+        """Name of the pooling in results."""
         return self.pooling if isinstance(self.pooling, str) else getattr(self.pooling, "__name__", repr(self.pooling))
 
     def _check_measure(self) -> None:
@@ -127,10 +127,10 @@ class Request:
                 )
 
     def recorder(self, model: ComparedModel, keep: Keep) -> LayerRecorder:
-        """The recorder that runs one model and calls ``keep`` on its features."""
+        """Return the recorder that runs one model and calls ``keep`` on its features."""
         recorder = LayerRecorder(model.model, model.name, model.layers, self.pooling, keep, self.forward)
         if self.square:
-            recorder.name = model.name  # `compare_many` has the user's own names: messages need no class beside them
+            recorder.name = model.name  # In `compare_many` the user chose the name, so messages do not add the class.
         return recorder
 
     def make_pass(
@@ -141,7 +141,7 @@ class Request:
         order: SampleOrder | None = None,
         label: str = "compare",
     ) -> Pass:
-        """A pass of the recorders over data; see ``Pass`` for the parameters."""
+        """Return a ``Pass`` of the recorders with the options of this request; see ``Pass`` for the parameters."""
         return Pass(
             recorders,
             minimum,

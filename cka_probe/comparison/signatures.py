@@ -1,7 +1,7 @@
-"""Signatures: the centred Gram matrices of one model on a data set, to compare later without the model.
+"""Save the centred Gram matrices of one model on a data set (its signature), and compare them later without the model.
 
 Two signatures of the same samples, even from different machines, give the same similarities as ``compare`` on both
-models.
+models, up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class Signature:
     scales: tuple[np.ndarray, ...]
 
     def save(self, path: str | Path) -> None:
-        """Write the signature to an .npz file without pickle, whole or not at all.
+        """Write the signature to an .npz file without pickle, completely or not at all.
 
         Raises
         ------
         ValueError
             If the name does not end in .npz.
         OSError
-            If the file cannot be written. A file that was there before stays as it was.
+            If the file cannot be written. An existing file then stays unchanged.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -139,7 +139,7 @@ def signature(
     model : torch.nn.Module
         The network.
     data, layers, kernel, estimator, pooling, forward, device, progress
-        As ``compare``. Two signatures can be compared if ``data`` gave the same batches to both.
+        As ``compare``. Two signatures can be compared if ``data`` yielded the same batches for both.
     name : str, optional
         Name of the model in results; its class name when left out.
 
@@ -153,7 +153,7 @@ def signature(
     ValueError, TypeError, CaptureError
         As ``compare``.
     KeyboardInterrupt
-        If the pass is interrupted: there is no signature of a part of the data.
+        If the user stops the pass: a signature of a part of the data is not made.
 
     Examples
     --------

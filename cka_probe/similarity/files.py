@@ -32,7 +32,7 @@ def write_matrix(matrix: SimilarityMatrix, path: Path) -> None:
     Raises
     ------
     OSError
-        If the file cannot be written (see `cka_probe.atomic_write`).
+        If the file cannot be written (see ``cka_probe.atomic_write``).
     """
     header = {"format": FORMAT, "version": VERSION} | {name: getattr(matrix, name) for name in HEADER}
     arrays = {name: array for name in ARRAYS if (array := getattr(matrix, name)) is not None}
@@ -48,7 +48,7 @@ def read_matrix(path: Path, make: Callable[..., Matrix]) -> Matrix:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If `write_matrix` did not write the file, it is damaged, or its version is newer.
+        If ``write_matrix`` did not write the file, it is damaged, or its version is newer.
     """
     with path.open("rb") as file:
         try:

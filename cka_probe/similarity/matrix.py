@@ -36,7 +36,7 @@ class SimilarityMatrix:
     standard_error, p_value, chance : array (R, C), optional
         Standard error of each value, p-value against independence, and expected value for independent layers.
     notes : sequence of str
-        Facts that a reader must know: constant layers, batches that were joined or left out.
+        Facts that a reader of the result must know: constant layers, batches that were joined or left out.
     measure : str
         Name of the measure, for example ``"cka"``.
     meta : dict, optional
@@ -219,8 +219,8 @@ class SimilarityMatrix:
         Returns
         -------
         pandas.DataFrame (R * C, ...)
-            Columns row_model, row, column_model, column, value, standard_error, low, high, p_value and chance, without
-            those that the matrix does not hold.
+            Columns row_model, row, column_model, column, value, standard_error, low, high, p_value and chance. Columns
+            for which the matrix has no data are left out.
 
         Raises
         ------
@@ -284,7 +284,7 @@ class SimilarityMatrix:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Matrix in a file that :meth:`save` wrote. Nothing in the file is executed (no pickle).
+        """Read a matrix from a file that :meth:`save` wrote. Nothing in the file is executed (no pickle).
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Gram matrices on an NVIDIA GPU: of half precision, in TF32, and with CuPy by syrk, fused RBF and fused U-centring."""
+"""Gram matrices on an NVIDIA GPU: of half-precision features, in TF32, and by CuPy (syrk, fused RBF and U-centring)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 THREADS = 256
-"""Threads that share a row of a Gram matrix. The reductions in ``KERNELS`` need a power of two."""
+"""Threads that share a row of a Gram matrix. ``KERNELS`` need a power of two, at most 256."""
 
 KERNELS = r"""
 extern "C" __global__ void row_sums(const float* gram, double* sums, float* largest, int n) {
@@ -125,7 +125,7 @@ def tf32_products(device: torch.device) -> Iterator[None]:
 
 @cache
 def accumulates_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch can multiply half-precision matrices with a float32 result on this device."""
+    """Whether this version of torch can multiply half-precision matrices with a float32 result on this device."""
     x = torch.ones((16, 16), dtype=dtype, device=device)
     try:
         return torch.mm(x, x, out_dtype=torch.float32).dtype == torch.float32
@@ -152,7 +152,7 @@ def half_gram(features: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def on_torchs_stream(device: torch.device) -> Iterator[Any]:
-    """CuPy, working on torch's current stream of ``device``, so that both run in order."""
+    """Yield CuPy, set to torch's current stream of ``device``, so that the work of both runs in order."""
     cupy = require_cupy()
     stream = torch.cuda.current_stream(device)
     with cupy.cuda.Device(stream.device.index), cupy.cuda.ExternalStream(stream.cuda_stream):
@@ -174,7 +174,7 @@ def syrk_gram(features: torch.Tensor) -> torch.Tensor:
 
 
 def _lower_gram(features: torch.Tensor) -> torch.Tensor:
-    """The linear Gram matrix (n, n) in the lower triangle; the upper triangle is uninitialised memory."""
+    """The linear Gram matrix (n, n), in the lower triangle only; the upper triangle is uninitialised memory."""
     gram = torch.empty((features.shape[0],) * 2, dtype=features.dtype, device=features.device)
     with on_torchs_stream(features.device):
         from cupy import cublas
@@ -184,9 +184,9 @@ def _lower_gram(features: torch.Tensor) -> torch.Tensor:
 
 
 def by_cupy(kernel: Kernel, features: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix (n, n) of features (n, p) on a GPU, computed by CuPy without a copy of either.
+    """The Gram matrix (n, n) of features (n, p) on a GPU, computed by CuPy without copying between torch and CuPy.
 
-    ``RBF`` with a fixed bandwidth and float32 features takes ``fused_rbf``. Any other kernel is called on a CuPy array.
+    ``RBF`` with a fixed bandwidth and float32 features uses ``fused_rbf``. Any other kernel is called on a CuPy array.
     """
     if type(kernel) is RBF and kernel.bandwidth != "median" and features.dtype == torch.float32:
         return fused_rbf(features, kernel.fraction * kernel.bandwidth)
@@ -197,7 +197,8 @@ def by_cupy(kernel: Kernel, features: torch.Tensor) -> torch.Tensor:
 def fused_rbf(features: torch.Tensor, width: float) -> torch.Tensor:
     """The Gram matrix (n, n) of ``RBF(width)`` of float32 features (n, p) on a GPU: syrk, then one kernel over n * n.
 
-    The same numbers as ``RBF``, which passes over features and distances several times. The diagonal is exactly 1.
+    The result equals that of ``RBF`` up to rounding; ``RBF`` reads features and distances several times. The diagonal
+    is exactly 1.
 
     Raises
     ------
@@ -205,6 +206,8 @@ def fused_rbf(features: torch.Tensor, width: float) -> torch.Tensor:
         If CuPy or a GPU is missing.
     TypeError
         If the data are not float32.
+    ValueError
+        If the data are not on a GPU.
     """
     if features.dtype != torch.float32:
         raise TypeError(f"The kernel takes float32, got {features.dtype}. Use estimators.kernels.RBF.")
@@ -222,15 +225,15 @@ def fused_rbf(features: torch.Tensor, width: float) -> torch.Tensor:
 
 @cache
 def compiled(name: str) -> Any:
-    """The kernel ``name`` of ``KERNELS``, compiled by CuPy."""
+    """Return the kernel ``name`` of ``KERNELS``, compiled by CuPy."""
     return require_cupy().RawKernel(KERNELS, name)
 
 
 def fused_u_centre(grams: torch.Tensor) -> torch.Tensor:
     """U-centred Gram matrices (layers, n * n) of a float32 stack (layers, n, n) on a GPU, in two kernels.
 
-    The same numbers as ``estimators.hsic.flat_centred``, with sums in float64. A layer whose centred entries lie below
-    the rounding error of its Gram matrix becomes exactly zero.
+    The result equals that of ``estimators.hsic.flat_centred`` up to rounding; sums are in float64. A layer whose
+    centred entries are not above the rounding error of its Gram matrix becomes exactly zero.
 
     Raises
     ------
@@ -238,6 +241,8 @@ def fused_u_centre(grams: torch.Tensor) -> torch.Tensor:
         If CuPy or a GPU is missing.
     TypeError
         If the data are not float32.
+    ValueError
+        If the data are not on a GPU.
     """
     if grams.dtype != torch.float32:
         raise TypeError(f"The kernel centres float32, got {grams.dtype}. Use estimators.hsic.flat_centred.")

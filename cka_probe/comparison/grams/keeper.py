@@ -1,4 +1,4 @@
-"""GramKeeper: compute the Gram matrix of a layer inside its hook, on a GPU without waiting for its results."""
+"""Compute the Gram matrix of a layer inside its hook; on a GPU without waiting for the result."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class GramKeeper:
     Attributes
     ----------
     takes_half : bool
-        True: features may come in half precision.
+        Always True: the features may be in half precision.
     reviewed : bool
         Whether ``review`` is called after every forward; set by the recorder.
     modes : dict of str to str
@@ -187,14 +187,14 @@ class GramKeeper:
     def _first(self, name: str, features: torch.Tensor) -> LayerGram:
         result = self._decided(name, _single(features), FIRST_LIMIT)
         if result.mode == "raw" and _is_half(features):
-            half_gram(features[:1])  # tries what this torch can do, now that waiting is still allowed
+            half_gram(features[:1])  # tests this version of torch now, while waiting for the GPU is allowed
         return result
 
     def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
         result = layer_gram(features, self.kernel, limit=limit)
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
-        # `layer_gram` gives the float 1.0 as factor of the linear kernel only after it found the sums finite.
+        # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.
         passed = self._linear and isinstance(result.factor, float)
         if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
             raise NotFiniteError
@@ -291,5 +291,5 @@ def _is_half(features: torch.Tensor) -> bool:
 
 
 def _single(features: torch.Tensor) -> torch.Tensor:
-    """The features in float32, or in float64 if they are."""
+    """The features in float32; features in float64 are returned unchanged."""
     return features if features.dtype in (torch.float32, torch.float64) else features.float()
