@@ -12,11 +12,17 @@ from pathlib import Path
 import torch
 from torchvision.models.detection.fcos import FCOSHead
 
-from cka_probe.distill import CosineDecay, PatchCKALoss, distill_detector
-from cka_probe.distill.dense.data import CocoBoxes
-from cka_probe.distill.dense.detection import PAPER_ROWS, average_precision
-from cka_probe.distill.dense.networks import detector, small_pyramid
-from cka_probe.distill.dense.scenes import make_scenes
+from cka_probe.distill import CosineDecay
+from cka_probe.distill.dense import (
+    PAPER_ROWS,
+    CocoBoxes,
+    PatchCKALoss,
+    average_precision,
+    detector,
+    distill_detector,
+    make_scenes,
+    small_pyramid,
+)
 from cka_probe.distill.models import load_weights
 
 

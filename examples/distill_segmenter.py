@@ -11,10 +11,16 @@ from pathlib import Path
 
 import torch
 
-from cka_probe.distill import CosineDecay, SegmentationCKALoss, distill_segmenter
-from cka_probe.distill.dense.data import CITYSCAPES_TRAIN_IDS, LabelMaps
-from cka_probe.distill.dense.networks import SmallResNet, segmenter
-from cka_probe.distill.dense.scenes import make_scenes
+from cka_probe.distill import CosineDecay
+from cka_probe.distill.dense import (
+    CITYSCAPES_TRAIN_IDS,
+    LabelMaps,
+    SegmentationCKALoss,
+    SmallResNet,
+    distill_segmenter,
+    make_scenes,
+    segmenter,
+)
 from cka_probe.distill.models import load_weights
 
 
