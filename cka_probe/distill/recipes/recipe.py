@@ -325,9 +325,9 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _no_file(path: Path) -> str:
-    beside = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-    near = nearest(path.name, beside, 1)
-    return f"There is no recipe {path}." + (f" Did you mean {path.with_name(near[0])}?" if near else "")
+    beside = sorted(other.stem for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    near = nearest(path.stem, beside, 1)
+    return f"There is no recipe {path}." + (f" Did you mean {path.with_name(near[0] + '.toml')}?" if near else "")
 
 
 def _without_none(value: Any) -> Any:
