@@ -1,5 +1,7 @@
 """Fixtures for all tests: `xp` runs a test once for each array library."""
 
+import sys
+
 import libraries
 import pytest
 from hypothesis import settings
@@ -20,3 +22,19 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(20240111)
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_forgets():
+    """Remove the settings that a test leaves in accelerate's global state (transformers' Trainer does).
+
+    Otherwise the outcome of a later test would depend on which tests ran before it in the same process.
+    """
+
+    def state():
+        return getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
+
+    used_before = state() is not None and bool(state()._shared_state)
+    yield
+    if state() is not None and not used_before:
+        state()._reset_state()
