@@ -40,7 +40,7 @@ def ratio(
 
 
 def self_term(xp: ModuleType, side: Centred) -> tuple[Array, Array | float]:
-    """<A, A> and the floor below which it is only rounding; the floor of a ``CentredGram``, free of noise, is 0."""
+    """<A, A>, and the floor below which it is only rounding error: 0 for a ``CentredGram``."""
     value = inner(side, side)
     if not isinstance(side, CentredFeatures):
         return value, 0.0

@@ -46,7 +46,7 @@ class Estimate:
     level : float
         Coverage of the interval.
     outliers : tuple of Outliers
-        One entry for each layer whose weight rests on a few samples.
+        One entry for each layer in which a few samples hold much of the weight.
     """
 
     value: Array
@@ -96,7 +96,7 @@ def _leave_one_out(
     ]
     whole = ratio(xp, *totals, *floors)
     parts = [without_each(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
-    # Without the diagonal, as in the unbiased estimator: it would give one of a few samples much of the weight.
+    # The diagonal is left out, as in the unbiased estimator: in a small batch it alone would look like an outlier.
     weights = (_weights(xp, shares[1] - diagonals[1]), _weights(xp, shares[2] - diagonals[2]))
     return whole[..., 0], ratio(xp, *parts, *floors), weights
 
