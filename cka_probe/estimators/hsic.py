@@ -68,7 +68,7 @@ class CentredGram:
 
     @classmethod
     def of_features(cls, x: Array, kernel: Kernel, estimator: str) -> CentredGram:
-        """Centred Gram matrix of features (..., n, p). For the linear kernel, the features are centred and scaled first."""
+        """Centred Gram matrix of features (..., n, p); for the linear kernel they are centred and scaled first."""
         if not isinstance(kernel, Linear):
             return cls.of(kernel(x), estimator)
         z, scale = scaled_features(x)

@@ -96,7 +96,7 @@ def _leave_one_out(
     ]
     whole = ratio(xp, *totals, *floors)
     parts = [without_each(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
-    # The diagonal is left out, as in the unbiased estimator: in a small batch it alone would look like an outlier.
+    # The diagonal is left out, as in the unbiased estimator. With few samples it would give one of them much weight.
     weights = (_weights(xp, shares[1] - diagonals[1]), _weights(xp, shares[2] - diagonals[2]))
     return whole[..., 0], ratio(xp, *parts, *floors), weights
 
