@@ -176,10 +176,11 @@ def distill_detector(
     Raises
     ------
     TypeError
-        If the layer returns no maps.
+        If the layer returns no maps, or the loss takes other arguments than (student, teacher, target).
     ValueError
         If a setting is out of range, a layer does not exist, the networks normalise pictures differently, there is a
-        teacher without a loss or a loss without a teacher, or `output_dir` holds a run with other settings.
+        teacher without a loss or a loss without a teacher, there are fewer pictures than processes, or `output_dir`
+        holds a run with other settings.
     CheckpointError
         If no checkpoint in `output_dir` can be read.
     ModuleNotFoundError

@@ -93,10 +93,11 @@ def distill_segmenter(
     Raises
     ------
     TypeError
-        If a layer returns no maps.
+        If a layer returns no maps, or the loss takes other arguments than (student, teacher, target).
     ValueError
         If a setting is out of range, a layer does not exist, a label is larger than the number of scores, there is a
-        teacher without a loss or a loss without a teacher, or `output_dir` holds a run with other settings.
+        teacher without a loss or a loss without a teacher, `teacher_features` is given without `features`, there are
+        fewer pictures than processes, or `output_dir` holds a run with other settings.
     CheckpointError
         If no checkpoint in `output_dir` can be read.
     ModuleNotFoundError

@@ -30,7 +30,7 @@ class DistillationResult:
     notes : tuple of str
         Samples that were left out, and where the run was resumed.
     output_dir : pathlib.Path, optional
-        Folder of best.safetensors, last.safetensors, history.csv and the checkpoints.
+        Folder of best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
     """
 
     history: pd.DataFrame

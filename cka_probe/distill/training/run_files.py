@@ -35,8 +35,8 @@ class RunFiles:
     directory : path, optional
         Created if it does not exist.
     settings : dict
-        Everything that decides the outcome of the run, as text and numbers. A directory that holds a run with other
-        settings is refused.
+        Everything that decides the outcome of the run, as text and numbers. With `resume`, a directory that
+        holds a run with other settings is refused.
     resume : bool
         Whether to resume from a checkpoint in the directory. False removes the checkpoints and weights of an earlier
         run.
@@ -48,9 +48,10 @@ class RunFiles:
     Raises
     ------
     ValueError
-        If `tensorboard` is set without a directory, or the directory holds a run with other settings.
+        If `tensorboard` is set without a directory, or `resume` is set and the directory holds a run
+        with other settings.
     CheckpointError
-        If the directory's checkpoints are damaged.
+        If `resume` is set and no checkpoint in the directory can be read.
     ModuleNotFoundError
         If `tensorboard` is set and TensorBoard is not installed.
     """

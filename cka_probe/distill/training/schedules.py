@@ -22,6 +22,11 @@ class StepDecay:
     warmup : int
         Epochs of linear increase at the start.
 
+    Raises
+    ------
+    ValueError
+        If a milestone is not positive.
+
     References
     ----------
     Zhou et al., Rethinking Centered Kernel Alignment in Knowledge Distillation, IJCAI 2024, section 4.1.

@@ -116,12 +116,13 @@ def exact_gradient(
     batch: Batch,
     parts: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add to the gradient that of the whole batch's loss, with the activations of one microbatch in memory at a time.
+    """Compute the gradient of the whole batch's loss with the activations of one microbatch in memory at a time.
 
     A first pass without a graph collects the outputs of all microbatches; the loss of the whole batch gives the
     gradient with respect to them; a second pass repeats each microbatch, with the same dropout, and sends that gradient
     through it. This costs one more forward pass. The result equals the gradient of the large batch if the network
-    computes each sample alone. Batch norm uses the microbatch, and its running statistics are updated once.
+    computes each sample alone. Batch norm uses the microbatch, and updates its running statistics once
+    for each microbatch. The gradient is added to ``grad``.
 
     Parameters and returns are those of `accumulated_gradient`.
 
