@@ -32,7 +32,7 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.capture.buffers import FeatureBuffer
-from cka_probe.comparison.grams.cuda import by_cupy, fused_rbf, fused_u_centre, half_gram, syrk_gram, tf32_products
+from cka_probe.comparison.grams.cuda import by_cupy, half_gram, tf32_products
 from cka_probe.distill import Outputs, PatchCKALoss, RCKALoss
 from cka_probe.estimators.hsic import flat_centred
 
@@ -58,7 +58,7 @@ def gram_part(bench: Bench) -> None:
 
             ways["torch tf32"] = (in_tf32, x)
         if has_cupy(bench):
-            ways["cupy syrk float32"] = (lambda x=x: syrk_gram(x), x)
+            ways["cupy float32"] = (lambda x=x: by_cupy(cp.Linear(), x), x)
         for method, (way, features) in ways.items():
             wide = features.double()
             expected = wide @ wide.T
@@ -82,8 +82,7 @@ def rbf_part(bench: Bench) -> None:
             "torch median": (lambda x=x, kernel=median: kernel(x), median),
         }
         if has_cupy(bench):
-            width = d**0.5
-            ways["cupy fused"] = (lambda x=x, width=width: fused_rbf(x, width), fixed)
+            ways["cupy"] = (lambda x=x, kernel=fixed: by_cupy(kernel, x), fixed)
             ways["cupy median"] = (lambda x=x, kernel=median: by_cupy(kernel, x), median)
         for method, (way, kernel) in ways.items():
             error = float((way().double() - kernel(x.double())).abs().max())
@@ -97,8 +96,6 @@ def centring_part(bench: Bench) -> None:
     grams = (grams + grams.mT) / 8
     expected = flat_centred(grams.double(), "unbiased")
     ways: dict[str, Callable[[], torch.Tensor]] = {"torch": lambda: flat_centred(grams, "unbiased")}
-    if has_cupy(bench):
-        ways["cupy fused"] = lambda: fused_u_centre(grams)
     for method, way in ways.items():
         error = float((way().double() - expected).abs().max())
         bench.add("centring", f"{layers} x {n} x {n}", method, seconds=bench.median(way), max_error=error)

@@ -11,6 +11,7 @@ import torch
 
 from ..capture.state import device_of
 from ..capture.streaming import SampleOrder
+from ..estimators.hsic import flat_centred
 from ..estimators.layer_grams import LayerGram, unit_stack
 from ..estimators.minibatch import MinibatchCKA
 from ..similarity.matrix import SimilarityMatrix
@@ -204,7 +205,7 @@ def centred_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flattened centred Gram matrices (layers, n * n) of one model and one batch, and their divisors, on ``device``."""
     stack, divisors = unit_stack([g.gram for g in kept], [g.factor for g in kept])
-    rows = keeper.centred(stack, estimator)
+    rows = flat_centred(stack, estimator)
     keeper.observe(batch, names, stack, rows)
     return rows.to(device), divisors.to(device)
 

@@ -93,8 +93,8 @@ def compare(
         Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
         result for all shards. For the minibatch scope.
     backend : "torch" or "cupy"
-        Library that computes and centres Gram matrices on an NVIDIA GPU. CuPy needs half of the multiplications. For
-        the minibatch scope.
+        Library that computes Gram matrices on an NVIDIA GPU. Torch is faster (benchmarks/results/gpu.md). For the
+        minibatch scope.
     tf32 : bool
         Multiply float32 features in TF32 on an NVIDIA GPU: faster, with errors of about 1e-3. For the minibatch scope.
     overlap : bool

@@ -7,11 +7,16 @@ import torch
 
 HERE = Path(__file__).parent
 
+NOTICES = ("Synchronization debug mode is a prototype", ".*Profiler clears events at the end of each cycle")
+"""Warnings of torch about tools that the tests use on purpose: the watch for synchronisations, and the profiler."""
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+            for notice in NOTICES:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{notice}"))
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 

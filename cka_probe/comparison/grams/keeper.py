@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
 from ...capture.hooks import CaptureError
 from ...capture.recorder import NotFiniteError
-from ...estimators.hsic import flat_centred
 from ...estimators.kernels import Kernel, Linear
 from ...estimators.layer_grams import (
     FEW,
@@ -23,7 +23,7 @@ from ...estimators.layer_grams import (
     mean_over_spread,
     repeated_gram,
 )
-from .cuda import by_cupy, fused_u_centre, half_gram, syrk_gram, tf32_products
+from .cuda import by_cupy, half_gram, tf32_products
 from .side_stream import CudaStreams, SideStream, Streams
 
 __all__ = ["COST", "FIRST_LIMIT", "GramKeeper"]
@@ -50,7 +50,7 @@ class GramKeeper:
     kernel : Kernel, optional
         Linear when left out.
     backend : "torch" or "cupy"
-        Library that multiplies and U-centres on an NVIDIA GPU.
+        Library that computes kernels on an NVIDIA GPU.
     tf32 : bool
         Multiply float32 features in TF32 on an NVIDIA GPU.
     overlap : bool
@@ -141,7 +141,8 @@ class GramKeeper:
         if mode is not None and self._linear:
             if mode == "raw" and _is_half(features):
                 return LayerGram(half_gram(features), 1.0, "raw"), None
-            return repeated_gram(_single(features), mode, syrk_gram if self.backend == "cupy" else None), None
+            product = partial(by_cupy, self.kernel) if self.backend == "cupy" else None
+            return repeated_gram(_single(features), mode, product), None
         features = _single(features)
         gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
         return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
@@ -199,12 +200,6 @@ class GramKeeper:
         if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
             raise NotFiniteError
         return result
-
-    def centred(self, stack: torch.Tensor, estimator: str) -> torch.Tensor:
-        """Flattened centred Gram matrices (layers, n * n) of a stack (layers, n, n)."""
-        if self.backend == "cupy" and estimator == "unbiased" and stack.dtype == torch.float32:
-            return fused_u_centre(stack)
-        return flat_centred(stack, estimator)
 
     def observe(self, batch: int, names: Sequence[str], stack: torch.Tensor, rows: torch.Tensor) -> None:
         """Gather on the device whether the Gram matrices of one minibatch are finite and accurate.
