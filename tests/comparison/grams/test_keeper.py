@@ -15,6 +15,7 @@ from cka_probe.comparison import minibatch
 from cka_probe.comparison.grams.cuda import half_gram, tf32_products
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.estimators import RBF
+from cka_probe.estimators.hsic import flat_centred
 from cka_probe.estimators.layer_grams import FEW, layer_gram, mean_over_spread, repeated_gram, unit_stack
 
 
@@ -114,7 +115,7 @@ class TestDeferred:
                 x = torch.zeros(FEW, 5) if mean is None else torch.randn(FEW, 5, generator=generator) + mean
                 kept.append(keeper(name, x))
             stack, _ = unit_stack([k.gram for k in kept], [k.factor for k in kept])
-            keeper.observe(batch, list(layers), stack, keeper.centred(stack, "unbiased"))
+            keeper.observe(batch, list(layers), stack, flat_centred(stack, "unbiased"))
 
         run(0)
         assert keeper.modes == {"raw": "raw", "shifted": "shifted", "dead": "scaled"}
