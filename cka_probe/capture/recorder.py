@@ -14,7 +14,7 @@ from .hooks import CaptureError, Probe
 from .layers import Layers, unwrap
 from .pooling import Pooling, check_pooling, pool
 from .state import device_of, full_precision, reduces_products
-from .trees import samples_first
+from .trees import copied, samples_first
 
 __all__ = ["Keep", "LayerRecorder", "NotFiniteError", "ReviewingKeep"]
 
@@ -164,7 +164,7 @@ class LayerRecorder:
 
     def _pass(self, batch: Any) -> None:
         self._kept, self._rows, self._previous = {}, {}, None
-        self.forward(self.model, batch)
+        self.forward(self.model, copied(batch))  # a forward may change its input, and a minibatch may run twice
 
     def _set_names(self) -> None:
         """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""

@@ -1,4 +1,4 @@
-"""Walk, move and rebuild nested tensors, and pick the tensor that stands for a layer's output.
+"""Walk, copy, move and rebuild nested tensors, and pick the tensor that stands for a layer's output.
 
 A tree is a tensor, or a container of trees: a tuple, named tuple, list, mapping (dict, BatchEncoding, ModelOutput) or
 dataclass. Every other object is a leaf without tensors.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["alike", "first_tensor", "move", "parts", "samples_first", "tensors"]
+__all__ = ["alike", "copied", "first_tensor", "move", "parts", "samples_first", "tensors"]
 
 
 def parts(tree: Any) -> Collection[Any] | None:
@@ -46,15 +49,96 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
 def move(tree: Any, device: torch.device) -> Any:
     """Copy of a tree with its tensors on ``device`` and containers of the same classes.
 
-    A leaf with a method ``to`` (a graph, a PackedSequence) is moved by ``leaf.to(device)``.
+    A leaf with a method ``to`` (a graph, a PackedSequence) is moved by ``leaf.to(device)``. The tree itself, and its
+    leaves, stay where they are.
     """
     if isinstance(tree, torch.Tensor):
-        return tree.to(device, non_blocking=True)
-    # BatchEncoding.to would change the caller's batch in place; the other classes return a copy.
+        moved = tree.to(device, non_blocking=True)
+        return moved if moved is tree else _require_grad_as(tree, moved)
+    # BatchEncoding.to would change the caller's batch in place, and so would the `to` of a PyG graph.
     if callable(getattr(tree, "to", None)) and not isinstance(tree, Mapping):
-        return tree.to(device)
+        return (tree if isinstance(tree, tuple) else _shallow(tree)).to(device)
     inside = parts(tree)
     return tree if inside is None else alike(tree, [move(part, device) for part in inside])
+
+
+def copied(tree: Any) -> Any:
+    """Copy of a tree that shares no memory with it: whoever gets the copy may change it.
+
+    Tensors keep their strides where ``torch.Tensor.clone`` keeps them, and whether they require a gradient; arrays of
+    numpy are copied; containers are built anew. An object with a method ``clone`` (a graph) is cloned. Any other
+    object is copied if one of its attributes holds a tensor or an array, and is passed on as it is otherwise. What is
+    in the tree twice is copied once.
+
+    Examples
+    --------
+    >>> batch = {"image": torch.zeros(2), "names": ["a", "b"]}
+    >>> own = copied(batch)
+    >>> _ = own["image"].add_(1), own["names"].clear()
+    >>> batch
+    {'image': tensor([0., 0.]), 'names': ['a', 'b']}
+    """
+    return _copied(tree, {})
+
+
+def _copied(tree: Any, known: dict[int, tuple[Any, Any]]) -> Any:
+    """The copy; ``known`` holds what was copied, and its copy, by the identity of the original."""
+    if isinstance(tree, str | bytes | int | float | None):
+        return tree
+    if id(tree) in known:
+        return known[id(tree)][1]
+    if isinstance(tree, torch.Tensor):
+        copy_ = _require_grad_as(tree, tree.detach().clone())
+    elif isinstance(tree, np.ndarray):
+        copy_ = tree.copy(order="K")
+    elif isinstance(tree, PackedSequence):
+        copy_ = PackedSequence(*(None if part is None else _copied(part, known) for part in tree))
+    elif (inside := parts(tree)) is not None:
+        copy_ = alike(tree, [_copied(part, known) for part in inside])
+    elif isinstance(tree, type | FunctionType | ModuleType | nn.Module):
+        copy_ = tree
+    elif callable(getattr(tree, "clone", None)):
+        copy_ = tree.clone()
+    else:
+        return _copied_object(tree, known)
+    known[id(tree)] = (tree, copy_)
+    return copy_
+
+
+def _copied_object(leaf: Any, known: dict[int, tuple[Any, Any]]) -> Any:
+    """Copy of an object of the caller's own class whose attributes hold tensors; the object itself if none does."""
+    attributes = getattr(leaf, "__dict__", None)
+    if not isinstance(attributes, dict):
+        return leaf
+    known[id(leaf)] = (leaf, leaf)  # an object may refer to itself
+    fresh = {name: _copied(value, known) for name, value in attributes.items()}
+    if not any(_is_copied(value, fresh[name]) for name, value in attributes.items()):
+        return leaf
+    same = _shallow(leaf)
+    if same is not leaf:
+        same.__dict__.update(fresh)
+    known[id(leaf)] = (leaf, same)
+    return same
+
+
+def _is_copied(tree: Any, new: Any) -> bool:
+    """Whether a leaf of ``tree`` is another object in ``new``, because it is or holds a tensor."""
+    inside, fresh = parts(tree), parts(new)
+    if inside is None or fresh is None:
+        return tree is not new
+    return any(_is_copied(one, other) for one, other in zip(inside, fresh, strict=True))
+
+
+def _shallow(leaf: Any) -> Any:
+    """Shallow copy of an object; the object itself if its class allows none."""
+    try:
+        return copy.copy(leaf)
+    except Exception:  # whatever the class of a user raises: such an object is passed on as it is
+        return leaf
+
+
+def _require_grad_as(original: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return new.requires_grad_() if original.requires_grad else new
 
 
 def alike(tree: Any, new: list[Any]) -> Any:

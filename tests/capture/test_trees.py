@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import cka_probe as cp
-from cka_probe.capture.trees import alike, first_tensor, move, parts, samples_first, tensors
+from cka_probe.capture.trees import alike, copied, first_tensor, move, parts, samples_first, tensors
 
 META = torch.device("meta")
 Pair = namedtuple("Pair", "image target")
@@ -196,3 +197,132 @@ def test_samples_are_put_first(layer, batch_first):
     matrix = x[0]
     assert samples_first(module, matrix) is matrix
     assert samples_first(nn.Linear(4, 2), x) is x
+
+
+# --- copying --------------------------------------------------------------------------------------------------------
+
+
+class Holder:
+    """An object of the caller's own class, without `clone`; it refers to itself and to an object inside it."""
+
+    def __init__(self, x, inner=None):
+        self.x, self.inner, self.itself = x, inner, self
+
+
+def addresses(tree):
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors(tree)}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        torch.arange(6.0).reshape(2, 3),
+        torch.arange(6.0).reshape(2, 3).T,
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.arange(6.0).reshape(2, 3)[:, 1:],
+        torch.ones(1, 3).expand(4, 3),
+        (torch.ones(2), [torch.zeros(2), "name", None], {"x": torch.ones(3)}),
+        Pair(torch.ones(2), OrderedDict(x=torch.ones(1))),
+        UserDict(x=torch.ones(2)),
+        Output(torch.ones(2), (torch.zeros(3),)),
+        pack_sequence([torch.ones(3), torch.ones(2)], enforce_sorted=False),
+    ],
+    ids=lambda tree: type(tree).__name__,
+)
+def test_a_copy_has_the_same_values_and_shares_no_memory(tree):
+    own = copied(tree)
+    assert type(own) is type(tree)
+    pairs = list(zip(tensors(tree), tensors(own), strict=True))
+    assert pairs
+    for x, y in pairs:
+        assert torch.equal(x, y)
+        assert x.stride() == y.stride() or not x.is_contiguous()
+    assert not addresses(tree) & addresses(own)
+
+
+def test_a_copy_keeps_strides_and_the_wish_for_gradients():
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    own = copied({"x": x, "ids": torch.arange(3)})
+    assert own["x"].is_contiguous(memory_format=torch.channels_last)
+    assert own["x"].requires_grad
+    assert own["x"].is_leaf
+    assert not own["ids"].requires_grad
+    doubled = x * 2
+    with torch.no_grad():
+        assert copied(doubled).requires_grad, "also of a tensor with a history"
+
+
+def test_sparse_and_nested_tensors_are_copied():
+    sparse = torch.eye(3).to_sparse()
+    own = copied(sparse)
+    own.values().fill_(7)
+    assert torch.equal(sparse.to_dense(), torch.eye(3))
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+    own = copied(nested)
+    own.values().fill_(7)
+    assert own.is_nested
+    assert torch.equal(nested.values(), torch.ones(6, 3))
+
+
+def test_arrays_and_containers_are_copied():
+    array = np.arange(6.0).reshape(2, 3).T
+    tree = {"x": array, "names": ["a", "b"]}
+    own = copied(tree)
+    own["x"][:] = 0
+    own["names"].append("c")
+    own.pop("x")
+    assert list(tree) == ["x", "names"]
+    assert tree["names"] == ["a", "b"]
+    np.testing.assert_array_equal(array, np.arange(6.0).reshape(2, 3).T)
+
+
+def test_what_is_in_a_batch_twice_is_copied_once():
+    x = torch.ones(2)
+    own = copied((x, {"x": x}))
+    assert own[0] is own[1]["x"]
+
+
+def test_objects_with_tensors_are_copied_and_others_are_passed_on():
+    inner = Holder([np.ones(2)])
+    holder = Holder(torch.ones(2), inner)
+    own = copied(holder)
+    own.x.zero_()
+    own.inner.x[0][:] = 0
+    assert torch.equal(holder.x, torch.ones(2))
+    assert holder.inner is inner
+    np.testing.assert_array_equal(inner.x[0], 1)
+    for leaf in (Holder("text", ["a"]), nn.Linear(2, 2), torch.float32, object(), Output, len, {1, 2}):
+        assert copied(leaf) is leaf
+
+
+def test_an_object_that_can_clone_itself_is_cloned():
+    class Graph:
+        def __init__(self, x):
+            self.x, self.cache = x, "not copied"
+
+        def clone(self):
+            return Graph(self.x.clone())
+
+    graph = Graph(torch.ones(2))
+    own = copied([graph])[0]
+    own.x.zero_()
+    assert torch.equal(graph.x, torch.ones(2))
+
+
+def test_moving_leaves_an_object_whose_to_works_in_place_as_it_is():
+    class Graph:
+        def __init__(self, x):
+            self.x = x
+
+        def to(self, device):
+            self.x = self.x.to(device)
+            return self
+
+    graph = Graph(torch.ones(2))
+    assert move(graph, META).x.device == META
+    assert graph.x.device.type == "cpu"
+
+
+def test_a_moved_tensor_still_requires_a_gradient():
+    with torch.no_grad():
+        assert move(torch.ones(2, requires_grad=True), META).requires_grad

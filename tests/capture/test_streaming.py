@@ -1,0 +1,194 @@
+"""The pass over the data: every run of every model gets the input as the user gave it."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from activations import cloned, reference_cka
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
+
+import cka_probe as cp
+from cka_probe.capture.recorder import LayerRecorder
+from cka_probe.capture.streaming import Pass
+
+compared = partial(cp.compare, progress=False)
+
+
+# --- a forward that changes its input -------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two linear layers behind a change of the input."""
+
+    def __init__(self, seed, change):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second, self.change = nn.Linear(8, 6), nn.Linear(6, 5), change
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(self.change(x))))
+
+
+def in_place(x):
+    return x.sub_(0.5).div_(0.25)
+
+
+def out_of_place(x):
+    return (x - 0.5) / 0.25
+
+
+def through_data(x):
+    x.data.sub_(0.5)  # torch does not count this change
+    return x.div_(0.25)
+
+
+def through_numpy(x):
+    x.numpy()[:] -= 0.5
+    return x.div_(0.25)
+
+
+class Relu(nn.Module):
+    """A network that starts with an operation in place, as generators and nets without a stem do."""
+
+    def __init__(self, seed, inplace=True):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.relu, self.first, self.second = nn.ReLU(inplace=inplace), nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(self.relu(x - 0) if not self.relu.inplace else self.relu(x))))
+
+
+class Hooked(Net):
+    """A hook of the user's normalises the input before the forward."""
+
+    def __init__(self, seed, change=in_place):
+        super().__init__(seed, lambda x: x)
+        self.register_forward_pre_hook(lambda _module, inputs: (change(inputs[0]),))
+
+
+def batches_of(count=3, size=10):
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(size, 8, generator=generator) for _ in range(count)]
+
+
+CHANGES = {
+    "in place": (lambda seed: Net(seed, in_place), lambda seed: Net(seed, out_of_place)),
+    "through .data": (lambda seed: Net(seed, through_data), lambda seed: Net(seed, out_of_place)),
+    "through numpy": (lambda seed: Net(seed, through_numpy), lambda seed: Net(seed, out_of_place)),
+    "a ReLU in place": (Relu, lambda seed: Relu(seed, inplace=False)),
+    "a hook before the forward": (Hooked, lambda seed: Hooked(seed, out_of_place)),
+}
+
+
+@pytest.fixture(params=CHANGES)
+def nets(request):
+    """Two networks that change their input, and the float64 reference of both, each on its own fresh copies."""
+    changing, pure = CHANGES[request.param]
+    features = [[cloned(pure(seed), batch) for batch in batches_of()] for seed in (0, 1)]
+    return changing(0), changing(1), features
+
+
+def test_every_model_gets_the_input_as_the_user_gave_it(nets):
+    x, y, features = nets
+    data = batches_of()
+    assert_allclose(compared(x, y, data).values, reference_cka(*features), atol=1e-6)
+    for batch, before in zip(data, batches_of(), strict=True):
+        assert torch.equal(batch, before), "the batches of the user stay as they are"
+
+
+def test_also_when_the_same_batches_are_used_again_and_a_network_meets_itself(nets):
+    x, _, features = nets
+    data = batches_of()
+    first, second = compared(x, x, data), compared(x, x, data)
+    assert_allclose(first.values, reference_cka(features[0]), atol=1e-6)
+    assert_array_equal(first.values, second.values)
+
+
+def test_also_in_compare_many(nets):
+    x, y, features = nets
+    result = cp.compare_many({"x": x, "copy": x, "y": y}, batches_of(), progress=False)
+    frame = result.to_frame()
+    assert_allclose(frame.loc["x", "y"].to_numpy(), reference_cka(*features), atol=1e-6)
+    assert_allclose(frame.loc["x", "copy"].to_numpy(), reference_cka(features[0]), atol=1e-6)
+
+
+def test_also_over_a_whole_data_set(nets):
+    x, y, features = nets
+    together = [[{name: np.concatenate([b[name] for b in side]) for name in side[0]}] for side in features]
+    result = compared(x, y, batches_of(), scope="dataset")
+    assert_allclose(result.values, reference_cka(*together), atol=1e-6)
+
+
+def test_also_in_extract_and_in_signatures(nets):
+    x, y, features = nets
+    data = batches_of()
+    for net, side in ((x, features[0]), (y, features[1])):
+        for name, found in cp.extract(net, data, progress=False).items():
+            assert_allclose(found.numpy(), np.concatenate([batch[name] for batch in side]), atol=1e-5)
+    signatures = [cp.signature(net, data, progress=False) for net in (x, y)]
+    assert_allclose(cp.compare_signatures(*signatures).values, reference_cka(*features), atol=1e-6)
+
+
+class Twice:
+    """Keeps clones, and asks for a second run of the first minibatch, as a keeper of Gram matrices may do."""
+
+    takes_half = False
+    reviewed = False
+
+    def __init__(self):
+        self.reviews = 0
+
+    def __call__(self, name, features):
+        return features.clone()
+
+    def review(self, kept):
+        self.reviews += 1
+        return self.reviews != 1
+
+
+def test_also_when_a_minibatch_runs_twice(nets):
+    x, _, features = nets
+    keep, found = Twice(), []
+    recorder = LayerRecorder(x, "x", "leaves", "auto", keep)
+    Pass([recorder], 4, progress=False).run(batches_of(), lambda _index, kept, _rows: found.append(kept[0]))
+    assert keep.reviews == 4, "three minibatches, the first of them twice"
+    for kept, expected in zip(found, features[0], strict=True):
+        for name, tensor in zip(recorder.names, kept, strict=True):
+            assert_allclose(tensor.numpy(), expected[name], atol=1e-5)
+
+
+def test_a_forward_that_empties_its_batch():
+    def forward(model, batch):
+        x = batch.pop("x")
+        batch["seen"].append(len(batch["seen"]))
+        return model(x.add_(len(batch["seen"])))
+
+    data = [{"x": x, "seen": []} for x in batches_of()]
+    x, y = Net(0, out_of_place), Net(1, out_of_place)
+    expected = reference_cka(*([cloned(net, b + 1) for b in batches_of()] for net in (x, y)))
+    for _ in range(2):
+        assert_allclose(compared(x, y, data, forward=forward).values, expected, atol=1e-6)
+    assert all(list(batch) == ["x", "seen"] and batch["seen"] == [] for batch in data)
+
+
+def test_views_of_one_array_stay_as_they_are():
+    array = torch.cat(batches_of()).numpy().copy()
+    before = array.copy()
+    features = [[cloned(Net(seed, out_of_place), b) for b in batches_of()] for seed in (0, 1)]
+    views = [torch.from_numpy(array[i : i + 10]) for i in (0, 10, 20)]
+    assert_allclose(compared(Net(0, in_place), Net(1, in_place), views).values, reference_cka(*features), atol=1e-6)
+    assert_array_equal(array, before)
+
+
+def test_both_parts_of_paired_data_stay_as_they_are():
+    data, data_y = batches_of(), [batch * 2 for batch in batches_of()]
+    result = compared(Net(0, in_place), Net(1, in_place), data, data_y=data_y)
+    features = [
+        [cloned(Net(0, out_of_place), b) for b in batches_of()],
+        [cloned(Net(1, out_of_place), b * 2) for b in batches_of()],
+    ]
+    assert_allclose(result.values, reference_cka(*features), atol=1e-6)
+    assert torch.equal(data_y[0], batches_of()[0] * 2)
