@@ -26,7 +26,7 @@ ROOMS = {
     # Compare: data flows down this list.
     "capture": [],
     "estimators": [],
-    "similarity": ["plotting"],  # only inside functions: SimilarityMatrix.plot
+    "similarity": ["plotting", "capture/nearest"],  # plotting only inside functions: SimilarityMatrix.plot
     "comparison": ["capture", "estimators", "similarity"],
     # Distill.
     "distill/losses": ["estimators", "capture/pooling", "capture/trees"],  # padding is left out as `compare` does it

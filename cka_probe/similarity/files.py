@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from ..atomic_write import atomic_write
 if TYPE_CHECKING:
     from .matrix import SimilarityMatrix
 
-__all__ = ["read_matrix", "write_matrix"]
+__all__ = ["check_ending", "read_matrix", "write_matrix"]
 
 FORMAT = "cka_probe.SimilarityMatrix"
 VERSION = 1
@@ -24,6 +25,39 @@ ARRAYS = ("values", "standard_error", "p_value", "chance")
 HEADER = ("rows", "columns", "notes", "measure", "meta", "row_models", "column_models")
 
 Matrix = TypeVar("Matrix")
+
+
+# What writes other formats, by the ending of the file.
+ELSEWHERE = {
+    ".csv": "`.to_csv(path)` writes a table",
+    ".tsv": "`.to_csv(path)` writes a table",
+    ".xlsx": "`.to_csv(path)` writes a table that spreadsheets read",
+    ".tex": "`.to_latex()` returns a table as LaTeX",
+    ".json": "`.to_frame().to_json(path)` writes the values",
+    ".parquet": "`.pairs().to_parquet(path)` writes a table",
+    ".html": "`cka_probe.plotting.write_report(result, path)` writes a page",
+    ".htm": "`cka_probe.plotting.write_report(result, path)` writes a page",
+    ".npy": "`numpy.save(path, result.values)` writes the values alone",
+} | dict.fromkeys(
+    (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".eps", ".tif", ".tiff", ".webp"),
+    "`.plot().figure.savefig(path)` draws a picture",
+)
+
+
+def check_ending(path: str | os.PathLike[str]) -> Path:
+    """The path, if a similarity matrix may be saved under it: its ending is .npz, or it has none.
+
+    Raises
+    ------
+    ValueError
+        If the ending belongs to another format; the message says what writes that format.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending in ("", ".npz"):
+        return path
+    other = f"{ELSEWHERE[ending]}; " if ending in ELSEWHERE else ""
+    raise ValueError(f"{path} ends in {path.suffix}, but `save` writes .npz files: {other}save it as {path.stem}.npz.")
 
 
 def write_matrix(matrix: SimilarityMatrix, path: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from .checks import as_json, as_matrix, as_names
-from .files import read_matrix, write_matrix
+from ..atomic_write import atomic_write
+from .fields import MatrixFields
+from .files import check_ending, read_matrix, write_matrix
+from .selection import one_cell, renamed, selected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["SimilarityMatrix"]
 
 
-@dataclass(init=False, frozen=True, eq=False, repr=False)
-class SimilarityMatrix:
+class SimilarityMatrix(MatrixFields):
     """Similarity of every layer of one model (rows) to every layer of another (columns).
 
     The arrays are read-only copies in float64.
@@ -62,129 +60,79 @@ class SimilarityMatrix:
       fc      most like stem (0.250)
     """
 
-    values: NDArray[np.float64]
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    standard_error: NDArray[np.float64] | None
-    p_value: NDArray[np.float64] | None
-    chance: NDArray[np.float64] | None
-    notes: tuple[str, ...]
-    measure: str
-    meta: dict[str, Any]
-    row_models: tuple[str, ...] | None
-    column_models: tuple[str, ...] | None
-
-    def __init__(
-        self,
-        values: ArrayLike,
-        rows: Sequence[str],
-        columns: Sequence[str],
-        *,
-        standard_error: ArrayLike | None = None,
-        p_value: ArrayLike | None = None,
-        chance: ArrayLike | None = None,
-        notes: Sequence[str] = (),
-        measure: str = "cka",
-        meta: Mapping[str, Any] | None = None,
-        row_models: Sequence[str] | None = None,
-        column_models: Sequence[str] | None = None,
-    ) -> None:
-        if not isinstance(measure, str):
-            raise TypeError(f"`measure` must be a string such as 'cka', got {type(measure).__name__}.")
-        values = as_matrix(values, "values")
-        r, c = values.shape
-        arrays = {
-            name: None if array is None else as_matrix(array, name)
-            for name, array in (("standard_error", standard_error), ("p_value", p_value), ("chance", chance))
-        }
-        for name, array in arrays.items():
-            if array is not None and array.shape != values.shape:
-                raise ValueError(f"`{name}` must have the shape of `values`, {values.shape}, got {array.shape}.")
-        # NaN, an unknown entry, is valid: its comparisons are false.
-        if (error := arrays["standard_error"]) is not None and (error < 0).any():
-            raise ValueError("`standard_error` must not be negative.")
-        if (p := arrays["p_value"]) is not None and ((p < 0) | (p > 1)).any():
-            raise ValueError("`p_value` must lie between 0 and 1.")
-        fields = {
-            "values": values,
-            "rows": as_names(rows, "rows", r),
-            "columns": as_names(columns, "columns", c),
-            **arrays,
-            "notes": as_names(notes, "notes"),
-            "measure": measure,
-            "meta": as_json(meta),
-            "row_models": None if row_models is None else as_names(row_models, "row_models", r),
-            "column_models": None if column_models is None else as_names(column_models, "column_models", c),
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)  # the dataclass is frozen
-
-    @property
-    def is_distance(self) -> bool:
-        """Whether a smaller value means more alike (``meta["kind"]`` is "distance")."""
-        return self.meta.get("kind") == "distance"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of row layers and of column layers."""
-        return (len(self.rows), len(self.columns))
-
-    @property
-    def row_labels(self) -> tuple[str, ...]:
-        """Name of each row: "layer", or "model: layer" if there are several models."""
-        return _labels(self.rows, self.row_models)
-
-    @property
-    def column_labels(self) -> tuple[str, ...]:
-        """Name of each column: "layer", or "model: layer" if there are several models."""
-        return _labels(self.columns, self.column_models)
-
-    def interval(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper ends of the confidence interval of each value.
-
-        The interval is that of Student's t with ``meta["degrees_of_freedom"]`` degrees (one number, or one for each
-        cell), or of the normal distribution if none are given. Its ends may lie above 1 or below 0.
+    def __getitem__(self, key: tuple[Any, Any]) -> float:
+        """Value of a row and a column: ``result["layer1", "layer2"]``.
 
         Parameters
         ----------
-        level : float
-            Confidence, between 0 and 1.
-
-        Returns
-        -------
-        low, high : array (R, C)
-            NaN where the value or its standard error is undefined.
+        key : (row, column)
+            Two layer names. If there are several models, a name of only one of them, or (model, layer).
 
         Raises
         ------
-        ValueError
-            If the matrix has no standard error, or ``level`` is not strictly between 0 and 1.
+        TypeError
+            If the key is no pair of names.
+        KeyError
+            If there is no such layer (the message gives the nearest names), or several models have it.
 
         Examples
         --------
-        >>> matrix = SimilarityMatrix([[0.5]], ["a"], ["b"], standard_error=[[0.1]], meta={"degrees_of_freedom": 9})
-        >>> low, high = matrix.interval(0.95)
-        >>> float(low[0, 0].round(3)), float(high[0, 0].round(3))
-        (0.274, 0.726)
+        >>> SimilarityMatrix([[1.0, 0.5]], ["conv1"], ["stem", "head"])["conv1", "head"]
+        0.5
         """
-        from scipy import stats
+        return one_cell(self, key)
 
-        if self.standard_error is None:
-            raise ValueError(
-                "This matrix has no standard error, so it has no interval. "
-                "Compare at least two minibatches, or pass `standard_error=`."
-            )
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must lie strictly between 0 and 1, got {level}.")
-        upper_tail = (1 - level) / 2
-        degrees = self.meta.get("degrees_of_freedom")
-        if degrees is None:
-            quantile = stats.norm.isf(upper_tail)
-        else:
-            # scipy returns NaN for 0 degrees (a single batch), which is right: the interval is unknown.
-            quantile = stats.t.isf(upper_tail, np.asarray(degrees, dtype=np.float64))
-        margin = quantile * self.standard_error
-        return self.values - margin, self.values + margin
+    def select(self, rows: Any = None, columns: Any = None) -> Self:
+        """The matrix of some rows and columns, with their errors, p-values and models, and with all notes.
+
+        Parameters
+        ----------
+        rows, columns : str, (model, layer) or list of these, optional
+            Layer names, globs ("layer1.*"; ``*`` stops at dots, ``**`` does not) or regular expressions ("re:conv.*").
+            If there are several models, (model, layer) selects in one model, and both parts may be patterns. All rows
+            or columns if left out.
+
+        Returns
+        -------
+        SimilarityMatrix
+            Layers in the order of the list; those of one pattern in the order of the matrix.
+
+        Raises
+        ------
+        TypeError
+            If ``rows`` or ``columns`` holds anything else, such as a position.
+        ValueError
+            If a name or pattern matches nothing; the message gives the nearest names.
+
+        Examples
+        --------
+        >>> matrix = SimilarityMatrix([[1.0, 0.5], [0.2, 0.9]], ["layer1.0", "fc"], ["stem", "head"])
+        >>> matrix.select(rows="layer1.*", columns=["head", "stem"]).values.tolist()
+        [[0.5, 1.0]]
+        """
+        return selected(self, rows, columns)
+
+    def rename(self, rows: Any = None, columns: Any = None) -> Self:
+        """The same matrix with other layer names. Notes keep the names that they were written with.
+
+        Parameters
+        ----------
+        rows, columns : mapping or callable, optional
+            New name of each layer that changes, by its old name or by (model, layer); or a function of the old name.
+
+        Raises
+        ------
+        TypeError
+            If a new name is not a string, or ``rows`` or ``columns`` is neither a mapping nor a function.
+        ValueError
+            If a mapping names an unknown layer, or two layers of a model would get the same name.
+
+        Examples
+        --------
+        >>> SimilarityMatrix([[1.0]], ["conv1"], ["stem"]).rename(rows={"conv1": "first"}).rows
+        ('first',)
+        """
+        return renamed(self, rows, columns)
 
     def to_frame(self) -> pd.DataFrame:
         """Values as a DataFrame with layer names as index and columns.
@@ -202,10 +150,12 @@ class SimilarityMatrix:
         """
         import pandas as pd
 
+        from .tables import axis_index
+
         return pd.DataFrame(
             self.values.copy(),
-            index=_index(self.rows, self.row_models),
-            columns=_index(self.columns, self.column_models),
+            index=axis_index(self.rows, self.row_models),
+            columns=axis_index(self.columns, self.column_models),
         )
 
     def pairs(self, level: float = 0.95) -> pd.DataFrame:
@@ -234,25 +184,101 @@ class SimilarityMatrix:
         0  conv1   head    1.0
         1  conv1   stem    0.5
         """
-        import pandas as pd
+        from .tables import pair_table
 
-        r, c = self.shape
-        table: dict[str, Any] = {}
-        if self.row_models is not None:
-            table["row_model"] = [name for name in self.row_models for _ in range(c)]
-        table["row"] = [name for name in self.rows for _ in range(c)]
-        if self.column_models is not None:
-            table["column_model"] = list(self.column_models) * r
-        table["column"] = list(self.columns) * r
-        table["value"] = self.values.ravel()
-        if self.standard_error is not None:
-            low, high = self.interval(level)
-            table |= {"standard_error": self.standard_error.ravel(), "low": low.ravel(), "high": high.ravel()}
-        if self.p_value is not None:
-            table["p_value"] = self.p_value.ravel()
-        if self.chance is not None:
-            table["chance"] = self.chance.ravel()
-        return pd.DataFrame(table).sort_values("value", ascending=self.is_distance, kind="stable", ignore_index=True)
+        r, c = np.indices(self.shape).reshape(2, -1)
+        table = pair_table(self, r, c, level)
+        return table.sort_values("value", ascending=self.is_distance, kind="stable", ignore_index=True)
+
+    def best_match(self, level: float = 0.95, *, itself: bool = False) -> pd.DataFrame:
+        """Table of the most similar column of each row; for a distance the column with the smallest value.
+
+        Parameters
+        ----------
+        level : float
+            Confidence of the interval in the columns ``low`` and ``high``.
+        itself : bool
+            If the rows and columns are the same layers, whether a layer may match itself.
+
+        Returns
+        -------
+        pandas.DataFrame (R, ...)
+            One line for each row, in the order of the matrix, with the columns of :meth:`pairs`. A row that is
+            undefined everywhere has no column and the value NaN. p-values below 1e-16 are printed as "< 1e-16".
+
+        Raises
+        ------
+        ValueError
+            If the matrix has a standard error and ``level`` is not strictly between 0 and 1.
+
+        Examples
+        --------
+        >>> SimilarityMatrix([[0.5, 1.0]], ["conv1"], ["stem", "head"]).best_match()
+             row column  value
+        0  conv1   head    1.0
+        """
+        from .tables import best_table
+
+        return best_table(self, level, itself)
+
+    def to_csv(self, path: str | os.PathLike[str], table: str = "values", level: float = 0.95) -> Path:
+        """Write a table to a CSV file, completely or not at all. Notes are not in it: :meth:`save` keeps them.
+
+        Parameters
+        ----------
+        path : str or path
+            Path of the file. An existing file is replaced.
+        table : "values", "pairs" or "best_match"
+            The table of :meth:`to_frame`, :meth:`pairs` or :meth:`best_match`.
+        level : float
+            Confidence of the intervals in the last two.
+
+        Returns
+        -------
+        pathlib.Path
+            Path of the file. Control characters of names are escaped. A name that a spreadsheet would run as a formula
+            (it starts with =, +, - or @) starts with an apostrophe.
+
+        Raises
+        ------
+        ValueError
+            If ``table`` is unknown, or as :meth:`pairs`.
+        OSError
+            If the file cannot be written.
+        """
+        from .tables import csv_text
+
+        atomic_write(path, csv_text(self, table, level))
+        return Path(path)
+
+    def to_latex(self, table: str = "values", *, digits: int = 3, error: bool = False, level: float = 0.95) -> str:
+        r"""Table as LaTeX with the rules of the package booktabs; the notes are comments above it.
+
+        Parameters
+        ----------
+        table : "values", "pairs" or "best_match"
+            As :meth:`to_csv`.
+        digits : int
+            Decimals of the numbers.
+        error : bool
+            Write the standard error beside each of the "values".
+        level : float
+            Confidence of the intervals in "pairs" and "best_match".
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown or out of range, or ``error=True`` and the matrix has no standard error.
+
+        Examples
+        --------
+        >>> text = SimilarityMatrix([[0.5]], ["conv_1"], ["50%"]).to_latex()
+        >>> print(text.splitlines()[2], text.splitlines()[4])
+         & 50\% \\ conv\_1 & 0.500 \\
+        """
+        from .tables import latex_text
+
+        return latex_text(self, table, digits, error, level)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
         """Axes with a heatmap of the matrix; see :func:`cka_probe.plotting.plot_heatmap` for the keywords."""
@@ -266,7 +292,7 @@ class SimilarityMatrix:
         Parameters
         ----------
         path : str or path
-            Path of the file. No extension is added. An existing file is replaced.
+            Path of the file, with the ending .npz or none; no ending is added. An existing file is replaced.
 
         Returns
         -------
@@ -275,10 +301,12 @@ class SimilarityMatrix:
 
         Raises
         ------
+        ValueError
+            If the ending belongs to another format; the message says what writes that format.
         OSError
             If the file cannot be written; FileNotFoundError if its folder does not exist.
         """
-        path = Path(path)
+        path = check_ending(path)
         write_matrix(self, path)
         return path
 
@@ -315,17 +343,3 @@ class SimilarityMatrix:
         from .summary import as_html
 
         return as_html(self)
-
-
-def _labels(layers: tuple[str, ...], models: tuple[str, ...] | None) -> tuple[str, ...]:
-    if models is None:
-        return layers
-    return tuple(f"{model}: {layer}" for model, layer in zip(models, layers, strict=True))
-
-
-def _index(layers: tuple[str, ...], models: tuple[str, ...] | None) -> pd.Index:
-    import pandas as pd
-
-    if models is None:
-        return pd.Index(list(layers))
-    return pd.MultiIndex.from_arrays([list(models), list(layers)], names=["model", "layer"])

@@ -1,6 +1,7 @@
 """Files of similarity matrices: round trips, files of other versions and programs, damaged files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -128,3 +129,23 @@ def test_a_damaged_file_raises_value_error_or_holds_the_same_values(matrix, tmp_
         else:
             np.testing.assert_array_equal(loaded.values, matrix.values)
     assert refused > 200
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.csv", "`.to_csv(path)` writes a table; save it as x.npz"),
+        ("x.PNG", "`.plot().figure.savefig(path)` draws a picture"),
+        ("x.html", "write_report"),
+        ("x.tex", "`.to_latex()`"),
+        ("x.pt", "`save` writes .npz files: save it as x.npz"),
+    ],
+)
+def test_endings_of_other_formats_are_refused(matrix, tmp_path, name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        matrix.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_endings_in_capital_letters_are_the_same(matrix, tmp_path):
+    assert_same(SimilarityMatrix.load(matrix.save(tmp_path / "x.NPZ")), matrix)

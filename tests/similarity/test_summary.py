@@ -44,3 +44,49 @@ def test_html_escapes_names():
     assert "&lt;script&gt;" in text
     assert "undefined" in text
     assert "1.000" in text
+
+
+def test_control_characters_of_names_and_notes_do_not_reach_the_terminal():
+    matrix = SimilarityMatrix(
+        [[0.5]], ["a\x1b[31m"], ["b\nc"], notes=["\x1b]0;title\x07"], meta={"model_x": "\x1bx", "model_y": "y\r"}
+    )
+    for text in (repr(matrix), matrix._repr_html_()):
+        assert "\x1b" not in text
+        assert "\r" not in text
+        assert r"\x1b]0;title\x07" in text
+
+
+def test_a_notebook_does_not_read_names_as_mathematics():
+    assert "tex2jax_ignore" in SimilarityMatrix([[0.5]], ["a$b$c"], ["d"])._repr_html_()
+
+
+def test_notes_are_wrapped_and_counted():
+    long = "The layer is constant. " * 30
+    notes = [long.strip(), *(f"note {i}" for i in range(50))]
+    matrix = SimilarityMatrix([[0.5]], ["a"], ["b"], notes=notes)
+    lines = repr(matrix).splitlines()
+    assert max(map(len, lines)) <= 120
+    shown = [line for line in lines if line.lstrip().startswith("note")]
+    assert len(lines) < 20
+    assert shown[-1].endswith(f"... and {51 - (len(shown) - 1)} more notes; see result.notes")
+    assert " ".join(" ".join(lines).split()).count("The layer is constant.") == 30
+    assert "... and 11 more notes; see result.notes" in matrix._repr_html_()
+
+
+def test_a_few_notes_are_all_shown():
+    for count in range(1, 13):
+        text = repr(SimilarityMatrix([[0.5]], ["a"], ["b"], notes=[f"fact {i}." for i in range(count)]))
+        assert all(f"fact {i}." in text for i in range(count))
+        assert "result.notes" not in text
+
+
+def test_one_endless_note_ends():
+    text = repr(SimilarityMatrix([[0.5]], ["a"], ["b"], notes=["word " * 5000, "second"]))
+    assert len(text.splitlines()) < 20
+    assert "this note goes on, and there are 1 more; see result.notes" in text
+
+
+def test_names_of_any_length_keep_the_summary_narrow():
+    text = repr(SimilarityMatrix([[0.5]], ["x" * 5000 + "end"], ["y" * 5000]))
+    assert max(map(len, text.splitlines())) < 150
+    assert "xend" in text
