@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,10 +14,11 @@ from torch import nn
 from .layers import Layers, select_layers, unwrap
 from .pooling import Pooling, check_pooling, pool
 from .trees import first_tensor, samples_first
+from .wrappers import compiled_parts, eagerly, named_layers
 
 __all__ = ["CaptureError", "Probe", "Receiver"]
 
-Receiver = Callable[[str, nn.Module, torch.Tensor], None]
+Receiver = Callable[[str, nn.Module, Any], None]
 """Receives the name of a call ("layer1.0.relu", its second call "layer1.0.relu#2"), the module and its output."""
 
 
@@ -30,21 +33,30 @@ class Probe:
     pooled and copied inside its hook, so that a later operation in place cannot change it. Features carry gradients if
     the caller's grad mode is on.
 
+    A pass is one forward of the network. Calls of its modules outside a pass are not recorded: by another network that
+    shares them, by gradient checkpointing in the backward, or by another thread than that of the ``with`` block. A
+    network that runs through a method of its own (``forward_features``, ``encode``) shows no start of a pass: put
+    ``with probe.one_pass():`` around each.
+
     Parameters
     ----------
     model : torch.nn.Module
         The network. The caller runs it. It may be wrapped (DataParallel, torch.compile).
-    layers : str, type, callable or sequence
-        As in ``capture.layers.select_layers``.
+    layers : str, type, callable, mapping or sequence
+        As in ``compare``.
     pooling : str, callable or None
         As in ``capture.pooling.pool``; None keeps the shape of the activation.
     receiver : callable, optional
         Called inside each hook with (name, module, output tensor). ``features`` then stays empty.
+    exclude : as ``layers``, optional
+        Layers to leave out, as in ``compare``.
+    outputs : bool
+        Whether ``receiver`` is given the outputs as they are, instead of the tensor that stands for each.
 
     Raises
     ------
     ValueError, TypeError
-        If ``layers`` or ``pooling`` is not valid for the model.
+        If ``layers``, ``exclude`` or ``pooling`` is not valid for the model.
     RuntimeError
         If the probe is entered a second time before its block ends.
     CaptureError
@@ -71,16 +83,31 @@ class Probe:
         pooling: Pooling | None = "flatten",
         *,
         receiver: Receiver | None = None,
+        exclude: Layers | None = None,
+        outputs: bool = False,
     ) -> None:
         if pooling is not None:
             check_pooling(pooling)
+        self.selection = select_layers(model, layers, exclude)
         self.model = unwrap(model)
-        self.selection = select_layers(model, layers)
         self.pooling = pooling
         self.receiver = receiver or self._keep
         self.features: dict[str, torch.Tensor] = {}
+        self._outputs = outputs
+        self._wrapped = model
+        self._keeps = receiver is None
+        self._compiled: list[nn.Module] | None = None
         self._calls: dict[str, int] = {}
-        self._handles: list[Any] = []
+        self._open = ExitStack()
+        self._active = False
+        self._thread = get_ident()
+        """The thread whose calls are recorded."""
+        self._depth = 0
+        """Calls of the network that have begun and not ended."""
+        self._managed = False
+        """Whether a pass is on whose beginning and end the caller gives."""
+        self._whole = False
+        """Whether passes can be told from what is outside them: the network was called, or the caller gives them."""
 
     def _keep(self, name: str, module: nn.Module, tensor: torch.Tensor) -> None:
         if self.pooling is None:
@@ -94,17 +121,62 @@ class Probe:
         shared = features.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
         self.features[name] = features.clone() if shared else features
 
-    def _start(self, _module: nn.Module, _inputs: Any) -> None:
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Record one pass: what the network runs inside this ``with`` block, in this thread, through any method.
+
+        The network may be called twice in it: its second call, and those of its layers, are "name#2". ``features``
+        starts empty.
+        """
+        before = self._managed, self._thread
+        self._managed, self._thread, self._whole = True, get_ident(), True
+        self._begin()
+        try:
+            with eagerly(self._compiled_parts()):
+                yield
+        finally:
+            self._managed, self._thread = before
+
+    def _begin(self) -> None:
         self.features = {}
         self._calls = {}
 
+    def _compiled_parts(self) -> list[nn.Module]:
+        if self._compiled is None:
+            self._compiled = compiled_parts(self._wrapped)
+        return self._compiled
+
+    def _enter_model(self, _module: nn.Module, _inputs: Any) -> None:
+        if self._managed or self._thread != get_ident():
+            return
+        if not self._depth:
+            self._begin()
+            self._whole = True
+        self._depth += 1
+
+    def _leave_model(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if not self._managed and self._thread == get_ident():
+            self._depth = max(0, self._depth - 1)
+
+    def _records(self) -> bool:
+        """Whether a call belongs to a pass."""
+        return self._thread == get_ident() and (self._managed or self._depth > 0 or not self._whole)
+
     def _hook(self, path: str) -> Callable[..., None]:
+        only, never = self.selection.only.get(path), self.selection.never.get(path, ())
+
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self._records():
+                return
             count = self._calls.get(path, 0) + 1
             self._calls[path] = count
+            if (only is not None and count not in only) or count in never:
+                return
+            name = self.selection.name(path, count)
+            if self._outputs:
+                self.receiver(name, module, output)
+                return
             tensor = first_tensor(output)
-            name = path or "model"
-            name = name if count == 1 else f"{name}#{count}"
             if tensor is None:
                 raise CaptureError(
                     f"Layer {name!r} of {type(self.model).__name__} returned {type(output).__name__}, which holds "
@@ -115,34 +187,39 @@ class Probe:
         return hook
 
     def __enter__(self) -> Self:
-        if self._handles:
+        if self._active:
             raise RuntimeError("This Probe is already active: a second `with` would run every hook twice.")
-        modules = dict(self.model.named_modules(remove_duplicate=False))
-        try:
-            self._handles.append(self.model.register_forward_pre_hook(self._start))
-            seen: set[int] = set()
-            for path in self.selection.paths:
-                # A module with two paths needs only one hook, because the hook runs at every call of the module.
-                if id(modules[path]) not in seen:
-                    seen.add(id(modules[path]))
-                    self._handles.append(modules[path].register_forward_hook(self._hook(path)))
-        except BaseException:
-            self._remove()
-            raise
+        modules = named_layers(self.model)
+        self._thread, self._depth, self._whole, self._compiled = get_ident(), 0, False, None
+        with ExitStack() as opening:
+            handles = [self.model.register_forward_pre_hook(self._enter_model)]
+            opening.callback(_remove, handles)
+            handles += [modules[path].register_forward_hook(self._hook(path)) for path in self.selection.paths]
+            # Registered last, so that it runs after the hook that records the network's own output.
+            handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
+            if self._keeps:
+                opening.enter_context(eagerly(self._compiled_parts()))
+            self._open = opening.pop_all()
+        self._active = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._remove()
-
-    def _remove(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._active = False
+        self._open.close()
 
     @property
     def silent(self) -> list[str]:
-        """Selected layers that did not run in the latest forward."""
-        modules = dict(self.model.named_modules(remove_duplicate=False))
-        ran = {id(modules[path]) for path in self._calls}
-        return [path for path in self.selection.paths if id(modules[path]) not in ran]
+        """Names of the selected layers, or calls of layers, that did not run in the latest pass."""
+        selection = self.selection
+        names: list[str] = []
+        for path in selection.paths:
+            wanted = sorted(selection.only.get(path, (1,)))
+            names += [selection.name(path, call) for call in wanted if call > self._calls.get(path, 0)]
+        return names
+
+
+def _remove(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()

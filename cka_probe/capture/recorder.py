@@ -15,6 +15,7 @@ from .layers import Layers, unwrap
 from .pooling import Pooling, check_pooling, pool
 from .state import device_of, full_precision, reduces_products
 from .trees import copied, samples_first
+from .wrappers import called_model
 
 __all__ = ["Keep", "LayerRecorder", "NotFiniteError", "ReviewingKeep"]
 
@@ -71,6 +72,8 @@ class LayerRecorder:
         ``ReviewingKeep``, ``review`` is called after each forward and may request a second one.
     forward : callable, optional
         ``forward(model, batch)``, used instead of ``call_model``.
+    exclude : optional
+        As in ``compare``.
 
     Attributes
     ----------
@@ -86,10 +89,18 @@ class LayerRecorder:
     """
 
     def __init__(
-        self, model: nn.Module, name: str, layers: Layers, pooling: Pooling, keep: Keep, forward: Forward | None = None
+        self,
+        model: nn.Module,
+        name: str,
+        layers: Layers,
+        pooling: Pooling,
+        keep: Keep,
+        forward: Forward | None = None,
+        *,
+        exclude: Layers | None = None,
     ) -> None:
         check_pooling(pooling)
-        self.model = unwrap(model)
+        self.model, self._called = unwrap(model), called_model(model)
         self.name = f"{name} ({type(self.model).__name__})"
         if device_of(self.model).type == "meta":
             raise ValueError(
@@ -102,7 +113,7 @@ class LayerRecorder:
         self._takes_half = self._reviewer is not None and self._reviewer.takes_half
         if self._reviewer is not None:
             self._reviewer.reviewed = True
-        self.probe = Probe(self.model, layers, pooling=None, receiver=self._receive)
+        self.probe = Probe(model, layers, pooling=None, receiver=self._receive, exclude=exclude)
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
         self._kept: dict[str, Any] = {}
@@ -164,12 +175,13 @@ class LayerRecorder:
 
     def _pass(self, batch: Any) -> None:
         self._kept, self._rows, self._previous = {}, {}, None
-        self.forward(self.model, copied(batch))  # a forward may change its input, and a minibatch may run twice
+        with self.probe.one_pass():
+            self.forward(self._called, copied(batch))  # a forward may change its input, and a minibatch may run twice
 
     def _set_names(self) -> None:
         """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""
         for path in self.probe.silent:
-            if path in self.probe.selection.named:
+            if self.probe.selection.is_named(path):
                 raise CaptureError(
                     f"Layer {path!r} of {self.name} was selected by name but did not run in the forward pass. A "
                     "function may compute its output without calling the module; choose the module around it."
@@ -216,7 +228,7 @@ class LayerRecorder:
             self._previous, self._previous_name, self._previous_version = weakref.ref(fresh), name, version
 
     def _leave_out(self, name: str, reason: str) -> None:
-        if name.partition("#")[0] in self.probe.selection.named or name in self.names:
+        if self.probe.selection.is_named(name) or name in self.names:
             raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
         self.left_out[name] = reason
 

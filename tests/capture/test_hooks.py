@@ -56,7 +56,7 @@ def test_hooks_exist_only_inside_the_block():
     probe = Probe(net)
     assert hooks_of(net) == 0
     with probe:
-        assert hooks_of(net) == 6
+        assert hooks_of(net) == 7
     assert hooks_of(net) == 0
 
 
@@ -84,7 +84,7 @@ def test_an_active_probe_cannot_be_entered_again():
             RuntimeError, match=r"This Probe is already active: a second `with` would run every hook twice"
         ):
             probe.__enter__()
-        assert hooks_of(net) == 6
+        assert hooks_of(net) == 7
 
 
 def test_a_probe_can_be_used_again():

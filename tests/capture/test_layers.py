@@ -55,13 +55,13 @@ def test_blocks_are_the_outermost_composite_modules_of_containers(net):
         ("head", ["head"]),
         ("", [""]),
         (["head", "stem"], ["head", "stem"]),
-        ("stages.*.conv", [f"{block}.conv" for block in BLOCKS]),
+        ("stages.**.conv", [f"{block}.conv" for block in BLOCKS]),
         ("stages.0.?.norm", ["stages.0.0.norm", "stages.0.1.norm"]),
         (r"re:stages\.\d\.\d", BLOCKS),
         (nn.BatchNorm2d, [f"{block}.norm" for block in BLOCKS]),
         (Block, BLOCKS),
         (lambda name, module: isinstance(module, nn.Linear) or name == "stem", ["stem", "head"]),
-        (["head", nn.BatchNorm2d, "stages.0.*.norm"], ["head", *(f"{block}.norm" for block in BLOCKS)]),
+        (["head", nn.BatchNorm2d, "stages.*.*.norm"], ["head", *(f"{block}.norm" for block in BLOCKS)]),
         (("stem", "blocks"), ["stem", *BLOCKS]),
     ],
     ids=["path", "root", "order", "glob", "glob-one", "regex", "class", "own-class", "predicate", "mixed", "tuple"],
@@ -71,7 +71,7 @@ def test_every_way_to_choose(net, layers, picked):
 
 
 def test_only_paths_that_are_written_out_count_as_named(net):
-    selection = select_layers(net, ["head", "stages.*.conv"])
+    selection = select_layers(net, ["head", "stages.*.*.conv"])
     assert selection.named == {"head"}
 
 
