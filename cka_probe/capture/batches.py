@@ -85,11 +85,11 @@ def _length(data: Any) -> int | None:
         return None
 
 
-def attention_mask(batch: Any) -> torch.Tensor | None:
-    """Attention mask (n, t) of a batch of keyword arguments; None if it has none."""
+def attention_mask(batch: Any, key: str = "attention_mask") -> torch.Tensor | None:
+    """Mask (n, t) with this key of a batch of keyword arguments; None if it has none."""
     if isinstance(batch, tuple | list) and batch:
         batch = batch[0]
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    mask = batch.get(key) if isinstance(batch, Mapping) else None
     return mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
 
 
