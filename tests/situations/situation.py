@@ -80,7 +80,7 @@ def activations(
     batches : sequence
         The same batches that the comparison reads.
     rows : sequence of str
-        "name", or "name#2" for the second call of the module in one forward.
+        "name", or "name#2" for the second call of the module in one forward; "model" is the whole network.
     run : callable
         ``run(model, batch)`` runs the network. By default the target of (input, target) is left out, and mappings are
         passed as keywords.
@@ -95,6 +95,7 @@ def activations(
     model = (copy.deepcopy(model) if copied else model).eval()
     wanted: dict[int, dict[int, str]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
+    modules.setdefault("model", model)  # the name of the whole network in a result
     for row in rows:
         path, _, call = row.partition("#")
         wanted.setdefault(id(modules[path]), {})[int(call or 1)] = row
@@ -136,8 +137,9 @@ def check(
     **how: Any,
 ) -> None:
     """Compare every value with the reference. ``how``: keywords of ``activations``, for both models."""
-    x = activations(model_x, batches, result.rows, **how)
-    y = activations(model_y or model_x, batches if batches_y is None else batches_y, result.columns, **how)
+    x = y = activations(model_x, batches, result.rows, **how)
+    if model_y is not None or batches_y is not None or result.rows != result.columns:
+        y = activations(model_y or model_x, batches if batches_y is None else batches_y, result.columns, **how)
     expected = values_of(x, y)
     assert result.shape == expected.shape
     assert np.isfinite(expected).any(), "the situation compares nothing"
