@@ -30,6 +30,7 @@ def extract(
     data: Iterable[Any],
     layers: Layers = "leaves",
     *,
+    exclude: Layers | None = None,
     backend: str = "torch",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
@@ -45,7 +46,7 @@ def extract(
     ----------
     model : torch.nn.Module
         The network. It runs in eval mode without gradients; its modes are restored afterwards.
-    data, layers, pooling, forward, device, progress
+    data, layers, exclude, pooling, forward, device, progress
         As in ``compare``.
     backend : "torch" or "cupy"
         Whether the features are tensors, or CuPy arrays that share the memory of the tensors on the GPU.
@@ -91,7 +92,7 @@ def extract(
             buffers[name] = FeatureBuffer(rows=rows, dtype=dtype, budget=shared, folder=folder)
         buffers[name].append(features)
 
-    recorder = LayerRecorder(model, "model", layers, pooling, keep, forward)
+    recorder = LayerRecorder(model, "model", layers, pooling, keep, forward, exclude=exclude)
     run = Pass([recorder], 1, device=device, progress=progress, label="extract")
     run.run(data, lambda _index, _kept, _samples: None)
     if run.interrupted:

@@ -19,6 +19,7 @@ from .wrappers import named_layers, plain_path, unwrap
 
 __all__ = [
     "Layers",
+    "NoLayerError",
     "Selection",
     "block_layers",
     "layer_parts",
@@ -31,6 +32,10 @@ __all__ = [
 
 Layers = str | type[nn.Module] | Callable[[str, nn.Module], bool] | Mapping[Any, str] | Sequence[Any]
 """Type of the argument ``layers``; a sequence may mix the other forms."""
+
+
+class NoLayerError(ValueError):
+    """A part of ``layers`` selects no layer of the model, or a part of ``exclude`` removes none."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,12 @@ def select_layers(model: nn.Module, layers: Layers = "leaves", exclude: Layers |
 
     Raises
     ------
+    NoLayerError
+        If a part of ``layers`` selects no layer, or a part of ``exclude`` removes none. It is a ValueError, whose
+        message names the layers nearest to a misspelt path.
     ValueError
-        If a part of ``layers`` selects no layer, or a part of ``exclude`` removes none. The message names the layers
-        nearest to a misspelt path. Also if a renamed layer is not exactly one, or two layers would have one name.
+        If ``layers`` is empty, ``exclude`` removes all of it, a renamed layer is not exactly one, or two layers would
+        have one name.
     TypeError
         If ``layers``, ``exclude`` or one of their parts is of another type, or ``model`` is no module or in
         TorchScript.
@@ -217,7 +225,7 @@ class _Selecting:
             picked = self._pick(part, "exclude")
             paths = {first.get(id(self.modules[path])) for path in picked.paths} - {None}
             if not paths:
-                raise ValueError(self._idle(part, picked, list(only)))
+                raise NoLayerError(self._idle(part, picked, list(only)))
             for path in paths:
                 if picked.call is None:
                     removed.add(path)
@@ -246,7 +254,7 @@ class _Selecting:
                 raise TypeError(f"`{role}`: {part.__name__} is not a torch.nn.Module class.")
             found = [name for name, module in self.modules.items() if isinstance(module, part)]
             if not found:
-                raise ValueError(f"{self.name} has no layer of type {part.__name__}.")
+                raise NoLayerError(f"{self.name} has no layer of type {part.__name__}.")
             return _Picked(found)
         if isinstance(part, nn.Module):
             path = next((repr(name) for name, module in self.modules.items() if module is part), "its path")
@@ -254,7 +262,7 @@ class _Selecting:
         if callable(part):
             found = [name for name, module in self.modules.items() if part(name, module)]
             if not found:
-                raise ValueError(f"The predicate in `{role}` selects no layer of {self.name}.")
+                raise NoLayerError(f"The predicate in `{role}` selects no layer of {self.name}.")
             return _Picked(found)
         raise TypeError(f"`{role}` may hold names, patterns, types and functions, not {type(part).__name__}.")
 
@@ -264,7 +272,7 @@ class _Selecting:
         if part == "blocks":
             found = block_layers(self.model)
             if not found:
-                raise ValueError(
+                raise NoLayerError(
                     f"{self.name} has no repeated blocks: no modules with children in a Sequential or "
                     'ModuleList, nor three of one class with one parent. Use layers="leaves" or name its layers.'
                 )
@@ -281,10 +289,10 @@ class _Selecting:
         elif any(c in part for c in "*?["):
             pattern = glob_pattern(part)
         else:
-            raise ValueError(unknown_layer(part, self.modules, self.name, self.model))
+            raise NoLayerError(unknown_layer(part, self.modules, self.name, self.model))
         found = [name for name in self.modules if name and pattern.fullmatch(name)]
         if not found:
-            raise ValueError(f"The pattern {part!r} matches no layer of {self.name}. {self._pattern_hint(part)}")
+            raise NoLayerError(f"The pattern {part!r} matches no layer of {self.name}. {self._pattern_hint(part)}")
         return _Picked(found)
 
     def _path(self, text: str) -> str | None:

@@ -27,8 +27,11 @@ def compare(
     data: Annotated[
         str, typer.Option(help="digits, noise, a folder of images, or a .npy/.npz/.safetensors file.")
     ] = "digits",
-    layers: Annotated[str, typer.Option(help='"leaves", "blocks", or names and globs separated by commas.')] = "leaves",
+    layers: Annotated[
+        str, typer.Option(help='"leaves", "blocks", or names, NAME=NEW and globs (* and **) separated by commas.')
+    ] = "leaves",
     layers_y: Annotated[str | None, typer.Option(help="Layers of the second network, if different.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Layers to leave out, written as --layers.")] = None,
     weights_x: Annotated[Path | None, typer.Option(help="Weights of the first network (.safetensors, .pt).")] = None,
     weights_y: Annotated[Path | None, typer.Option(help="Weights of the second network.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of both networks.")] = None,
@@ -79,6 +82,7 @@ def compare(
             batches,
             layers=_layer_list(layers),
             layers_y=None if layers_y is None else _layer_list(layers_y),
+            exclude=None if exclude is None else _layer_list(exclude),
             kernel=chosen,
             estimator=estimator,
             scope=scope,
@@ -127,8 +131,10 @@ def _load_models(
     return x, load_model(model_y or model_x, weights_y, num_classes=num_classes)
 
 
-def _layer_list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _layer_list(text: str) -> list[Any]:
+    """The parts of a list of layers; "conv1=stem" calls layer conv1 stem."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [part if "=" not in part or part.startswith("re:") else dict([part.split("=", 1)]) for part in parts]
 
 
 # Options that apply to files of features.

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from ..capture.batches import Forward
-from ..capture.layers import Layers, unwrap
+from ..capture.layers import Layers, layer_parts, select_layers, unwrap
 from ..capture.pooling import Pooling
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
 from .dataset import run_dataset
+from .layer_choice import excluded, layers_by_model
 from .minibatch import run_minibatch
 from .request import ComparedModel, Request
 
@@ -28,6 +29,7 @@ def compare(
     *,
     layers: Layers = "leaves",
     layers_y: Layers | None = None,
+    exclude: Layers | None = None,
     kernel: Kernel | None = None,
     estimator: str = "unbiased",
     scope: str | None = None,
@@ -57,10 +59,13 @@ def compare(
     data : iterable of batches
         A batch is a tensor, an (input, target) tuple, or a dict or BatchEncoding, whose items are passed as keywords
         and whose attention mask is used; with ``forward`` it may be anything. A single tensor or dict is one batch.
-    layers, layers_y : str, type, callable or sequence
-        "leaves", "blocks", module paths, globs, "re:..." patterns, classes or a predicate. ``layers_y`` selects the
-        layers of ``model_y``; ``layers`` selects them when it is left out. A module that runs twice is two layers,
-        "name" and "name#2".
+    layers, layers_y : str, type, callable, mapping or sequence
+        "leaves" (every module that is a layer of its own), "blocks", module paths, globs (``*`` stays between two dots,
+        ``**`` crosses them), "re:..." patterns, classes or a predicate; the names of another result, such as
+        ``result.rows``. A mapping {layer: name} renames layers. ``layers_y`` selects the layers of ``model_y``;
+        ``layers`` selects them when it is left out. A module that runs twice is two layers, "name" and "name#2".
+    exclude : as ``layers``, optional
+        Layers of both models to leave out.
     kernel : Kernel, optional
         Linear when left out.
     estimator : "unbiased" or "biased"
@@ -156,11 +161,13 @@ def compare(
     )
     if names is not None and (isinstance(names, str) or len(names) != 2):
         raise ValueError(f"`names` must be two, for model_x and model_y, got {names!r}.")
-    layers_y = layers if layers_y is None else layers_y
-    same = unwrap(model_x) is unwrap(model_y) and data_y is None and layers_y == layers
-    models = [ComparedModel(model_x, names[0] if names else "model_x", layers)]
-    if not same:
-        models.append(ComparedModel(model_y, names[1] if names else "model_y", layers_y))
+    chosen = layer_parts(layers)
+    chosen_y = chosen if layers_y is None else layer_parts(layers_y)
+    exclude_x, exclude_y = excluded([model_x, model_y], [chosen, chosen_y], exclude)
+    models = [ComparedModel(model_x, names[0] if names else "model_x", chosen, exclude_x)]
+    selected, selected_y = (select_layers(*m) for m in ((model_x, chosen, exclude_x), (model_y, chosen_y, exclude_y)))
+    if unwrap(model_x) is not unwrap(model_y) or data_y is not None or selected != selected_y:
+        models.append(ComparedModel(model_y, names[1] if names else "model_y", chosen_y, exclude_y))
     name_x, name_y = names or (_class_name(model_x), _class_name(model_y))
     return _run(models, request, {"pooling": request.pooling_name, "model_x": name_x, "model_y": name_y})
 
@@ -170,6 +177,7 @@ def compare_many(
     data: Iterable[Any],
     *,
     layers: Layers | Mapping[str, Layers] = "leaves",
+    exclude: Layers | None = None,
     kernel: Kernel | None = None,
     estimator: str = "unbiased",
     scope: str | None = None,
@@ -191,11 +199,12 @@ def compare_many(
     ----------
     models : mapping of str to torch.nn.Module
         At least one model by name, for example the checkpoints of one run.
-    data, kernel, estimator, scope, measure, pooling, forward, device, autocast, checkpoint, distributed, backend, tf32,
-    overlap, progress
+    data, exclude, kernel, estimator, scope, measure, pooling, forward, device, autocast, checkpoint, distributed,
+    backend, tf32, overlap, progress
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
-        Layers of every model, or those of each model by its name.
+        Layers of every model, or those of each model by its name; also pairs (model name, layer), as in the index of
+        ``to_frame()``. A layer that is written out must exist in one of the models.
 
     Returns
     -------
@@ -237,10 +246,12 @@ def compare_many(
         overlap=overlap,
         progress=progress,
     )
-    chosen = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(models, layers)
-    if missing := [name for name in models if name not in chosen]:
-        raise ValueError(f"`layers` has no entry for {', '.join(map(repr, missing))}. Give the layers of every model.")
-    compared = [ComparedModel(model, name, chosen[name]) for name, model in models.items()]
+    chosen = layers_by_model(models, layers)
+    without = excluded(list(models.values()), [chosen[name] for name in models], exclude)
+    compared = [
+        ComparedModel(model, name, chosen[name], own)
+        for (name, model), own in zip(models.items(), without, strict=True)
+    ]
     classes = {name: _class_name(model) for name, model in models.items()}
     return _run(compared, request, {"pooling": request.pooling_name, "models": classes})
 

@@ -35,6 +35,7 @@ class ComparedModel:
     model: nn.Module
     name: str
     layers: Layers
+    exclude: Layers | None = None
 
 
 @dataclass
@@ -128,7 +129,9 @@ class Request:
 
     def recorder(self, model: ComparedModel, keep: Keep) -> LayerRecorder:
         """Return the recorder that runs one model and calls ``keep`` on its features."""
-        recorder = LayerRecorder(model.model, model.name, model.layers, self.pooling, keep, self.forward)
+        recorder = LayerRecorder(
+            model.model, model.name, model.layers, self.pooling, keep, self.forward, exclude=model.exclude
+        )
         if self.square:
             recorder.name = model.name  # In `compare_many` the user chose the name, so messages do not add the class.
         return recorder

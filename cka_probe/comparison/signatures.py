@@ -125,6 +125,7 @@ def signature(
     *,
     name: str | None = None,
     layers: Layers = "leaves",
+    exclude: Layers | None = None,
     kernel: Kernel | None = None,
     estimator: str = "unbiased",
     pooling: Pooling = "auto",
@@ -138,7 +139,7 @@ def signature(
     ----------
     model : torch.nn.Module
         The network.
-    data, layers, kernel, estimator, pooling, forward, device, progress
+    data, layers, exclude, kernel, estimator, pooling, forward, device, progress
         As ``compare``. Two signatures can be compared if ``data`` yielded the same batches for both.
     name : str, optional
         Name of the model in results; its class name when left out.
@@ -171,7 +172,7 @@ def signature(
         progress=progress,
     )
     keeper = GramKeeper(request.kernel)
-    recorder = request.recorder(ComparedModel(model, "model", layers), keeper)
+    recorder = request.recorder(ComparedModel(model, "model", layers, exclude), keeper)
     order = SampleOrder()
     run = request.make_pass([recorder], check_estimator(estimator), order=order, label="signature")
     grams: list[np.ndarray] = []
