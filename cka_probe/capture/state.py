@@ -1,10 +1,11 @@
-"""Change the state of models and of torch for one block only: modes, devices, buffers, random generators, precision."""
+"""Change the state of models and of torch for one block only: devices, buffers, random generators, precision."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -13,10 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .modes import evaluated, frozen, modes_restored
+from .threads import SharedChange, exclusive
+
 __all__ = [
     "borrowed",
     "buffers_restored",
     "device_of",
+    "evaluated",
     "frozen",
     "full_precision",
     "matmul_settings",
@@ -35,7 +40,7 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
 
     Restored afterwards, also after an exception: the mode of every submodule, the device of each model, grad mode, and
     the random generators of Python, numpy and torch. Compiled modules run eagerly inside the block, because compiled
-    code may skip hooks.
+    code may skip hooks. Other threads that borrow one of the models, or a part of it, wait until the block ends.
 
     Parameters
     ----------
@@ -43,43 +48,34 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
         The networks.
     device : device, optional
         Where they run. By default they stay where they are.
+
+    Raises
+    ------
+    RuntimeError
+        If two threads wait for each other's models.
     """
-    with random_states_restored(), moved(models, device), modes_restored(*models), torch.no_grad(), _eager():
-        for model in models:
-            model.eval()
+    with (
+        exclusive(models),
+        _random_states_of_all_threads(),
+        moved(models, device),
+        evaluated(*models),
+        torch.no_grad(),
+        _eager(),
+    ):
         yield
+
+
+_stance = SharedChange()
 
 
 def _eager() -> AbstractContextManager[None]:
     """Run compiled modules eagerly. If the compiler is not loaded, none exist, and it is not loaded (1 s) for this."""
-    loaded = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
+    def force() -> Callable[[], None]:
+        stance = torch.compiler.set_stance("force_eager")
+        return lambda: stance.__exit__(None, None, None)
 
-@contextmanager
-def frozen(model: nn.Module | None) -> Iterator[None]:
-    """Put the model in eval mode and let no parameter require a gradient; restore both after the block."""
-    parameters = [] if model is None else list(model.parameters())
-    flags = [parameter.requires_grad for parameter in parameters]
-    with modes_restored(model):
-        try:
-            if model is not None:
-                model.eval().requires_grad_(False)
-            yield
-        finally:
-            for parameter, flag in zip(parameters, flags, strict=True):
-                parameter.requires_grad_(flag)
-
-
-@contextmanager
-def modes_restored(*models: nn.Module | None) -> Iterator[None]:
-    """Restore the train or eval mode of every submodule afterwards, also after an exception."""
-    before = [(module, module.training) for model in models if model is not None for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+    return _stance.made(force) if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
@@ -167,7 +163,12 @@ def set_random_states(states: dict[str, Any]) -> None:
 @contextmanager
 def random_states_restored(devices: bool = True) -> Iterator[None]:
     """Restore the random generators afterwards, also after an exception."""
-    states = random_states(devices)
+    with _restoring(random_states(devices), devices):
+        yield
+
+
+@contextmanager
+def _restoring(states: dict[str, Any], devices: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
@@ -177,6 +178,37 @@ def random_states_restored(devices: bool = True) -> Iterator[None]:
             torch.cuda.manual_seed_all(torch.initial_seed())
 
 
+_borrowers: dict[int, int] = {}  # thread: how many blocks it is in
+_first_states: dict[str, Any] = {}
+_borrowers_lock = threading.Lock()
+
+
+@contextmanager
+def _random_states_of_all_threads() -> Iterator[None]:
+    """As ``random_states_restored``, but a block of one thread that starts inside that of another shares its states.
+
+    A data loader draws from the global generator. The state in the middle of one comparison must not be what a
+    comparison in another thread leaves behind.
+    """
+    me = threading.get_ident()
+    with _borrowers_lock:
+        alone = not _borrowers or me in _borrowers
+        states = random_states() if alone else _first_states
+        if not _borrowers:
+            _first_states.clear()
+            _first_states.update(states)
+        states = dict(states)
+        _borrowers[me] = _borrowers.get(me, 0) + 1
+    try:
+        with _restoring(states):
+            yield
+    finally:
+        with _borrowers_lock:
+            _borrowers[me] -= 1
+            if not _borrowers[me]:
+                del _borrowers[me]
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute products of float32 in float32 in the block, even if the caller has turned on autocast, TF32 or bfloat16.
@@ -184,26 +216,68 @@ def full_precision(device: torch.device) -> Iterator[None]:
     The caller's precision is for the network. In a Gram matrix it would cause an error of 1e-3 (bfloat16) or 1e-4
     (TF32).
     """
-    matmul = matmul_settings(device) if reduces_products(device) else None
-    before = None if matmul is None else matmul.fp32_precision
-    try:
-        if matmul is not None:
-            matmul.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if matmul is not None:
-            matmul.fp32_precision = before
+    reduced = reduces_products(device)
+    with _full[_backend(device)].made(device) if reduced else nullcontext(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def reduces_products(device: torch.device) -> bool:
-    """Whether torch computes products of float32 in TF32 or bfloat16 on this device."""
+    """Whether torch computes products of float32 in TF32 or bfloat16 on this device.
+
+    The setting belongs to the process. If only the ``full_precision`` block of another thread has raised it, the answer
+    is that for the caller's setting, because that block may end at any time.
+    """
     matmul = matmul_settings(device)
-    return matmul is not None and matmul.fp32_precision not in ("none", "ieee")
+    if matmul is None:
+        return False
+    return _full[_backend(device)].setting(matmul) not in ("none", "ieee")
+
+
+class _FullPrecision:
+    """Full precision of one backend, from the first thread that asks for it until the last one is done."""
+
+    def __init__(self) -> None:
+        self._change = SharedChange()
+        self._before: str | None = None
+        self._own = threading.local()
+
+    def setting(self, matmul: Any) -> str:
+        """The setting for this thread: what another thread made of it is not its own."""
+        before = self._before
+        return matmul.fp32_precision if before is None or getattr(self._own, "inside", False) else before
+
+    @contextmanager
+    def made(self, device: torch.device) -> Iterator[None]:
+        matmul = matmul_settings(device)
+
+        def change() -> Callable[[], None]:
+            before = self._before = matmul.fp32_precision
+            matmul.fp32_precision = "ieee"
+
+            def undo() -> None:
+                matmul.fp32_precision = before
+                self._before = None
+
+            return undo
+
+        # A block inside a block of the same thread finds full precision, and asks for nothing.
+        with self._change.made(change):
+            self._own.inside = True
+            try:
+                yield
+            finally:
+                self._own.inside = False
+
+
+_full = {"cuda": _FullPrecision(), "mkldnn": _FullPrecision()}
+
+
+def _backend(device: torch.device) -> str:
+    return "cuda" if device.type == "cuda" else "mkldnn"
 
 
 def matmul_settings(device: torch.device) -> Any:
     """Object whose ``fp32_precision`` sets how torch computes products on this device; None before torch 2.9."""
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    backend = getattr(torch.backends, _backend(device))
     matmul = getattr(backend, "matmul", None)
     return matmul if hasattr(matmul, "fp32_precision") else None
