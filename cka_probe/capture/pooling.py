@@ -44,7 +44,12 @@ def check_pooling(pooling: Pooling) -> None:
         raise ValueError(f"`pooling` must be a function or one of {', '.join(map(repr, POOLINGS))}, got {pooling!r}.")
 
 
-def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Tensor | None = None) -> torch.Tensor:
+def pool(
+    activation: torch.Tensor,
+    pooling: Pooling = "flatten",
+    mask: torch.Tensor | None = None,
+    channels: int | None = None,
+) -> torch.Tensor:
     """Features of one layer from its activation.
 
     Parameters
@@ -55,6 +60,9 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
         One of ``POOLINGS``, or a function from the activation to a tensor (m, d).
     mask : tensor (n, t), optional
         1 for real tokens. It applies to activations of shape (n, t, ...) with three or more axes.
+    channels : int, optional
+        Axis of the channels, 1 or -1. When left out, three axes are tokens (n, t, d), and more are a map (n, c, h, w),
+        or (n, h, h, c) if only that is square.
 
     Returns
     -------
@@ -94,8 +102,9 @@ def pool(activation: torch.Tensor, pooling: Pooling = "flatten", mask: torch.Ten
             activation = activation.masked_fill(~real[:, :, None], 0.0)
         return activation.reshape(activation.shape[0], -1)
     if activation.ndim == 3:
-        return _pool_tokens(activation, pooling, real)
-    return _pool_map(activation, pooling)
+        turned = channels == 1 and real is None
+        return _pool_tokens(activation.transpose(1, 2) if turned else activation, pooling, real)
+    return _pool_map(activation, pooling, channels)
 
 
 def _mean(activation: torch.Tensor, axis: int | tuple[int, ...]) -> torch.Tensor:
@@ -125,9 +134,11 @@ def _pool_tokens(tokens: torch.Tensor, pooling: str, real: torch.Tensor | None) 
     return found[:, 0].masked_fill(~real.any(1, keepdim=True), torch.nan)
 
 
-def _pool_map(maps: torch.Tensor, pooling: str) -> torch.Tensor:
-    if maps.ndim == 4 and maps.shape[1] == maps.shape[2] != maps.shape[3]:
-        maps = maps.movedim(3, 1)  # (n, h, w, c), as in Swin; a square map shows which axes are spatial
+def _pool_map(maps: torch.Tensor, pooling: str, channels: int | None) -> torch.Tensor:
+    if channels is None and maps.ndim == 4 and maps.shape[1] == maps.shape[2] != maps.shape[3]:
+        channels = -1  # (n, h, w, c), as in Swin; a square map shows which axes are spatial
+    if channels == -1:
+        maps = maps.movedim(-1, 1)
     if pooling == "mean":
         return _mean(maps, tuple(range(2, maps.ndim)))
     if pooling in ("spatial", "all"):

@@ -1,0 +1,151 @@
+"""Find the axis of an activation that holds its channels.
+
+Maps are (n, c, h, w) or (n, h, w, c), and sequences (n, c, t) or (n, t, c); the shape does not say which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import (
+    _AdaptiveAvgPoolNd,
+    _AdaptiveMaxPoolNd,
+    _AvgPoolNd,
+    _MaxPoolNd,
+)
+
+from .trees import first_tensor, samples_first
+
+__all__ = ["ChannelAxes", "known_channels"]
+
+_POOLS = (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd, nn.Upsample, nn.PixelShuffle)
+_SEQUENCES = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+def known_channels(module: nn.Module, output: torch.Tensor) -> int | None:
+    """Axis of the channels, 1 or -1, in the output of a module whose class says it; None for every other module.
+
+    Convolutions, batch and group norms and poolings have them on axis 1; linear layers, embeddings, layer norms,
+    recurrent layers and attention on the last axis. A class derived from these may turn its output (a layer norm over
+    maps). Therefore the number of channels must be found on that axis.
+    """
+    if output.ndim < 3:
+        return None
+    axis, count = _expected(module)
+    if axis is None or count is None or output.shape[axis] == count:
+        return axis
+    other = -1 if axis == 1 else 1
+    return other if output.shape[other] == count else None
+
+
+def _expected(module: nn.Module) -> tuple[int | None, int | None]:
+    """Axis of the channels by the class of the module, and their number if the module has it."""
+    if isinstance(module, _ConvNd):
+        return 1, module.out_channels
+    if isinstance(module, _NormBase):
+        return 1, module.num_features
+    if isinstance(module, nn.GroupNorm):
+        return 1, module.num_channels
+    if isinstance(module, _POOLS):
+        return 1, None
+    if isinstance(module, nn.Linear):
+        return -1, module.out_features
+    if isinstance(module, nn.Embedding):
+        return -1, module.embedding_dim
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return -1, module.normalized_shape[0]
+    return (-1, None) if isinstance(module, _SEQUENCES) else (None, None)
+
+
+class ChannelAxes:
+    """Axis of the channels of each layer, from what ran in the network's first pass.
+
+    An activation function, a dropout or a block does not know its axes, but the layers that ran before it or in it do.
+    For such a module counts, in this order: the layers inside it whose outputs have its shape, if they agree; the
+    latest layer before it with an output of this shape; the latest layer of all if it is only reshaped or turned, by
+    its number of channels.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network.
+    layers : sequence of torch.nn.Module
+        The layers whose axes will be asked for.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self.model = model
+        self._blocks = [layer for layer in layers if next(layer.children(), None) is not None]
+        self._decided: dict[str, int | None] = {}
+        self._ran: list[tuple[tuple[int, ...], int]] = []
+        """Shape and axis of each output whose module knows its axis, in the order of execution."""
+        self._begun: dict[int, list[int]] = {}
+        """For each block that is running: how many entries ``_ran`` had when it began."""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch one pass of the network."""
+        self._ran, self._begun = [], {}
+        knowing = [module for module in self.model.modules() if _expected(module)[0] is not None]
+        # Before the hooks of the layers themselves, which ask for the axis.
+        handles: list[Any] = [module.register_forward_hook(self._see, prepend=True) for module in knowing]
+        handles += [block.register_forward_pre_hook(self._begin) for block in self._blocks]
+        handles += [block.register_forward_hook(self._end, always_call=True) for block in self._blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._ran, self._begun = [], {}
+
+    def _see(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        if tensor is not None and tensor.ndim >= 3 and not tensor.is_nested:
+            tensor = samples_first(module, tensor)
+            axis = known_channels(module, tensor)
+            if axis is not None:
+                self._ran.append((tuple(tensor.shape), axis))
+
+    def _begin(self, module: nn.Module, _inputs: Any) -> None:
+        self._begun.setdefault(id(module), []).append(len(self._ran))
+
+    def _end(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
+        self._begun[id(module)].pop()
+
+    def of(self, name: str, module: nn.Module, output: torch.Tensor) -> int | None:
+        """Axis of the channels, 1 or -1, in the output of a call; None if nothing says it.
+
+        The first answer for a name, inside ``watched``, holds for all later batches.
+        """
+        if name not in self._decided:
+            self._decided[name] = self._decide(module, output)
+        return self._decided[name]
+
+    def _decide(self, module: nn.Module, output: torch.Tensor) -> int | None:
+        if output.ndim < 3:
+            return None
+        own = known_channels(module, output)
+        if own is not None:
+            return own
+        shape = tuple(output.shape)
+        begun = self._begun.get(id(module)) or [len(self._ran)]
+        inside = {axis for size, axis in self._ran[begun[-1] :] if size == shape}
+        if len(inside) == 1:
+            return inside.pop()
+        before = [axis for size, axis in self._ran[: begun[-1]] if size == shape]
+        if before:
+            return before[-1]
+        if not self._ran:
+            return None
+        size, axis = self._ran[-1]
+        if prod(size) != output.numel():
+            return None
+        fits = [place for place in (1, -1) if shape[place] == size[axis]]
+        return fits[0] if len(fits) == 1 else None

@@ -1,0 +1,91 @@
+"""The axis of the channels of an activation: what classes say, and what the layers before and inside a module say."""
+
+import pytest
+import torch
+from torch import nn
+
+from cka_probe.capture.channels import ChannelAxes, known_channels
+
+
+class Turn(nn.Module):
+    def __init__(self, *axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x):
+        return x.permute(self.axes)
+
+
+class MapNorm(nn.LayerNorm):
+    """A layer norm over (n, c, h, w), as ConvNeXt has it."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def found(net, x):
+    """Axis of each module, asked inside its hook."""
+    axes, answers = ChannelAxes(net, list(net.modules())), {}
+    for name, module in net.named_modules():
+        module.register_forward_hook(lambda m, _i, out, name=name: answers.update({name: axes.of(name, m, out)}))
+    with axes.watched(), torch.no_grad():
+        net(x)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "axis"),
+    [
+        (nn.Conv1d(3, 4, 1), (2, 3, 4), 1),
+        (nn.Conv3d(3, 4, 1), (2, 3, 4, 4, 4), 1),
+        (nn.ConvTranspose2d(3, 4, 1), (2, 3, 5, 5), 1),
+        (nn.BatchNorm1d(3), (2, 3, 3), 1),
+        (nn.GroupNorm(1, 4), (2, 4, 7), 1),
+        (nn.AvgPool1d(2), (2, 3, 8), 1),
+        (nn.Linear(3, 4), (2, 4, 3), -1),
+        (nn.Linear(3, 4), (2, 4, 4, 3), -1),
+        (nn.LayerNorm(4), (2, 4, 4), -1),
+        (MapNorm(4), (2, 4, 5, 5), 1),
+        (nn.ReLU(), (2, 4, 4), None),
+        (nn.Linear(3, 4), (2, 3), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_the_class_says(module, shape, axis):
+    assert known_channels(module, module(torch.zeros(shape))) == axis
+
+
+def test_activations_and_blocks_follow_the_layers_before_and_inside_them():
+    block = nn.Sequential(nn.Conv1d(1, 6, 3), nn.BatchNorm1d(6), nn.ReLU())
+    net = nn.Sequential(block, nn.Dropout(), Turn(0, 2, 1), nn.GELU(), nn.Linear(6, 5), nn.Tanh())
+    assert found(net, torch.zeros(2, 1, 20)) == {
+        **{"0.0": 1, "0.1": 1, "0.2": 1, "0": 1, "1": 1},
+        **{"2": -1, "3": -1, "4": -1, "5": -1, "": -1},
+    }
+
+
+def test_a_block_that_turns_its_maps_and_back_keeps_the_axes_of_its_input():
+    """Where channels, height and width agree, shapes say nothing; the layers inside disagree, so the input counts."""
+    inside = nn.Sequential(nn.Conv2d(8, 8, 1), Turn(0, 2, 3, 1), nn.LayerNorm(8), nn.Linear(8, 8), Turn(0, 3, 1, 2))
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), inside)
+    assert found(net, torch.zeros(2, 3, 8, 8))["1"] == 1
+
+
+def test_maps_of_which_two_axes_agree():
+    maps = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU())
+    assert found(maps, torch.zeros(2, 1, 8, 20)) == {"0": 1, "1": 1, "": 1}
+    windows = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU())
+    assert set(found(windows, torch.zeros(2, 8, 12, 3)).values()) == {-1}
+
+
+def test_nothing_is_said_without_a_layer_that_knows():
+    assert found(nn.Sequential(nn.ReLU(), nn.Flatten(2)), torch.zeros(2, 3, 4, 4)) == {"0": None, "1": None, "": None}
+
+
+def test_the_first_answer_holds_and_the_hooks_go():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    axes = ChannelAxes(net, list(net))
+    with axes.watched():
+        axes.of("1", net[1], net(torch.zeros(2, 3, 4, 5)))
+    assert axes.of("1", net[1], torch.zeros(2, 9, 9, 4)) == 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
