@@ -22,6 +22,7 @@ from torch.nn.modules.pooling import (
 )
 
 from .trees import first_tensor, samples_first
+from .wrappers import named_layers
 
 __all__ = ["ChannelAxes", "known_channels"]
 
@@ -76,13 +77,13 @@ class ChannelAxes:
     ----------
     model : torch.nn.Module
         The network.
-    layers : sequence of torch.nn.Module
+    paths : sequence of str
         The layers whose axes will be asked for.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
         self.model = model
-        self._blocks = [layer for layer in layers if next(layer.children(), None) is not None]
+        self.paths = paths
         self._decided: dict[str, int | None] = {}
         self._ran: list[tuple[tuple[int, ...], int]] = []
         """Shape and axis of each output whose module knows its axis, in the order of execution."""
@@ -91,19 +92,31 @@ class ChannelAxes:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Watch one pass of the network."""
-        self._ran, self._begun = [], {}
+        """Watch a pass of the network; a later one is not watched, because the axes are known.
+
+        The hooks that ask for axes must have been registered before.
+        """
+        if self._decided:
+            yield
+            return
+        self.restart()
+        layers = named_layers(self.model)
+        blocks = [layers[path] for path in self.paths if next(layers[path].children(), None) is not None]
         knowing = [module for module in self.model.modules() if _expected(module)[0] is not None]
         # Before the hooks of the layers themselves, which ask for the axis.
         handles: list[Any] = [module.register_forward_hook(self._see, prepend=True) for module in knowing]
-        handles += [block.register_forward_pre_hook(self._begin) for block in self._blocks]
-        handles += [block.register_forward_hook(self._end, always_call=True) for block in self._blocks]
+        handles += [block.register_forward_pre_hook(self._begin) for block in blocks]
+        handles += [block.register_forward_hook(self._end, always_call=True) for block in blocks]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._ran, self._begun = [], {}
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget what ran before this pass; the axes that are known stay."""
+        self._ran, self._begun = [], {}
 
     def _see(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         tensor = first_tensor(output)

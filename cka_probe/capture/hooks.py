@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
@@ -11,8 +11,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from .channels import ChannelAxes
 from .layers import Layers, select_layers, unwrap
-from .pooling import Pooling, check_pooling, pool
+from .pooling import Pooling, check_pooling, pool, reads_positions
 from .trees import first_tensor, samples_first
 from .wrappers import compiled_parts, eagerly, named_layers
 
@@ -52,6 +53,8 @@ class Probe:
         Layers to leave out, as in ``compare``.
     outputs : bool
         Whether ``receiver`` is given the outputs as they are, instead of the tensor that stands for each.
+    axes : bool
+        Whether ``receiver`` asks for ``channels``.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class Probe:
         receiver: Receiver | None = None,
         exclude: Layers | None = None,
         outputs: bool = False,
+        axes: bool = False,
     ) -> None:
         if pooling is not None:
             check_pooling(pooling)
@@ -94,6 +98,8 @@ class Probe:
         self.receiver = receiver or self._keep
         self.features: dict[str, torch.Tensor] = {}
         self._outputs = outputs
+        asks = axes or (receiver is None and reads_positions(pooling))
+        self._axes = ChannelAxes(self.model, self.selection.paths) if asks else None
         self._wrapped = model
         self._keeps = receiver is None
         self._compiled: list[nn.Module] | None = None
@@ -114,7 +120,8 @@ class Probe:
             self.features[name] = tensor.clone()
             return
         try:
-            features = pool(samples_first(module, tensor), self.pooling)
+            tensor = samples_first(module, tensor)
+            features = pool(tensor, self.pooling, channels=self.channels(name, module, tensor))
         except ValueError as error:
             raise CaptureError(f"Layer {name!r} of {type(self.model).__name__}: {error}.") from error
         # Pooling may return a view, which shares the activation's memory.
@@ -132,14 +139,23 @@ class Probe:
         self._managed, self._thread, self._whole = True, get_ident(), True
         self._begin()
         try:
-            with eagerly(self._compiled_parts()):
+            with eagerly(self._compiled_parts()), self._axes.watched() if self._axes is not None else nullcontext():
                 yield
         finally:
             self._managed, self._thread = before
 
+    def channels(self, name: str, module: nn.Module, output: torch.Tensor) -> int | None:
+        """Axis of the channels, 1 or -1, in an output with samples first; None if nothing says it.
+
+        To be asked inside the hook. The first answer for a name holds.
+        """
+        return None if self._axes is None else self._axes.of(name, module, output)
+
     def _begin(self) -> None:
         self.features = {}
         self._calls = {}
+        if self._axes is not None:
+            self._axes.restart()
 
     def _compiled_parts(self) -> list[nn.Module]:
         if self._compiled is None:
@@ -199,6 +215,8 @@ class Probe:
             handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
             if self._keeps:
                 opening.enter_context(eagerly(self._compiled_parts()))
+                if self._axes is not None:
+                    opening.enter_context(self._axes.watched())
             self._open = opening.pop_all()
         self._active = True
         return self

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["POOLINGS", "Pooling", "check_pooling", "pool"]
+__all__ = ["POOLINGS", "Pooling", "check_pooling", "pool", "reads_positions"]
 
 Pooling = str | Callable[[torch.Tensor], torch.Tensor]
 """Name of a pooling, or a function from an activation (n, ...) to features (m, d)."""
@@ -42,6 +42,11 @@ def check_pooling(pooling: Pooling) -> None:
         raise TypeError(f"`pooling` must be a name or a function of the activation, got {type(pooling).__name__}.")
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling` must be a function or one of {', '.join(map(repr, POOLINGS))}, got {pooling!r}.")
+
+
+def reads_positions(pooling: Pooling | None) -> bool:
+    """Whether a pooling must know which axis of an activation holds the channels."""
+    return isinstance(pooling, str) and pooling not in ("auto", "flatten")
 
 
 def pool(

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cka_probe.capture.channels import ChannelAxes, known_channels
+from cka_probe.capture.hooks import Probe
 
 
 class Turn(nn.Module):
@@ -25,7 +26,7 @@ class MapNorm(nn.LayerNorm):
 
 def found(net, x):
     """Axis of each module, asked inside its hook."""
-    axes, answers = ChannelAxes(net, list(net.modules())), {}
+    axes, answers = ChannelAxes(net, [name for name, _ in net.named_modules()]), {}
     for name, module in net.named_modules():
         module.register_forward_hook(lambda m, _i, out, name=name: answers.update({name: axes.of(name, m, out)}))
     with axes.watched(), torch.no_grad():
@@ -84,8 +85,19 @@ def test_nothing_is_said_without_a_layer_that_knows():
 
 def test_the_first_answer_holds_and_the_hooks_go():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
-    axes = ChannelAxes(net, list(net))
+    axes = ChannelAxes(net, ["0", "1"])
     with axes.watched():
         axes.of("1", net[1], net(torch.zeros(2, 3, 4, 5)))
     assert axes.of("1", net[1], torch.zeros(2, 9, 9, 4)) == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_probe_takes_the_mean_over_time_and_not_over_channels():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Conv1d(4, 5, 3))
+    with Probe(net, pooling="mean") as probe, torch.no_grad():
+        for length in (12, 30):
+            x = torch.randn(3, 1, length)
+            last = net(x)
+            assert {name: f.shape for name, f in probe.features.items()} == {"0": (3, 4), "1": (3, 4), "2": (3, 5)}
+            assert torch.allclose(probe.features["2"], last.mean(2))
