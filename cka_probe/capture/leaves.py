@@ -25,7 +25,8 @@ def leaf_layers(model: nn.Module) -> list[str]:
     """Paths of all modules that are layers of their own, in the order of definition; a shared module appears once.
 
     That is every module without children, and every module whose children only serve it: a layer of ``torch.nn`` that
-    was parametrised, adapted (LoRA) or prepared for quantisation, attention, message passing on graphs.
+    was parametrised, adapted (LoRA) or prepared for quantisation, attention, message passing on graphs. A module
+    without a forward (ParameterList) cannot run, so it is none.
     """
     found: list[str] = []
     seen: set[int] = set()
@@ -35,7 +36,8 @@ def leaf_layers(model: nn.Module) -> list[str]:
             return
         seen.add(id(module))
         if _is_leaf(module):
-            found.append(path)
+            if _has_forward(module):
+                found.append(path)
             return
         for name, child in children_inside(module):
             visit(f"{path}.{name}" if path else name, child)
@@ -84,6 +86,10 @@ def _composite(module: nn.Module) -> bool:
 
 def _is_leaf(module: nn.Module) -> bool:
     return _is_unit(module) or _is_layer(module)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def _is_unit(module: nn.Module) -> bool:
