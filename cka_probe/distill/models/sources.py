@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
-from ...capture.extras import require
+__all__ = ["LoadedNetwork", "load_model", "load_network"]
 
-__all__ = ["load_model"]
+# Endings of files of weights, which are no networks.
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+class LoadedNetwork(NamedTuple):
+    """A network and what is known about its weights."""
+
+    model: nn.Module
+    untrained: bool
+    """Whether no weights were given, so that all are random. False if that cannot be known (module:function)."""
+    notes: tuple[str, ...]
+    """Weights that are random because the files lack them, and weights that were not used."""
 
 
 def load_model(source: str, weights: str | Path | None = None, *, num_classes: int | None = None) -> nn.Module:
@@ -21,8 +30,9 @@ def load_model(source: str, weights: str | Path | None = None, *, num_classes: i
     ----------
     source : str
         A name of `cka_probe.distill.models` ("resnet20"), "torchvision:resnet18", "timm:vit_tiny_patch16_224",
-        "hf:FOLDER" (a local checkpoint of transformers; random weights if the folder has only a config.json),
-        "module:function" or "file.py:function" (a function without arguments that returns a torch.nn.Module).
+        "hf:FOLDER" (a local checkpoint of transformers, in safetensors or pytorch_model.bin; random weights if the
+        folder has only a config.json), "module:function" or "file.py:function" (a function without arguments that
+        returns a torch.nn.Module, or a torch.nn.Module).
     weights : path, optional
         A .safetensors file, or a .pt file with a state dict (read with weights_only=True).
     num_classes : int, optional
@@ -31,12 +41,13 @@ def load_model(source: str, weights: str | Path | None = None, *, num_classes: i
     Returns
     -------
     torch.nn.Module
-        The network on the CPU, with random weights if none are given.
+        The network on the CPU, with random weights if none are given; see `load_network`.
 
     Raises
     ------
     ValueError
-        If there is no such network (the message names the nearest ones), or the weights do not fit.
+        If there is no such network (the message names the nearest ones), its code fails (the message names file, line
+        and function), or the weights do not fit.
     FileNotFoundError
         If a folder or file does not exist.
     TypeError
@@ -49,63 +60,71 @@ def load_model(source: str, weights: str | Path | None = None, *, num_classes: i
     >>> type(load_model("torchvision:resnet18")).__name__
     'ResNet'
     """
-    from . import build, load_weights
+    return load_network(source, weights, num_classes=num_classes).model
 
+
+def load_network(source: str, weights: str | Path | None = None, *, num_classes: int | None = None) -> LoadedNetwork:
+    """The network that a text names, and whether its weights are random.
+
+    Parameters
+    ----------
+    source, weights, num_classes
+        As `load_model`.
+
+    Returns
+    -------
+    LoadedNetwork
+        The network, whether no weights were given, and notes about weights that the files lack.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, TypeError, ModuleNotFoundError
+        As `load_model`.
+
+    Examples
+    --------
+    >>> load_network("resnet8").untrained
+    True
+    """
+    from . import build, load_weights
+    from .factories import from_function
+    from .hugging_face import from_folder
+
+    # On Windows a path may hold a colon itself.
+    file, _, function = source.rpartition(":")
     library, colon, name = source.partition(":")
-    if colon and library == "hf":
-        model = _hugging_face(name)
+    untrained, notes = True, []
+    if file.endswith(".py"):
+        model, untrained = from_function(file, function), False
+    elif colon and library == "hf":
+        model, untrained, notes = from_folder(name)
     elif colon and library not in ("torchvision", "timm"):
-        model = _from_function(library, name)
+        model, untrained = from_function(library, name), False
     else:
+        _refuse_files(source)
         model = build(source, num_classes=(1000 if colon else 100) if num_classes is None else num_classes)
     if weights is not None:
         load_weights(model, weights)
-    return model
+        untrained = False
+        # Every weight has now come from that file.
+        notes = []
+    return LoadedNetwork(model, untrained, tuple(notes))
 
 
-def _hugging_face(folder: str) -> nn.Module:
-    require("transformers", "hf", f"'hf:{folder}'")
-    from transformers import AutoConfig, AutoModel
+def _refuse_files(source: str) -> None:
+    """Raise ValueError if the text is a file or folder; the message says how to name the network in it."""
+    from .factories import functions_of_file
 
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"'hf:{folder}': there is no {path / 'config.json'}. Give the folder of a checkpoint saved with "
-            "save_pretrained; nothing is downloaded."
+    path = Path(source)
+    if path.suffix == ".py":
+        found = ", ".join(f"{source}:{name}" for name in functions_of_file(path)[:6])
+        raise ValueError(
+            f"{source}: say which function makes the network: {source}:FUNCTION.{f' It has {found}.' if found else ''}"
         )
-    if any(path.glob("*.safetensors")):
-        return AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
-    return AutoModel.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
-
-
-def _from_function(module_name: str, function: str) -> nn.Module:
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            # Find modules in the working directory, as `python -m` does.
-            sys.path.insert(0, str(Path.cwd()))
-            try:
-                module = importlib.import_module(module_name)
-            finally:
-                sys.path.pop(0)
-        except ModuleNotFoundError as error:
-            if error.name is None or not module_name.startswith(error.name):
-                raise
-            raise ValueError(
-                f"There is no Python module {module_name!r}. A network is a name such as resnet20, torchvision:NAME, "
-                "timm:NAME, hf:FOLDER, module:function or file.py:function."
-            ) from error
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"{module_name} has no function {function!r} that makes a network.")
-    model = getattr(module, function)()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{module_name}:{function} returned {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    if path.suffix in WEIGHT_FILES:
+        raise ValueError(
+            f"{source} is a file of weights. Name the network that they belong to, and give the file as its weights: "
+            "--weights-x and --weights-y of `cka-probe compare`, `weights` in a recipe."
+        )
+    if (path / "config.json").is_file():
+        raise ValueError(f"{source} is a folder of transformers: write hf:{source}.")

@@ -16,8 +16,10 @@ __all__ = ["load_weights"]
 
 # Keys under which training scripts store the state dict.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "net")
-# Prefixes that DataParallel, DistributedDataParallel and torch.compile add to every name.
-PREFIXES = ("module.", "_orig_mod.")
+# Parts that torch.compile, FSDP and activation checkpointing add to names, at any depth.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Entries that wrappers add beside the weights: the counter of AveragedModel.
+COUNTERS = ("n_averaged",)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,8 +28,10 @@ def load_weights(model: Model, path: str | Path) -> Model:
     """Load the weights of a file into a network. The network changes only if every weight fits.
 
     The file is a .safetensors file or a file of `torch.save`. The latter is read with ``weights_only=True``, so no code
-    in it runs; its state dict may be at the top or under "model", "state_dict", "model_state_dict" or "net". The
-    prefixes "module." and "_orig_mod." are removed. The counters of batch norms may be missing, as in old files.
+    in it runs; its state dict may be at the top, or under "model", "state_dict", "model_state_dict", "net" or another
+    key if only that holds one. A prefix that all names share ("module.", "model.") and the names of wrappers
+    ("_orig_mod") are removed if the network does not have them. The counters of batch norms may be missing, as in old
+    files.
 
     Parameters
     ----------
@@ -63,7 +67,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
         raise FileNotFoundError(
             f"There is no weight file {str(path)!r}. Weights are never downloaded; give a local file."
         )
-    state = _state_dict(_read(path), path)
+    state = _named_as_in(model, _state_dict(_read(path), path))
     _check_fit(model, state, path)
     model.load_state_dict(state, strict=False)  # only counters of batch norms may be missing
     return model
@@ -75,6 +79,13 @@ def _read(path: Path) -> Any:
             return load_file(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{str(path)!r} is a TorchScript archive, not a file of weights. Save its weights alone: "
+                "torch.save(torch.jit.load(path).state_dict(), weights)."
+            ) from error
+        raise ValueError(_damaged(path, error)) from error
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(
@@ -82,7 +93,7 @@ def _read(path: Path) -> Any:
                 f"Save only the state dict in the program that made the file: torch.save(model.state_dict(), path)."
             ) from error
         raise ValueError(_damaged(path, error)) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
+    except (SafetensorError, EOFError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
         raise ValueError(_damaged(path, error)) from error
 
 
@@ -98,8 +109,16 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     found = f"a {type(content).__name__}"
     if isinstance(content, Mapping):
         content = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-        if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-            return _without_prefixes(content)
+        if _is_state_dict(content):
+            return dict(content)
+        inside = [key for key, value in content.items() if _is_state_dict(value)]
+        if len(inside) == 1:
+            return dict(content[inside[0]])
+        if inside:
+            raise ValueError(
+                f"{str(path)!r} holds several state dicts, {', '.join(map(repr, inside[:8]))}. Save the one to load "
+                "in a file of its own."
+            )
         found = f"the keys {', '.join(map(repr, list(content)[:8]))}" if content else "nothing in it"
     raise ValueError(
         f"{str(path)!r} holds no state dict: names with tensors were expected at the top or under "
@@ -107,12 +126,29 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            # Wrappers may be nested, for example a compiled network in DistributedDataParallel.
-            return _without_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()})
-    return dict(state)
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
+
+
+def _named_as_in(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without what wrappers added to its names, as far as that makes it fit the network better."""
+    expected = set(model.state_dict())
+
+    def without_wrappers(name: str) -> str:
+        return name if name in expected else ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+    # Wrappers may be nested, for example AveragedModel in DistributedDataParallel: one prefix fewer each time.
+    choices = [{without_wrappers(name): tensor for name, tensor in state.items()}]
+    while True:
+        named = {name: tensor for name, tensor in choices[-1].items() if name not in COUNTERS}
+        if len({name.partition(".")[0] for name in named}) != 1 or not all("." in name for name in named):
+            break
+        choices.append({name.partition(".")[2]: tensor for name, tensor in named.items()})
+    return max(choices, key=lambda choice: len(expected & set(choice)))
 
 
 def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

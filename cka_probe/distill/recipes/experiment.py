@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ... import __version__
 from ...atomic_write import atomic_write
 from .. import data as datasets
-from ..models.sources import load_model
+from ..models.sources import load_model, load_network
 from ..training.classification import distill
 from ..training.diagnostics import Diagnostics
 from ..training.result import DistillationResult
@@ -192,14 +192,16 @@ def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Modu
     """
     section = recipe.teacher
     torch.manual_seed(0)
-    teacher = load_model(section.model, section.weights, num_classes=classes)
+    teacher, untrained, notes = load_network(section.model, section.weights, num_classes=classes)
+    for note in notes:
+        warnings.warn(f"The teacher {note}.", stacklevel=2)
     if section.train is not None:
         train, test, _ = load_datasets(section.data or recipe.data)
         directory = recipe.output.directory / recipe.name / "teacher"
         workers = (section.data or recipe.data).workers
         options = _training(section.train)
         distill(None, teacher, train, test, output_dir=directory, workers=workers, progress=progress, **options)
-    elif section.weights is None and not section.model.startswith("hf:"):
+    elif untrained:
         warnings.warn(
             f"The teacher {section.model} has no weights, so the student imitates a random network. Set "
             "teacher.weights, or add a section [teacher.train].",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cka_probe.distill.models.sources import load_model
+from cka_probe.distill.models.sources import load_model, load_network
 
 MODEL_FILE = """
 from torch import nn
@@ -77,3 +77,14 @@ def test_a_hugging_face_folder(tmp_path):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(ValueError, match="resnet20"):
         load_model("resnet21")
+
+
+def test_what_is_known_about_the_weights(tmp_path):
+    for source in ("resnet8", "torchvision:squeezenet1_1"):
+        assert load_network(source).untrained
+    (tmp_path / "mine.py").write_text(MODEL_FILE)
+    assert not load_network(f"{tmp_path / 'mine.py'}:network").untrained  # it may have loaded its weights itself
+    torch.save(load_model("resnet8").state_dict(), tmp_path / "w.pt")
+    assert not load_network("resnet8", tmp_path / "w.pt").untrained
+    pytest.importorskip("timm", reason="needs timm")
+    assert load_network("timm:resnet18").untrained

@@ -41,6 +41,24 @@ WRAPPINGS = {
         "n": np.int64(3),
     },
     "data_parallel": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "compiled_inside": lambda state: {
+        key.replace("layer1.", "layer1._orig_mod."): value for key, value in state.items()
+    },
+    "averaged": lambda state: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{key}": value for key, value in state.items()},
+    },
+    "averaged_in_parallel": lambda state: {
+        "module.n_averaged": torch.tensor(3),
+        **{f"module.module.{key}": value for key, value in state.items()},
+    },
+    "lightning": lambda state: {
+        "epoch": 3,
+        "pytorch-lightning_version": "2",
+        "state_dict": {f"model.{key}": value for key, value in state.items()},
+    },
+    "key_of_its_own": lambda state: {"epoch": 3, "backbone": state, "optimizer": {"state": {}, "param_groups": []}},
+    "fully_sharded": lambda state: {f"_fsdp_wrapped_module.{key}": value for key, value in state.items()},
     "compiled": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
     "old_torch": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
 }
@@ -150,3 +168,29 @@ def test_missing_entries_are_named(source, target, tmp_path):
         ValueError, match=r"missing from the file: layer2\.0\.downsample\.0\.weight\. Check the network"
     ):
         load_weights(target, path)
+
+
+def test_several_state_dicts_need_a_choice(source, target, tmp_path):
+    path = tmp_path / "gan.pth"
+    torch.save({"generator": source.state_dict(), "discriminator": target.state_dict()}, path)
+    with pytest.raises(ValueError, match="holds several state dicts, 'generator', 'discriminator'"):
+        load_weights(target, path)
+
+
+def test_a_network_that_has_a_prefix_itself_keeps_it(tmp_path):
+    wrapped, other = nn.Sequential(), nn.Sequential()
+    wrapped.add_module("model", nn.Linear(2, 2))
+    other.add_module("model", nn.Linear(2, 2))
+    torch.save(wrapped.state_dict(), tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert torch.equal(other.model.weight, wrapped.model.weight)
+
+
+def test_a_script_archive_is_no_file_of_weights(tmp_path, target):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, its files are not gone
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "net.pt")
+        with pytest.raises(ValueError, match="is a TorchScript archive"):
+            load_weights(target, tmp_path / "net.pt")

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from cka_probe.distill.models.sources import load_model
-from cka_probe.distill.recipes.experiment import finished, run_directory, run_recipe
+from cka_probe.distill.recipes.experiment import finished, load_teacher, run_directory, run_recipe
 from cka_probe.distill.recipes.methods import METHODS, build_loss
 from cka_probe.distill.recipes.recipe import Recipe
 
@@ -189,6 +189,20 @@ def test_a_teacher_without_weights_is_noted(tmp_path):
     with pytest.warns(UserWarning, match=r"teacher resnet8 has no weights.*Set teacher.weights"):
         run_recipe(recipe(tmp_path), progress=False)
     run_recipe(recipe(tmp_path).with_method("ce"), progress=False)  # "ce" needs no teacher
+
+
+def test_only_a_teacher_that_is_known_to_be_random_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_teacher.py").write_text(
+        "from cka_probe.distill.models import build\ndef make():\n    return build('resnet8', 10)\n"
+    )
+    # It may have loaded its weights itself: no warning, which would be an error here.
+    load_teacher(recipe(tmp_path, SMALL, 'teacher.model="own_teacher.py:make"'), 10)
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    transformers.ViTConfig(**sizes, image_size=8, patch_size=4).save_pretrained(tmp_path / "vit")
+    with pytest.warns(UserWarning, match="teacher hf:vit has no weights"):
+        load_teacher(recipe(tmp_path, SMALL, 'teacher.model="hf:vit"'), 10)
 
 
 def test_the_teacher_is_trained_once_and_results_are_refused_to_other_recipes(tmp_path):
