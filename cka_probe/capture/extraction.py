@@ -99,8 +99,8 @@ def extract(
         raise KeyboardInterrupt("The pass was interrupted: the features do not cover the data set.")
     run.require_batches()
     result = Features()
-    notes = [*run.notes, *(f"{layer!r} was left out: {why}" for layer, why in recorder.left_out.items())]
-    for name in recorder.names:
+    notes = [*run.notes, *recorder.notes(name=False)]
+    for name in recorder.compared:
         buffer = buffers[name]
         tensor = buffer.rows()
         if tensor.is_cuda and not bool(torch.isfinite(tensor).all()):

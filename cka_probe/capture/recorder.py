@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from .batches import Forward, attention_mask, call_model
+from .batches import Forward, call_model
 from .hooks import CaptureError, Probe
 from .layers import Layers, unwrap
-from .pooling import Pooling, check_pooling, pool
-from .state import device_of, full_precision, reduces_products
-from .trees import copied, samples_first
+from .masks import TokenMasks
+from .notes import left_out_notes
+from .outputs import OutputReader, SampleAxisError, UnfitOutputError, masks_by_infinity, of_dtype
+from .pooling import Pooling, check_pooling, pool, reads_positions
+from .state import buffers_restored, device_of, full_precision, random_states_restored, reduces_products
+from .trees import copied
+from .unchanged import UNCHANGED, UnchangedOutputs
 from .wrappers import called_model
 
 __all__ = ["Keep", "LayerRecorder", "NotFiniteError", "ReviewingKeep"]
@@ -49,15 +54,12 @@ class ReviewingKeep(Protocol):
         """Return whether the results of this forward are valid. If not, the model runs on the same batch again."""
 
 
-LISTED = 6
-"""Number of layers that a note names."""
-
-
 class LayerRecorder:
     """Run one model batch by batch and keep the result of ``keep`` for each selected layer.
 
     Every layer must run equally often in every batch, and its output must have the samples on axis 0 and hold finite
-    real numbers of a floating dtype. The recorder checks this.
+    real numbers of a floating dtype. A layer that breaks this is left out; it is an error if the caller wrote out its
+    name, or if it gives NaN or infinity.
 
     Parameters
     ----------
@@ -72,7 +74,7 @@ class LayerRecorder:
         ``ReviewingKeep``, ``review`` is called after each forward and may request a second one.
     forward : callable, optional
         ``forward(model, batch)``, used instead of ``call_model``.
-    exclude : optional
+    exclude, sample_axis : optional
         As in ``compare``.
 
     Attributes
@@ -80,7 +82,8 @@ class LayerRecorder:
     names : list of str
         Names of the recorded calls in the order of execution; known after the first batch.
     left_out : dict of str to str
-        Layers that a pattern picked but that cannot be compared, with the reason.
+        Layers that a pattern picked but that cannot be compared, with the reason. One that is left out after the first
+        batch stays in ``names``, and its result is None from then on.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class LayerRecorder:
         forward: Forward | None = None,
         *,
         exclude: Layers | None = None,
+        sample_axis: int = 0,
     ) -> None:
         check_pooling(pooling)
         self.model, self._called = unwrap(model), called_model(model)
@@ -113,16 +117,25 @@ class LayerRecorder:
         self._takes_half = self._reviewer is not None and self._reviewer.takes_half
         if self._reviewer is not None:
             self._reviewer.reviewed = True
-        self.probe = Probe(model, layers, pooling=None, receiver=self._receive, exclude=exclude)
+        asks = reads_positions(pooling)
+        self.probe = Probe(model, layers, None, receiver=self._receive, exclude=exclude, outputs=True, axes=asks)
+        self.sample_axis = sample_axis
+        self._reader = OutputReader(self.model, sample_axis)
+        two_sided = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+        self._masks = TokenMasks(two_sided)
+        # Position embeddings have no samples; transformers and RNNs may put time before them.
+        embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
+        self._doubtful = embeds or self._reader.has_time_first
+        self._unchanged = UnchangedOutputs()
+        self._trial: dict[str, tuple[int, ...]] | None = None
+        self._fresh = True
+        """Whether no batch has been run yet."""
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
         self._kept: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
-        self._batch = 0
+        self._batch, self._reduced = 0, False
         self._samples: int | None = None
-        self._mask: torch.Tensor | None = None
-        self._reduced = False
-        self._token_axes: dict[str, int | None] = {}
         self._previous: weakref.ref[torch.Tensor] | None = None
         self._previous_name, self._previous_version = "", 0
 
@@ -141,7 +154,7 @@ class LayerRecorder:
         Returns
         -------
         kept : list
-            Result of ``keep`` for each layer, in the order of ``names``.
+            Result of ``keep`` for each layer, in the order of ``names``; None for a layer that was left out since.
         rows : int
             Number of rows of the features: samples, or positions with pooling "spatial" or "all".
 
@@ -150,31 +163,55 @@ class LayerRecorder:
         CaptureError
             If a layer breaks one of the rules of the class; the message names the layer.
         """
-        self._batch, self._samples, self._mask = index, samples, attention_mask(batch)
+        self._batch, self._samples = index, samples
         self._reduced = reduces_products(device_of(self.model))
+        self._prepare(batch)
         self._pass(batch)
         while self._reviewer is not None and not self._reviewer.review(self._kept):
             self._pass(batch)
+        if self._unchanged.watching:
+            for name in self._unchanged.end():
+                self._leave_out(name, UNCHANGED)
         if not self.names:
             self._set_names()
-        if self._kept.keys() != set(self.names):
-            odd = sorted(set(self._kept) ^ set(self.names))
-            raise CaptureError(
-                f"{self.name} did not run the same layers in batch {index} as before: {', '.join(map(repr, odd[:3]))} "
-                "ran only in some. Leave these layers out, or give every batch the same shape."
-            )
-        rows = {self._rows[name] for name in self.names}
+        self._leave_out_odd()
+        self._fresh = False
+        present = [name for name in self.names if name in self._kept]
+        if not present:
+            reasons = "; ".join(f"{name!r}: {why}" for name, why in list(self.left_out.items())[:3])
+            raise CaptureError(f"No selected layer of {self.name} can be compared. {reasons}")
+        rows = {self._rows[name] for name in present}
         if len(rows) > 1:
-            by_rows = {count: next(n for n in self.names if self._rows[n] == count) for count in sorted(rows)}
+            by_rows = {count: next(n for n in present if self._rows[n] == count) for count in sorted(rows)}
             listed = ", ".join(f"{name!r} has {count}" for count, name in by_rows.items())
             raise CaptureError(
                 f"{self.name}: with pooling {self.pooling!r} the layers differ in their number of positions "
                 f"({listed}). Choose layers of one resolution, or another pooling."
             )
-        return [self._kept[name] for name in self.names], rows.pop()
+        return [self._kept.get(name) for name in self.names], rows.pop()
+
+    def _prepare(self, batch: Any) -> None:
+        """Prepare for a batch. If axes may have equal lengths by chance, run the model on a part of the first one."""
+        if self._unchanged.watching:
+            self._unchanged.start(batch)
+        if not callable(self.pooling):
+            self._masks.start(batch, self._shapes)
+        if self._fresh and not self._masks.masks and self._doubtful:
+            self._masks.try_fewer_samples(batch, self._samples, self._shapes, self.sample_axis)
+
+    def _shapes(self, batch: Any, samples: int) -> dict[str, tuple[int, ...]]:
+        """Shape of the output of each call on a batch of a trial, which leaves no trace in the model."""
+        self._trial, own, self._samples = {}, self._samples, samples
+        try:
+            with buffers_restored(self.model), random_states_restored(), self.probe.one_pass():
+                self.forward(self._called, batch)
+            return self._trial
+        finally:
+            self._trial, self._samples = None, own
 
     def _pass(self, batch: Any) -> None:
         self._kept, self._rows, self._previous = {}, {}, None
+        self._unchanged.begin_pass()
         with self.probe.one_pass():
             self.forward(self._called, copied(batch))  # a forward may change its input, and a minibatch may run twice
 
@@ -188,97 +225,141 @@ class LayerRecorder:
                 )
             self.left_out.setdefault(path, "it did not run in the forward pass")
         self.names = list(self._kept)
-        if not self.names:
-            reasons = "; ".join(f"{name!r}: {why}" for name, why in list(self.left_out.items())[:3])
-            raise CaptureError(f"No selected layer of {self.name} can be compared. {reasons}")
 
-    def notes(self) -> list[str]:
-        """Layers that were left out, in one line for each reason."""
-        reasons: dict[str, list[str]] = {}
-        for name, why in self.left_out.items():
-            reasons.setdefault(why, []).append(name)
-        lines = []
-        for why, names in reasons.items():
-            listed = ", ".join(map(repr, names[:LISTED])) + (f" and {len(names) - LISTED} more" * (len(names) > LISTED))
-            lines.append(f"{self.name}: {listed} {'was' if len(names) == 1 else 'were'} left out: {why}")
-        return lines
+    def _leave_out_odd(self) -> None:
+        """Leave out layers that ran in some batches only."""
+        if self._kept.keys() == (slots := set(self.names)):
+            return
+        odd = [name for name in self._kept if name not in slots]
+        odd += [name for name in self.names if name not in self._kept and name not in self.left_out]
+        if self._fresh and (foreign := [name for name in odd if not self._is_known(name)]):
+            raise CaptureError(
+                f"{self.name} did not run the same layers as before it was interrupted: "
+                f"{', '.join(map(repr, foreign[:3]))} ran only once. Resume with the same `layers`."
+            )
+        for name in odd:
+            self._leave_out(name, "it ran in some batches only")
 
-    def _receive(self, name: str, module: nn.Module, tensor: torch.Tensor) -> None:
+    def _is_known(self, name: str) -> bool:
+        """Whether a layer belongs to the comparison that a resumed run goes on with."""
+        selection = self.probe.selection
+        for path in selection.paths:
+            title = selection.name(path)
+            if name == title or name.startswith(f"{title}#"):
+                return title in self.names or title in self.left_out
+        return False
+
+    def notes(self, *, name: bool = True) -> list[str]:
+        """Layers that were left out or pooled without a mask, one line for each kind, with the name of the model."""
+        notes = left_out_notes(self.left_out) + list(self._masks.notes(self.compared))
+        return [f"{self.name}: {note}" if name else note for note in notes]
+
+    @property
+    def compared(self) -> list[str]:
+        """``names`` without the layers that were left out after the first batch."""
+        return [name for name in self.names if name not in self.left_out]
+
+    def _receive(self, name: str, module: nn.Module, output: Any) -> None:
+        if self._trial is not None:
+            with suppress(UnfitOutputError):
+                tensor, _ = self._read(name, module, output)
+                self._trial[name] = tuple(tensor.shape)
+            return
         if name in self.left_out:
             return
         previous = self._previous() if self._previous is not None else None
-        fresh, tensor = tensor, samples_first(module, tensor)
-        version = _version(fresh)
-        if fresh is previous and fresh is tensor and version is not None and version == self._previous_version:
+        version = _version(output)
+        if output is previous and version is not None and version == self._previous_version:
             # Dropout in eval mode and Identity return their input: the result of the previous layer holds.
             self._kept[name], self._rows[name] = self._kept[self._previous_name], self._rows[self._previous_name]
+            self._unchanged.repeat(name, self._previous_name)
             return
-        reason = self._unfit(tensor)
-        if reason is not None:
-            self._leave_out(name, reason)
+        try:
+            tensor, mask = self._read(name, module, output)
+            self._check(name, tensor)
+            # The hook runs inside the caller's autocast, which would compute the Gram matrix in half precision too.
+            if self._reduced or torch.is_autocast_enabled(tensor.device.type):
+                with full_precision(tensor.device):
+                    self._record(name, module, tensor, mask)
+            else:
+                self._record(name, module, tensor, mask)
+        except UnfitOutputError as error:
+            self._leave_out(name, str(error))
             return
-        # The hook runs inside the caller's autocast, which would compute the Gram matrix in half precision too.
-        if self._reduced or torch.is_autocast_enabled(tensor.device.type):
-            with full_precision(tensor.device):
-                self._record(name, tensor)
-        else:
-            self._record(name, tensor)
+        if tensor is output and version is not None and self._kept[name] is not None:
+            self._previous, self._previous_name, self._previous_version = weakref.ref(tensor), name, version
 
-        if name in self._kept and version is not None and self._kept[name] is not None and fresh is tensor:
-            self._previous, self._previous_name, self._previous_version = weakref.ref(fresh), name, version
+    def _read(self, name: str, module: nn.Module, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        try:
+            return self._reader.read(name, module, output, self._samples, remember=self._trial is None)
+        except SampleAxisError as error:
+            raise CaptureError(f"Layer {name!r} of {self.name} {error}") from None
 
     def _leave_out(self, name: str, reason: str) -> None:
-        if self.probe.selection.is_named(name) or name in self.names:
-            raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared: {reason}.")
+        if self.probe.selection.is_named(name):
+            where = f" in batch {self._batch}" if self.names else ""
+            raise CaptureError(f"Layer {name!r} of {self.name} cannot be compared{where}: {reason}.")
         self.left_out[name] = reason
+        self._kept.pop(name, None)
 
-    def _record(self, name: str, tensor: torch.Tensor) -> None:
-        tokens, mask = self._with_tokens(name, tensor)
+    def _record(self, name: str, module: nn.Module, tensor: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if mask is None and self._masks.masks and not callable(self.pooling):
+            tensor, mask = self._with_tokens(name, tensor)
+        features = self._features(name, module, tensor, mask)
+        if features.dtype not in (torch.float32, torch.float64) and not self._takes_half:
+            features = features.float()
         try:
-            features = pool(tokens, self.pooling, mask)
+            if self._fresh and features.device.type != "cpu" and not bool(torch.isfinite(features).all()):
+                raise NotFiniteError  # most keepers find it only at the end on a GPU
+            self._kept[name] = self.keep(name, features)
+        except NotFiniteError:
+            if masks_by_infinity(module, features):
+                raise UnfitOutputError("its output holds -inf, as that of a mask does") from None
+            raise CaptureError(self._not_finite(name, mask)) from None
+        self._rows[name] = features.shape[0]
+        if self._unchanged.watching:
+            self._unchanged.see(name, features)
+
+    def _features(
+        self, name: str, module: nn.Module, tensor: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Pool an activation. Raise UnfitOutputError if what comes out cannot be compared."""
+        try:
+            features = pool(tensor, self.pooling, mask, self.probe.channels(name, module, tensor))
         except ValueError as error:
-            raise CaptureError(f"Layer {name!r} of {self.name}: {error}.") from error
+            if callable(self.pooling):
+                raise CaptureError(f"Layer {name!r} of {self.name}: {error}.") from error
+            raise UnfitOutputError(str(error)) from error
         except Exception as error:
             if not callable(self.pooling):
                 raise
+            if not tensor.dtype.is_floating_point:
+                raise UnfitOutputError(of_dtype(tensor)) from error
             raise CaptureError(
                 f"Layer {name!r} of {self.name}: the pooling function failed on an activation of shape "
                 f"{tuple(tensor.shape)}: {error}"
             ) from error
+        if not features.dtype.is_floating_point:
+            raise UnfitOutputError(of_dtype(tensor))
         if callable(self.pooling) and self._samples not in (None, tensor.shape[0], features.shape[0]):
-            self._leave_out(name, self._misplaced(tensor))
-            return
-        if features.dtype not in (torch.float32, torch.float64) and not self._takes_half:
-            features = features.float()
-        try:
-            self._kept[name] = self.keep(name, features)
-        except NotFiniteError:
-            raise CaptureError(self._not_finite(name)) from None
-        self._rows[name] = features.shape[0]
+            raise UnfitOutputError(self._misplaced(tensor))
+        return features
 
     def _with_tokens(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Activation with its tokens on axis 1, and their mask; the activation itself and None if it has no tokens.
-
-        The first batch decides which axis holds the tokens. Otherwise a batch with as many tokens as heads would be
-        pooled along the wrong axis.
-        """
-        mask = self._mask
-        if mask is None or callable(self.pooling) or tensor.ndim < 3 or tensor.shape[0] != mask.shape[0]:
+        """Activation with its tokens on axis 1, and their mask; the activation itself and None if no mask is for it."""
+        place = self._masks.place(name, tensor.shape)
+        mask = None if place is None else self._masks.masks.get(place.key)
+        if place is None or mask is None:
             return tensor, None
-        axes = [axis for axis in range(1, tensor.ndim) if tensor.shape[axis] == mask.shape[1]]
-        axis = self._token_axes.setdefault(name, axes[0] if axes else None)
-        if axis is None:
-            return tensor, None
-        if axis not in axes:
-            raise CaptureError(
-                f"Layer {name!r} of {self.name} has shape {tuple(tensor.shape)} in batch {self._batch}: its axis "
-                f"{axis} no longer holds the {mask.shape[1]} tokens of the attention mask. Leave the layer out, or "
-                "pass a pooling function."
+        if tensor.ndim <= place.axis or tensor.shape[place.axis] != mask.shape[1] or len(tensor) != len(mask):
+            raise UnfitOutputError(
+                f"its output has shape {tuple(tensor.shape)}, whose axis {place.axis} no longer holds the "
+                f"{mask.shape[1]} tokens of the {place.key}"
             )
-        return tensor.movedim(axis, 1), mask
+        return tensor.movedim(place.axis, 1), mask
 
-    def _not_finite(self, name: str) -> str:
-        if self._mask is not None and not bool((empty := ~self._mask.bool().any(1)).sum() == 0):
+    def _not_finite(self, name: str, mask: torch.Tensor | None) -> str:
+        if mask is not None and not bool((empty := ~mask.bool().any(1)).sum() == 0):
             sample = int(empty.int().argmax())
             return f"Sample {sample} of batch {self._batch} has no real token in its attention mask."
         return (
@@ -286,19 +367,25 @@ class LayerRecorder:
             "weights; half precision may have overflowed."
         )
 
-    def _unfit(self, tensor: torch.Tensor) -> str | None:
-        """Reason why an output cannot be compared; None if it can."""
-        if not tensor.dtype.is_floating_point:
-            return f"its output is of dtype {tensor.dtype}"
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        """Raise UnfitOutputError if an output cannot be compared. A pooling function may be given more than others."""
+        if not tensor.dtype.is_floating_point and not callable(self.pooling):
+            raise UnfitOutputError(of_dtype(tensor))
         if tensor.ndim == 0:
-            return "its output is a single number"
-        if self._samples is None:
-            self._samples = tensor.shape[0]
-        if tensor.shape[0] != self._samples and not callable(self.pooling):
-            return self._misplaced(tensor)
+            raise UnfitOutputError("its output is a single number")
         if tensor.numel() == 0:
-            return f"its output is empty, of shape {tuple(tensor.shape)}"
-        return None
+            raise UnfitOutputError(f"its output is empty, of shape {tuple(tensor.shape)}")
+        if self._samples is None and tensor.dtype.is_floating_point:
+            self._samples = tensor.shape[0]
+        if callable(self.pooling):
+            return
+        if self._samples not in (None, tensor.shape[0]):
+            raise UnfitOutputError(self._misplaced(tensor))
+        if self._fresh and not self._masks.follows_samples(name, tensor.shape):
+            raise UnfitOutputError(
+                f"axis 0 of its output has {len(tensor)} entries as the batch by chance; with fewer samples it keeps "
+                "its length"
+            )
 
     def _misplaced(self, tensor: torch.Tensor) -> str:
         return (
@@ -307,6 +394,6 @@ class LayerRecorder:
         )
 
 
-def _version(tensor: torch.Tensor) -> int | None:
-    """Number of changes of the tensor in place; None in inference mode, where torch does not count them."""
-    return None if tensor.is_inference() else tensor._version
+def _version(output: Any) -> int | None:
+    """Number of changes of a tensor in place; None in inference mode, where torch does not count them."""
+    return output._version if isinstance(output, torch.Tensor) and not output.is_inference() else None

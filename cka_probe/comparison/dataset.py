@@ -19,6 +19,7 @@ from ..estimators.dataset.moments import MomentCKA
 from ..estimators.dataset.routes import SKETCH_SIZE, Route, choose_route
 from ..estimators.inference import jackknife_matrix
 from ..similarity.matrix import SimilarityMatrix
+from .places import filled_features, places
 from .request import ComparedModel, Request
 
 __all__ = ["MEMORY", "DatasetPass", "Side", "keep_features", "run_dataset"]
@@ -83,6 +84,10 @@ class Side(Protocol):
     def names(self) -> list[str]:
         """Its layers."""
 
+    @property
+    def compared(self) -> list[str]:
+        """Its layers without those that were left out after the first batch."""
+
     def notes(self) -> list[str]:
         """Layers that were left out, with the reasons."""
 
@@ -140,16 +145,19 @@ class DatasetPass:
         self.batches = 0
         self.statistics: Any = None
         self.left, self.right = _Features(), _Features()
+        self._widths: list[list[int]] = []
 
-    def consume(self, _index: int, kept: list[list[torch.Tensor]], samples: int) -> None:
-        """Add one batch: for each side the features (samples, d) of its layers.
+    def consume(self, _index: int, kept: list[list[torch.Tensor | None]], samples: int) -> None:
+        """Add one batch: for each side the features (samples, d) of its layers; None for one that was left out since.
 
         Raises
         ------
         ValueError
             If the width of a layer changes, or the data need a sketch and ``estimator`` is "biased".
         """
-        sides = [[x.to(self.home) for x in side] for side in kept]
+        self._widths = self._widths or [[x.shape[1] for x in side if x is not None] for side in kept]
+        full = [filled_features(side, widths) for side, widths in zip(kept, self._widths, strict=True)]
+        sides = [[x.to(self.home) for x in side] for side in full]
         xs, ys = (sides[0], sides[1]) if self.two_sided else ([x for side in sides for x in side], None)
         if self.route is None:
             self._choose(samples, [x.shape[1] for x in xs], None if ys is None else [y.shape[1] for y in ys])
@@ -184,7 +192,7 @@ class DatasetPass:
 
     def _named_layers(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Model and layer of each row, and of each column."""
-        sides = [[(side.name, layer) for layer in side.names] for side in self.sides]
+        sides = [[(side.name, layer) for layer in side.compared] for side in self.sides]
         if self.two_sided:
             return sides[0], sides[1]
         every = [named for side in sides for named in side]
@@ -243,14 +251,19 @@ class DatasetPass:
 
     def _values(self, route: Route) -> _Values:
         request = self.request
+        rows, columns = (places([side]) for side in self.sides) if self.two_sided else (places(self.sides),) * 2
         if route.name == "moments":
             statistics = self.statistics
             values, error = statistics.compute(request.estimator), statistics.standard_error(request.estimator)
-            return _Values(values, error, statistics.degrees_of_freedom)
+            return _Values(values[rows][:, columns], error[rows][:, columns], statistics.degrees_of_freedom)
         if route.name == "sketch":
-            return _Values(self.statistics.compute())
-        xs = self.left.arrays()
-        ys = self.right.arrays() if self.two_sided else None
+            return _Values(self.statistics.compute()[rows][:, columns])
+        every = self.left.arrays()
+        xs = [every[row] for row in rows]
+        ys = None
+        if self.two_sided:
+            every = self.right.arrays()
+            ys = [every[column] for column in columns]
         if route.name == "blocks":
             stacks = 8 * self.samples**2 * (len(xs) + len(ys or ()))
             if self.samples >= 5 and stacks <= MEMORY // 8:

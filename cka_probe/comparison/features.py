@@ -27,6 +27,10 @@ class _Stored:
     def names(self) -> list[str]:
         return list(self.features)
 
+    @property
+    def compared(self) -> list[str]:
+        return self.names
+
     def notes(self) -> list[str]:
         return []
 

@@ -17,6 +17,7 @@ from ..estimators.minibatch import MinibatchCKA
 from ..similarity.matrix import SimilarityMatrix
 from .checkpoint import Checkpoint
 from .grams.keeper import GramKeeper
+from .places import filled, places, selected
 from .processes import all_reduce
 from .request import ComparedModel, Request
 
@@ -138,13 +139,15 @@ class MinibatchPass:
             If a layer gave NaN or infinity.
         """
         self._read_keepers()
-        sides = [[(r.name, layer) for layer in r.names] for r in self.recorders]
+        sides = [[(r.name, layer) for layer in r.compared] for r in self.recorders]
         if self._square:
             rows = columns = [named for side in sides for named in side]
+            statistics = selected(self.statistics, places(self.recorders), places(self.recorders))
         else:
             rows, columns = sides
+            statistics = selected(self.statistics, *(places([recorder]) for recorder in self.recorders))
         notes = [*notes, *self._notes, *(note for r in self.recorders for note in r.notes())]
-        return minibatch_result(self.statistics, rows, columns, notes, meta, models=self._models_in_result)
+        return minibatch_result(statistics, rows, columns, notes, meta, models=self._models_in_result)
 
     def checkpoint(self, order: str, done: int) -> Checkpoint:
         """The state after ``done`` batches with the digest ``order``.
@@ -196,15 +199,19 @@ class MinibatchPass:
 
 
 def centred_rows(
-    kept: Sequence[LayerGram],
+    kept: Sequence[LayerGram | None],
     estimator: str,
     device: torch.device,
     keeper: GramKeeper,
     names: Sequence[str],
     batch: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flattened centred Gram matrices (layers, n * n) of one model and one batch, and their divisors, on ``device``."""
-    stack, divisors = unit_stack([g.gram for g in kept], [g.factor for g in kept])
+    """Flattened centred Gram matrices (layers, n * n) of one model and one batch, and their divisors, on ``device``.
+
+    A layer that was left out since the first batch, whose Gram matrix is None, has zeros.
+    """
+    grams = filled(kept)
+    stack, divisors = unit_stack([g.gram for g in grams], [g.factor for g in grams])
     rows = flat_centred(stack, estimator)
     keeper.observe(batch, names, stack, rows)
     return rows.to(device), divisors.to(device)

@@ -10,6 +10,7 @@ import torch
 
 from ..capture.recorder import LayerRecorder
 from ..estimators.minibatch import MinibatchCKA
+from .places import selected_sums
 
 __all__ = ["Shard", "all_reduce"]
 
@@ -69,7 +70,8 @@ def all_reduce(statistics: MinibatchCKA, recorders: Sequence[LayerRecorder], dev
     statistics : MinibatchCKA
         Changed in place.
     recorders : sequence of LayerRecorder
-        Their ``names`` and ``left_out`` must be equal in all processes that had a batch.
+        They must have the same layers in all processes that had a batch. A layer that one process left out is left out
+        in all.
     device : torch.device
         Where a process without a batch makes its zeros.
 
@@ -91,15 +93,57 @@ def all_reduce(statistics: MinibatchCKA, recorders: Sequence[LayerRecorder], dev
     full = [part for part in gathered if part["batches"]]
     if not full:
         raise ValueError("No process had a batch to compare.")
-    if any(part["layers"] != full[0]["layers"] for part in full):
-        raise ValueError("The processes compared different layers. Every process must run the same models.")
-    for recorder, (_, names, left_out) in zip(recorders, full[0]["layers"], strict=True):
-        recorder.names, recorder.left_out = names, left_out
-    sums = {name: total.clone() for name, total in statistics.sums.items()} or {
-        name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in full[0]["shapes"].items()
-    }
+    own = [list(recorder.names) for recorder in recorders]
+    for place, recorder in enumerate(recorders):
+        _agree(recorder, [part["layers"][place] for part in full])
+    kept = [[names.index(name) for name in r.names if name in names] for r, names in zip(recorders, own, strict=True)]
+    if statistics.sums:
+        rows, columns = _places(statistics.sums["cross"].shape[0], own, kept)
+        sums = selected_sums(statistics.sums, rows, columns)
+    else:
+        names = [names for _, names, _ in full[0]["layers"]]
+        every = [list(range(len(r.names))) for r in recorders]
+        rows, columns = _places(full[0]["shapes"]["cross"][0], names, every)
+        counts = (len(rows), len(columns))
+        sums = {
+            name: torch.zeros(
+                [count if whole > 1 else whole for count, whole in zip(counts, shape, strict=True)],
+                dtype=torch.float64,
+                device=device,
+            )
+            for name, shape in full[0]["shapes"].items()
+        }
     for name in sorted(sums):
         dist.all_reduce(sums[name])
     statistics.sums = sums
     statistics.samples = sum(part["samples"] for part in gathered)
     statistics.batches = sum(part["batches"] for part in gathered)
+
+
+def _agree(recorder: LayerRecorder, parts: Sequence[tuple[str, list[str], dict[str, str]]]) -> None:
+    """Give a recorder the layers that all processes compared, and the reasons of all others.
+
+    Each part holds name, layers and left out layers of the model in one process.
+    """
+    known = [(name, {layer.partition("#")[0] for layer in (*names, *left_out)}) for name, names, left_out in parts]
+    common = [layer for layer in parts[0][1] if all(layer in names for _, names, _ in parts)]
+    if any(one != known[0] for one in known) or not common:
+        raise ValueError("The processes compared different layers. Every process must run the same models.")
+    left_out: dict[str, str] = {}
+    for _, names, reasons in parts:
+        left_out = {**reasons, **left_out}
+        for layer in names:
+            if layer not in common:
+                left_out.setdefault(layer, "it ran in some batches only")
+    recorder.names, recorder.left_out = common, left_out
+
+
+def _places(
+    rows: int, names: Sequence[Sequence[str]], kept: Sequence[Sequence[int]]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Rows and columns of the kept places of each side, in statistics with that many rows."""
+    if len(names) == 2 and rows != len(names[0]) + len(names[1]):
+        return kept[0], kept[1]
+    starts = [sum(map(len, names[:side])) for side in range(len(names))]
+    every = [start + place for start, side in zip(starts, kept, strict=True) for place in side]
+    return every, every

@@ -28,6 +28,7 @@ from ..estimators.validation import check_estimator
 from ..similarity.matrix import SimilarityMatrix
 from .grams.keeper import GramKeeper
 from .minibatch import centred_rows, minibatch_result
+from .places import places
 from .request import ComparedModel, Request
 
 __all__ = ["FORMAT", "Signature", "compare_signatures", "signature"]
@@ -190,9 +191,10 @@ def signature(
     if run.interrupted:
         raise KeyboardInterrupt("The pass was interrupted, so there is no signature of the whole data set.")
     run.require_batches()
+    layers_left = places([recorder])
     return Signature(
         name=name or type(recorder.model).__name__,
-        layers=tuple(recorder.names),
+        layers=tuple(recorder.compared),
         order=order.hexdigest(),
         kernel=repr(request.kernel),
         estimator=estimator,
@@ -200,11 +202,11 @@ def signature(
         notes=(
             *run.notes,
             *keeper.finish(name or type(recorder.model).__name__, recorder.names),
-            *(f"{layer!r} was left out: {why}" for layer, why in recorder.left_out.items()),
+            *recorder.notes(name=False),
         ),
         samples=tuple(sizes),
-        grams=tuple(grams),
-        scales=tuple(scales),
+        grams=tuple(gram[layers_left] for gram in grams),
+        scales=tuple(scale[layers_left] for scale in scales),
     )
 
 

@@ -258,7 +258,7 @@ def test_tokens_that_move_to_another_axis_are_an_error():
 
     with pytest.raises(
         cp.CaptureError,
-        match=r"'inner' of model_x \(Moves\) has shape \(8, 3, 6\) in batch 1: its axis 1 no longer holds the 6",
+        match=r"'inner' of .* cannot be .* in batch 1: .* shape \(8, 3, 6\), whose axis 1 no longer holds",
     ):
         cp.compare(Moves(), Moves(), token_batches(LENGTHS), layers="inner", progress=False)
 

@@ -162,20 +162,29 @@ class Changing(nn.Module):
         return self.b(self.a(x)) if self.calls == 1 else self.a(x)
 
 
-def test_layers_that_run_only_in_some_batches_are_an_error():
+def test_a_layer_that_runs_in_some_batches_only_is_left_out_or_an_error_if_it_was_named():
+    batches = [torch.randn(10, 4)] * 2
     net = Changing()
+    result = cp.compare(net, net, batches, progress=False)
+    assert result.rows == ("a",)
+    assert result.notes == ("model_x (Changing): 'b' was left out: it ran in some batches only",)
     with pytest.raises(
-        cp.CaptureError, match=r"model_x \(Changing\) did not run the same layers in batch 1 as before: 'b' ran only"
+        cp.CaptureError,
+        match=r"Layer 'b' of model_x \(Changing\) cannot be compared in batch 1: it ran in some batches only\.",
     ):
-        cp.compare(net, net, [torch.randn(10, 4)] * 2, progress=False)
+        cp.compare(Changing(), Changing(), batches, layers=["a", "b"], progress=False)
 
 
-def test_a_layer_whose_output_becomes_unfit_is_an_error():
+def test_a_layer_whose_output_becomes_unfit_is_left_out_or_an_error_if_it_was_named():
     net = Branches(nn.Identity(), Function(lambda x: x if len(x) == 10 else x.T))
+    batches = [torch.randn(10, 4), torch.randn(8, 4)]
+    result = cp.compare(net, net, batches, progress=False)
+    assert result.rows == ("parts.0",)
+    assert len(result.notes) == 1
     with pytest.raises(
-        cp.CaptureError, match=r"Layer 'parts\.1' of .* cannot be compared: its output has shape \(4, 8\)"
+        cp.CaptureError, match=r"Layer 'parts\.1' of .* cannot be compared in batch 1: its output has shape \(4, 8\)"
     ):
-        cp.compare(net, net, [torch.randn(10, 4), torch.randn(8, 4)], progress=False)
+        cp.compare(net, net, batches, layers=["parts.0", "parts.1"], progress=False)
 
 
 def test_models_with_different_numbers_of_positions_are_an_error():
