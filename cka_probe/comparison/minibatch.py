@@ -211,7 +211,7 @@ def centred_rows(
     A layer that was left out since the first batch, whose Gram matrix is None, has zeros.
     """
     grams = filled(kept)
-    stack, divisors = unit_stack([g.gram for g in grams], [g.factor for g in grams])
+    stack, divisors = unit_stack([g.gram for g in grams], [g.factor for g in grams], estimator=estimator)
     rows = flat_centred(stack, estimator)
     keeper.observe(batch, names, stack, rows)
     return rows.to(device), divisors.to(device)

@@ -7,21 +7,11 @@ from .dataset.blocks import blocked_cka
 from .dataset.moments import MomentCKA
 from .dataset.routes import Route, choose_route
 from .dataset.sketch import SketchCKA
+from .distances import median_distance, squared_distances
 from .double_debiasing import cka_double_debiased
 from .hsic import hsic, hsic_from_grams
 from .inference import Estimate, OutlierWarning, cka_matrix_with_error, cka_with_error, sample_influence
-from .kernels import (
-    RBF,
-    Cosine,
-    Kernel,
-    Laplacian,
-    Linear,
-    Polynomial,
-    center_features,
-    kernel_from_name,
-    median_distance,
-    squared_distances,
-)
+from .kernels import RBF, Cosine, Kernel, Laplacian, Linear, Polynomial, center_features, kernel_from_name
 from .measures.canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
 from .measures.catalogue import MEASURES, Measure, MeasureMatrix, uncentred_alignment
 from .measures.dissimilarities import rsa

@@ -7,8 +7,8 @@ from types import ModuleType
 from array_api_compat import array_namespace
 
 from .centring import center_gram, u_center_gram
-from .hsic import Centred, CentredFeatures, CentredGram, both_sides, inner
-from .kernels import Kernel, Linear, center_features
+from .hsic import Centred, CentredFeatures, CentredGram, both_sides, inner, wide_unless_linear
+from .kernels import Kernel, Linear, center_features, check_defined, given_kernel
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
 __all__ = [
@@ -82,15 +82,17 @@ def cka(
     Raises
     ------
     TypeError
-        If ``x`` or ``y`` is not a real floating array, or they come from different libraries.
+        If ``x`` or ``y`` is not a real floating array, they come from different libraries, or a kernel is a class or a
+        text instead of an instance.
     ValueError
-        If the numbers of samples differ or are too small, a value is NaN or infinite, the devices differ, or the
-        estimator is unknown.
+        If the numbers of samples differ or are too small, a value is NaN or infinite, the devices differ, the
+        estimator is unknown, or a median bandwidth is 0 because half of all pairs of samples or more are equal.
 
     Notes
     -----
-    Features in float16 and bfloat16 are computed in float32. Sums are taken in float64. Gradients flow. For linear
-    kernels the cheaper of two forms is used: Gram matrices (n, n), or products of features (p, q).
+    Features in float16 and bfloat16 are computed in float32, or in float64 if a kernel is not linear. Sums are in
+    float64. Gradients flow. For linear kernels the cheaper of two forms is used: Gram matrices (n, n), or products of
+    features (p, q).
 
     References
     ----------
@@ -105,8 +107,12 @@ def cka(
     1.0
     """
     xp, x, y = check_pair(x, y, minimum=check_estimator(estimator))
-    kernel = kernel or Linear()
-    return cka_of_features(xp, x, y, kernel, kernel_y or kernel, estimator)
+    kernel = given_kernel(kernel)
+    kernel_y = given_kernel(kernel_y, "kernel_y", kernel)
+    wide = wide_unless_linear(x, y, kernel, kernel_y)
+    value = cka_of_features(xp, *wide, kernel, kernel_y, estimator)
+    check_defined(value, [("x", x, kernel), ("y", y, kernel_y)])
+    return value
 
 
 def cka_of_features(xp: ModuleType, x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: str) -> Array:
@@ -201,10 +207,10 @@ def chance_level(x: Array, y: Array, *, kernel: Kernel | None = None, kernel_y: 
     0.97
     """
     xp, x, y = check_pair(x, y, minimum=2)
-    kernel = kernel or Linear()
+    kernel = given_kernel(kernel)
     ratios = []
-    for features, k in ((x, kernel), (y, kernel_y or kernel)):
-        features = center_features(features) if isinstance(k, Linear) else features
+    for features, k in ((x, kernel), (y, given_kernel(kernel_y, "kernel_y", kernel))):
+        features = center_features(features) if isinstance(k, Linear) else xp.astype(features, xp.float64)
         ratios.append(participation_ratio(k(features)))
     return xp.sqrt(ratios[0] * ratios[1]) / (x.shape[-2] - 1)
 

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 
 from .alignment import normalized_gram
 from .hsic import gram_is_cheaper, scaled_features
-from .kernels import Kernel, Linear
+from .kernels import Kernel, Linear, given_kernel
 from .validation import Array, check_estimator, check_features, check_finite, check_pair, constant, namespace
 
 __all__ = [
@@ -157,8 +157,8 @@ def alignment_corridor(
     True
     """
     xp, x, y = check_pair(x, y, minimum=check_estimator(estimator))
-    kernel = kernel or Linear()
-    kernel_y = kernel_y or kernel
+    kernel = given_kernel(kernel)
+    kernel_y = given_kernel(kernel_y, "kernel_y", kernel)
     n, p, q = x.shape[-2], x.shape[-1], y.shape[-1]
     linear = isinstance(kernel, Linear) and isinstance(kernel_y, Linear)
     if linear and estimator == "biased" and not gram_is_cheaper(n, p, q):

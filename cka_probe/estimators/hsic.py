@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 from .centring import center_gram, u_center_gram
 from .closed_form import SampleTerms, unbiased_inner, unbiased_share
-from .kernels import Kernel, Linear, center_features
+from .kernels import Kernel, Linear, center_features, check_defined, given_kernel
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "pairwise_inner",
     "row_inner",
     "scaled_features",
+    "wide_unless_linear",
 ]
 
 CHUNK = 4096
@@ -199,6 +200,19 @@ def both_sides(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: 
     return gram, gram if y is x and kernel_y is kernel else CentredGram.of_features(y, kernel_y, estimator)
 
 
+def wide_unless_linear(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel) -> tuple[Array, Array]:
+    """Both features in float64 if one kernel is not linear, else unchanged.
+
+    A kernel cannot be centred before it is computed. In float32 the cosines of features with a large mean keep few
+    digits, and the powers of a polynomial overflow.
+    """
+    if isinstance(kernel, Linear) and isinstance(kernel_y, Linear):
+        return x, y
+    xp = array_namespace(x)
+    wide = xp.astype(x, xp.float64)
+    return wide, wide if y is x else xp.astype(y, xp.float64)
+
+
 def inner(left: Centred, right: Centred) -> Array:
     """<A, B> of two sides in the same form, shape (...)."""
     if isinstance(left, CentredGram) and isinstance(right, CentredGram):
@@ -247,10 +261,11 @@ def hsic(
     Raises
     ------
     TypeError
-        If ``x`` or ``y`` is not a real floating array, or they come from different libraries.
+        If ``x`` or ``y`` is not a real floating array, they come from different libraries, or a kernel is a class or a
+        text instead of an instance.
     ValueError
-        If the numbers of samples differ or are too small, a value is NaN or infinite, the devices differ, or the
-        estimator is unknown.
+        If the numbers of samples differ or are too small, a value is NaN or infinite, the devices differ, the
+        estimator is unknown, or a median bandwidth is 0 because half of all pairs of samples or more are equal.
 
     References
     ----------
@@ -265,9 +280,12 @@ def hsic(
     2.7778
     """
     _, x, y = check_pair(x, y, minimum=check_estimator(estimator))
-    kernel = kernel or Linear()
-    left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
-    return _hsic_of(left, right, estimator)
+    kernel = given_kernel(kernel)
+    kernel_y = given_kernel(kernel_y, "kernel_y", kernel)
+    left, right = both_sides(*wide_unless_linear(x, y, kernel, kernel_y), kernel, kernel_y, estimator)
+    value = _hsic_of(left, right, estimator)
+    check_defined(value, [("x", x, kernel), ("y", y, kernel_y)])
+    return value
 
 
 def hsic_from_grams(gram_x: Array, gram_y: Array, *, estimator: str = "unbiased") -> Array:

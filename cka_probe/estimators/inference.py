@@ -15,8 +15,8 @@ from array_api_compat import array_namespace
 
 from .alignment import ratio, self_term
 from .closed_form import without_each
-from .hsic import Centred, both_sides, pairwise_inner, row_inner
-from .kernels import Kernel, Linear
+from .hsic import Centred, both_sides, pairwise_inner, row_inner, wide_unless_linear
+from .kernels import Kernel, check_defined, given_kernel
 from .layer_grams import layer_rows
 from .outliers import Outliers, OutlierWarning, find_outliers, warn_of_outliers
 from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair, check_same_samples
@@ -163,9 +163,11 @@ def cka_with_error(
     """
     check_level(level)
     xp, x, y = check_pair(x, y, minimum=_minimum(estimator))
-    kernel = kernel or Linear()
-    left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
+    kernel = given_kernel(kernel)
+    kernel_y = given_kernel(kernel_y, "kernel_y", kernel)
+    left, right = both_sides(*wide_unless_linear(x, y, kernel, kernel_y), kernel, kernel_y, estimator)
     value, without, weights = _leave_one_out(xp, left, right, estimator)
+    check_defined(value, [("x", x, kernel), ("y", y, kernel_y)])
     outliers = [found for side in (0, 1) for found in find_outliers(xp, weights[side], side)]
     warn_of_outliers(outliers, "`{}`")
     n = left.samples
@@ -216,9 +218,11 @@ def sample_influence(
     7
     """
     xp, x, y = check_pair(x, y, minimum=_minimum(estimator))
-    kernel = kernel or Linear()
-    left, right = both_sides(x, y, kernel, kernel_y or kernel, estimator)
+    kernel = given_kernel(kernel)
+    kernel_y = given_kernel(kernel_y, "kernel_y", kernel)
+    left, right = both_sides(*wide_unless_linear(x, y, kernel, kernel_y), kernel, kernel_y, estimator)
     value, without, weights = _leave_one_out(xp, left, right, estimator)
+    check_defined(value, [("x", x, kernel), ("y", y, kernel_y)])
     warn_of_outliers([found for side in (0, 1) for found in find_outliers(xp, weights[side], side)], "`{}`")
     return value[..., None] - without
 
@@ -288,7 +292,7 @@ def jackknife_matrix(
     """``cka_matrix_with_error`` without its warnings: the result holds the ``outliers`` instead."""
     check_level(level)
     check_layer_lists(xs, ys)
-    kernel = kernel or Linear()
+    kernel = given_kernel(kernel)
     left = _Network.of(xs, 0, kernel, estimator)
     right = left if ys is None else _Network.of(ys, 1, kernel, estimator)
     check_same_samples(left.samples, right.samples)

@@ -9,15 +9,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal, Protocol
 
 from array_api_compat import array_namespace
 
+from .distances import median_of_squared, safe_sqrt, scaled_distances
 from .validation import Array, constant
 
 __all__ = [
     "KERNELS",
+    "MEDIAN_ZERO",
     "RBF",
     "Cosine",
     "Kernel",
@@ -25,11 +29,14 @@ __all__ = [
     "Linear",
     "Polynomial",
     "center_features",
+    "check_defined",
+    "given_kernel",
     "kernel_from_name",
-    "median_distance",
-    "safe_sqrt",
-    "squared_distances",
 ]
+
+
+MEDIAN_ZERO = "half of all pairs of samples or more are equal, so that it gives no bandwidth"
+"""Why the Gram matrix of a kernel with a median bandwidth is not defined."""
 
 
 class Kernel(Protocol):
@@ -71,85 +78,6 @@ def _transpose(x: Array) -> Array:
     return array_namespace(x).matrix_transpose(x)
 
 
-def _off_diagonal(xp, n: int, like: Array) -> Array:
-    return 1 - xp.eye(n, dtype=like.dtype, device=like.device)
-
-
-def squared_distances(x: Array, y: Array | None = None) -> Array:
-    """Squared Euclidean distances between all samples.
-
-    Parameters
-    ----------
-    x : array (..., n, p)
-        Features.
-    y : array (..., m, p), optional
-        Features of other samples; ``x`` itself by default.
-
-    Returns
-    -------
-    array (..., n, m)
-        Squared distances, never negative. The diagonal is exactly 0 without ``y``.
-    """
-    xp = array_namespace(x)
-    # A shared shift does not change distances, and it keeps float32 accurate when the mean is far above the spread. The
-    # first sample is subtracted first, so that a constant layer gives exactly 0 instead of the rounding of its mean.
-    first = constant(x[..., :1, :])
-    a = x - first
-    mean = constant(xp.mean(a, axis=-2, keepdims=True))
-    a = a - mean
-    b = a if y is None else y - first - mean
-    norms_a = xp.sum(a * a, axis=-1)[..., :, None]
-    norms_b = xp.sum(b * b, axis=-1)[..., None, :]
-    squared = norms_a + norms_b - 2 * (a @ _transpose(b))
-    # Negative values are rounding: the exact value is a sum of squares.
-    squared = xp.where(squared < 0, xp.zeros_like(squared), squared)
-    return squared * _off_diagonal(xp, x.shape[-2], x) if y is None else squared
-
-
-def safe_sqrt(xp, squared: Array) -> Array:
-    """Square root whose gradient at 0 is 0 instead of infinite, as on the diagonal of distances; NaN stays NaN."""
-    zero = squared == 0
-    return xp.where(zero, xp.zeros_like(squared), xp.sqrt(xp.where(zero, xp.ones_like(squared), squared)))
-
-
-def median_distance(x: Array, y: Array | None = None) -> Array:
-    """Median Euclidean distance over all pairs i < j of the samples of ``x``, or of ``x`` and ``y`` together.
-
-    Parameters
-    ----------
-    x : array (..., n, p)
-        Features, n >= 2.
-    y : array (..., m, p), optional
-        More samples, joined with those of ``x``.
-
-    Returns
-    -------
-    array (...)
-        The median. For an even number of pairs, the mean of the two middle values.
-
-    References
-    ----------
-    Gretton et al., A Kernel Two-Sample Test, JMLR 2012, section 8 (the median heuristic).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> float(median_distance(np.array([[0.0], [1.0], [3.0]])))
-    2.0
-    """
-    xp = array_namespace(x)
-    x = x if y is None else xp.concat([x, y], axis=-2)
-    n = x.shape[-2]
-    # The diagonal is set to -1, so the n diagonal entries sort first. Then each pair follows twice.
-    squared = squared_distances(x) - (1 - _off_diagonal(xp, n, x))
-    ordered = xp.sort(xp.reshape(squared, (*squared.shape[:-2], n * n)), axis=-1)
-    pairs = n * (n - 1) // 2
-    upper = safe_sqrt(xp, ordered[..., n + 2 * (pairs // 2)])
-    if pairs % 2:
-        return upper
-    return (upper + safe_sqrt(xp, ordered[..., n + 2 * (pairs // 2 - 1)])) / 2
-
-
 @dataclass(frozen=True)
 class Linear:
     """The linear kernel k(u, v) = u . v.
@@ -183,14 +111,37 @@ class _Bandwidth:
     def width(self, x: Array, y: Array | None = None) -> Array | float:
         """The bandwidth in units of the features: ``fraction`` times the given number, or times the median distance.
 
-        It is NaN, and so is the Gram matrix, where the median distance is 0: more than half of all pairs coincide.
+        It is NaN where the median distance is 0 although samples differ: half of all pairs or more are equal.
         """
-        if self.bandwidth == "median":
-            xp = array_namespace(x)
-            median = median_distance(x, y)[..., None, None]
-            # A median of 0 says nothing about the scale, and an invented bandwidth would be a silent error.
-            return self.fraction * xp.where(median > 0, median, xp.full_like(median, math.nan))
-        return self.fraction * float(self.bandwidth)
+        if self.bandwidth != "median":
+            return self.fraction * float(self.bandwidth)
+        xp = array_namespace(x)
+        squared, scale = scaled_distances(x if y is None else xp.concat([x, y], axis=-2))
+        return self._of_median(xp, squared, scale) * xp.where(scale > 0, scale, xp.ones_like(scale))
+
+    def _of_median(self, xp: ModuleType, squared: Array, scale: Array) -> Array:
+        """Bandwidth (..., 1, 1) in units of ``scale``, from the squared distances of all samples in these units."""
+        median = median_of_squared(xp, squared)[..., None, None]
+        # A median of 0 says nothing about the scale, and an invented bandwidth would be a silent error. Only if all
+        # samples are equal, no bandwidth is needed.
+        unknown = xp.where(scale > 0, xp.full_like(median, math.nan), xp.ones_like(median))
+        return self.fraction * xp.where(median > 0, median, unknown)
+
+    def _distances(self, x: Array, y: Array | None) -> tuple[Array, Array]:
+        """Squared distances (..., n, m) in units of a scale, and that scale over the bandwidth (..., 1, 1)."""
+        xp = array_namespace(x)
+        squared, scale = scaled_distances(x, y)
+        if self.bandwidth != "median":
+            # Beyond this limit, the kernel of any two samples that the dtype tells apart is 0. An infinite ratio would
+            # make it NaN for a sample with itself.
+            limit = 1e18 if x.dtype == xp.float32 else 1e150
+            over = scale / self.width(x)
+            return squared, xp.where(over < limit, over, xp.where(over >= limit, xp.full_like(over, limit), over))
+        if y is None:
+            return squared, 1 / self._of_median(xp, squared, scale)
+        own, own_scale = scaled_distances(xp.concat([x, y], axis=-2))
+        factor = scale / xp.where(own_scale > 0, own_scale, xp.ones_like(own_scale))
+        return squared, factor / self._of_median(xp, own, own_scale)
 
     def fixed(self, x: Array):
         """The same kernel with the bandwidth that it has on ``x`` (n, p), as a number, for use on other samples.
@@ -198,15 +149,12 @@ class _Bandwidth:
         Raises
         ------
         ValueError
-            If more than half of all pairs of samples coincide, so that their median distance is 0.
+            If half of all pairs of samples or more are equal, so that their median distance is 0.
         """
         width = self.width(x)
         width = width if isinstance(width, float) else float(width[0, 0])
-        if math.isnan(width):
-            raise ValueError(
-                "More than half of all pairs of samples coincide, so the median distance gives no bandwidth. "
-                "Pass a number as `bandwidth`."
-            )
+        if math.isnan(width) or not bool(array_namespace(x).any(x != x[:1, :])):
+            raise ValueError(f"The median distance is 0: {MEDIAN_ZERO}. Pass a number as `bandwidth`.")
         return dataclasses.replace(self, bandwidth=width, fraction=1.0)
 
 
@@ -240,9 +188,8 @@ class RBF(_Bandwidth):
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The Gram matrix of ``x`` (..., n, n), or the cross-Gram matrix with ``y`` (..., n, m)."""
-        xp = array_namespace(x)
-        width = self.width(x, y)
-        return xp.exp(-squared_distances(x, y) / (2 * width * width))
+        squared, over = self._distances(x, y)
+        return array_namespace(x).exp(-(squared * over * over) / 2)
 
 
 @dataclass(frozen=True)
@@ -271,7 +218,8 @@ class Laplacian(_Bandwidth):
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The Gram matrix of ``x`` (..., n, n), or the cross-Gram matrix with ``y`` (..., n, m)."""
         xp = array_namespace(x)
-        return xp.exp(-safe_sqrt(xp, squared_distances(x, y)) / self.width(x, y))
+        squared, over = self._distances(x, y)
+        return xp.exp(-safe_sqrt(xp, squared) * over)
 
 
 @dataclass(frozen=True)
@@ -344,6 +292,65 @@ def _unit_rows(x: Array) -> Array:
 
 
 KERNELS = {"linear": Linear, "rbf": RBF, "laplacian": Laplacian, "polynomial": Polynomial, "cosine": Cosine}
+
+
+def given_kernel(kernel: Kernel | None, name: str = "kernel", default: Kernel | None = None) -> Kernel:
+    """The kernel that a caller gave, or ``default`` (``Linear()`` when left out) for None.
+
+    Parameters
+    ----------
+    kernel : Kernel or None
+        The argument of the caller.
+    name : str
+        Name of that argument in the message.
+    default : Kernel, optional
+        The kernel for None.
+
+    Raises
+    ------
+    TypeError
+        If ``kernel`` is a class, a text, or anything else that cannot be called on features.
+
+    Examples
+    --------
+    >>> given_kernel(None)
+    Linear()
+    """
+    if kernel is None:
+        return Linear() if default is None else default
+    if callable(kernel) and not isinstance(kernel, type):
+        return kernel
+    if isinstance(kernel, type):
+        shown, like = f"the class {kernel.__name__}", kernel.__name__
+    else:
+        shown = f"the text {kernel!r}" if isinstance(kernel, str) else f"of type {type(kernel).__name__}"
+        known = KERNELS.get(kernel.partition("(")[0].strip().lower()) if isinstance(kernel, str) else None
+        like = (known or RBF).__name__
+    prefix = "cp." if like in {known.__name__ for known in KERNELS.values()} else ""
+    raise TypeError(f"`{name}` is {shown}. Pass an instance, such as {prefix}{like}().")
+
+
+def check_defined(values: Array, sides: Sequence[tuple[str, Array, Kernel]]) -> None:
+    """Raise ValueError if values are NaN because a median bandwidth is 0.
+
+    Parameters
+    ----------
+    values : array
+        Values computed from the sides.
+    sides : sequence of (str, array, Kernel)
+        Name, features and kernel of each side.
+    """
+    xp = array_namespace(values)
+    if not bool(xp.any(xp.isnan(values))):
+        return
+    for name, x, kernel in sides:
+        if isinstance(kernel, _Bandwidth) and kernel.bandwidth == "median":
+            width = constant(kernel.width(x))
+            if bool(xp.any(xp.isnan(width))):
+                raise ValueError(
+                    f"The median distance of `{name}` is 0: {MEDIAN_ZERO}. Pass a number as `bandwidth`, such as "
+                    f"{type(kernel).__name__}(bandwidth=1.0)."
+                )
 
 
 def kernel_from_name(text: str) -> Kernel:

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from .alignment import ratio
 from .hsic import normalizer, pairwise_inner
-from .kernels import Kernel, Linear
+from .kernels import Kernel, given_kernel
 from .layer_grams import layer_rows
 from .permutation import cubic_sums, third_moment, upper_tail
 from .validation import Array, check_estimator, check_layer_lists, check_same_samples
@@ -65,7 +65,7 @@ class MinibatchCKA:
         self.minimum = check_estimator(estimator)
         if skewness and estimator != "unbiased":
             raise ValueError('The skewness of the null is known for estimator="unbiased" only. Leave `skewness` out.')
-        self.kernel = kernel or Linear()
+        self.kernel = given_kernel(kernel)
         self.estimator = estimator
         self.skewness = skewness
         self.samples = 0

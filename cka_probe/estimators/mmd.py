@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from .kernels import RBF, Kernel, Laplacian, Linear, center_features, safe_sqrt, squared_distances
+from .distances import safe_sqrt, scaled_distances
+from .kernels import RBF, Kernel, Laplacian, Linear, center_features, check_defined, given_kernel
 from .validation import Array, check_features, namespace
 
 __all__ = [
@@ -28,7 +30,8 @@ MEDIAN_SAMPLES = 1000
 
 def _distances(x: Array, y: Array | None = None) -> Array:
     """Euclidean distances (..., n, m) between all samples; the gradient is 0 where two samples coincide."""
-    return safe_sqrt(array_namespace(x), squared_distances(x, y))
+    squared, scale = scaled_distances(x, y)
+    return safe_sqrt(array_namespace(x), squared) * scale
 
 
 @dataclass(frozen=True)
@@ -156,16 +159,17 @@ def mmd_squared(
     Returns
     -------
     array (...) of float64
-        In units of the kernel. All but "biased" may be negative. NaN where a median bandwidth is 0.
+        In units of the kernel. All but "biased" may be negative.
 
     Raises
     ------
     TypeError
-        If ``x`` or ``y`` is not a real floating array, or they come from different libraries.
+        If ``x`` or ``y`` is not a real floating array, they come from different libraries, or the kernel is a class or
+        a text instead of an instance.
     ValueError
         If the widths, devices or leading axes differ; there are too few samples; a value is NaN or infinite; the
-        estimator is unknown; the block size is out of range or given without "block"; or n and m differ for "block" or
-        "linear".
+        estimator is unknown; the block size is out of range or given without "block"; n and m differ for "block" or
+        "linear"; or a median bandwidth is 0, because half of all pairs of samples or more are equal.
 
     Notes
     -----
@@ -188,9 +192,9 @@ def mmd_squared(
     if block_size is not None and estimator != "block":
         raise ValueError(f'`block_size` belongs to estimator="block", not to {estimator!r}.')
     xp, x, y = _check_two_samples(x, y)
-    kernel = kernel or RBF()
+    kernel = given_kernel(kernel, default=RBF())
     if estimator in ("unbiased", "biased"):
-        return _full(xp, x, y, kernel, estimator)
+        return _finite(xp, x, y, kernel, lambda x, y: _full(xp, x, y, kernel, estimator))
     n = x.shape[-2]
     if y.shape[-2] != n:
         raise ValueError(
@@ -200,7 +204,28 @@ def mmd_squared(
     size = 2 if estimator == "linear" else max(2, math.isqrt(n)) if block_size is None else block_size
     if not 2 <= size <= n:
         raise ValueError(f"`block_size` must be from 2 to the number of samples, {n}, got {block_size!r}.")
-    return _blocks(xp, x, y, kernel, size)
+    return _finite(xp, x, y, kernel, lambda x, y: _blocks(xp, x, y, kernel, size))
+
+
+def _finite(xp: ModuleType, x: Array, y: Array, kernel: Kernel, compute: Callable[[Array, Array], Array]) -> Array:
+    """``compute(x, y)``, in float64 if float32 does not hold it.
+
+    Raises
+    ------
+    ValueError
+        If the result is not finite even then.
+    """
+    value = compute(x, y)
+    if bool(xp.all(xp.isfinite(value))):
+        return value
+    check_defined(xp.full_like(value, xp.nan), [("x and y together", xp.concat([x, y], axis=-2), kernel)])
+    value = compute(xp.astype(x, xp.float64), xp.astype(y, xp.float64))
+    if not bool(xp.all(xp.isfinite(value))):
+        raise ValueError(
+            f"The kernel {kernel!r} gives NaN or infinity for these samples. Divide the samples by their largest "
+            "magnitude, or choose another kernel."
+        )
+    return value
 
 
 class MMDTest(NamedTuple):
@@ -283,7 +308,13 @@ def mmd_test(
     given = np.concatenate([np.ones(n), -np.ones(m)])
     shuffled = np.random.default_rng(seed).permuted(np.tile(given, (permutations, 1)), axis=1)
     signs = xp.asarray(np.vstack([given, shuffled]).T, dtype=xp.float64, device=device(x))  # (n + m, 1 + permutations)
-    gram = xp.astype(_pooled_gram(xp, x, y, kernel or RBF()), xp.float64)
+    kernel = given_kernel(kernel, default=RBF())
+    gram = xp.astype(_pooled_gram(xp, x, y, kernel), xp.float64)
+    if not bool(xp.all(xp.isfinite(gram))):
+        # float32 did not hold it, or it is not defined: `_finite` then says why.
+        x, y = xp.astype(x, xp.float64), xp.astype(y, xp.float64)
+        _finite(xp, x, y, kernel, lambda x, y: _full(xp, x, y, kernel, estimator))
+        gram = _pooled_gram(xp, x, y, kernel)
     unbiased = estimator == "unbiased"
     if unbiased:
         gram = gram * (1 - xp.eye(n + m, dtype=xp.float64, device=device(x)))

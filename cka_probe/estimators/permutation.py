@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 from .alignment import ratio
 from .hsic import pairwise_inner
-from .kernels import Kernel, Linear
+from .kernels import Kernel, given_kernel
 from .layer_grams import layer_rows
 from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair, check_same_samples
 
@@ -211,8 +211,11 @@ def cka_test(
     if x.ndim != 2 or y.ndim != 2:
         raise ValueError(f"`x` and `y` must have shape (n, p), got {tuple(x.shape)} and {tuple(y.shape)}.")
     _check_permutations(permutations)
-    kernel = kernel or Linear()
-    rows = [layer_rows([f], "x", k, "unbiased")[0] for f, k in ((x, kernel), (y, kernel_y or kernel))]
+    kernel = given_kernel(kernel)
+    rows = [
+        layer_rows([f], "x", k, "unbiased")[0]
+        for f, k in ((x, kernel), (y, given_kernel(kernel_y, "kernel_y", kernel)))
+    ]
     return _test(rows[0], rows[1], x.shape[0], permutations, seed, lambda a: a[0, 0, ...])
 
 
@@ -257,7 +260,7 @@ def cka_matrix_test(
     """
     check_layer_lists(xs, ys)
     _check_permutations(permutations)
-    kernel = kernel or Linear()
+    kernel = given_kernel(kernel)
     rows_x, _, samples = layer_rows(xs, "xs", kernel, "unbiased")
     rows_y, _, samples_y = (rows_x, None, samples) if ys is None else layer_rows(ys, "ys", kernel, "unbiased")
     check_same_samples(samples, samples_y)

@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 from .alignment import normalized_gram
 from .corridor import Corridor, corridor_of
 from .hsic import hsic_from_grams
-from .kernels import RBF, Kernel, Linear, center_features
+from .kernels import RBF, Kernel, Linear, center_features, given_kernel
 from .measures.layer_mmd import cloud, clouds_mmd_squared
 from .validation import Array, check_pair
 
@@ -308,8 +308,8 @@ def cka_mmd_bounds(
     if not 0 < tau < math.inf:
         raise ValueError(f"`tau` must be positive and finite, got {tau!r}. It is the bandwidth on the scaled rows.")
     xp, x, y = check_pair(x, y)
-    kernel = kernel or Linear()
-    kernel_y = kernel_y or kernel
+    kernel = given_kernel(kernel)
+    kernel_y = given_kernel(kernel_y, "kernel_y", kernel)
     centred = _terms(xp, x, y, kernel, kernel_y, tau, "biased")
     raw = _terms(xp, x, y, kernel, kernel_y, tau, "none")
     # 1 - c is taken from the paired distance, so that no digits are lost when c is near 1.

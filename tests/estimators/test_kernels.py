@@ -120,7 +120,7 @@ class TestMedianRule:
         assert RBF(bandwidth=2.0, fraction=0.5).fixed(x) == RBF(bandwidth=1.0)
 
     def test_fixed_needs_a_median(self):
-        with pytest.raises(ValueError, match=r"More than half of all pairs of samples coincide.*Pass a number"):
+        with pytest.raises(ValueError, match=r"The median distance is 0: half of all pairs.*Pass a number"):
             RBF().fixed(np.ones((5, 2)))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...estimators.kernels import squared_distances
+from ...estimators.distances import squared_distances
 from ..losses.checks import feature_pairs, not_negative, positive, unit_rows
 from ..losses.contract import DistillationLoss, Outputs
 from ..losses.gather import gathered

@@ -13,7 +13,7 @@ from array_api_compat import array_namespace
 
 from ..alignment import ratio
 from ..hsic import pairwise_inner, scaled_features
-from ..kernels import Kernel, Linear
+from ..kernels import Kernel, Linear, given_kernel
 from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples
 
 __all__ = ["blocked_cka"]
@@ -39,7 +39,7 @@ def blocked_cka(
     ys : sequence of arrays (n, q_j), optional
         Features of the layers of the other network; ``xs`` when left out.
     kernel : Kernel, optional
-        Linear when left out. A median bandwidth of a layer is measured on its first ``block`` samples.
+        Linear when left out. A median bandwidth of a layer is measured on at most ``block`` evenly spaced samples.
     estimator : "unbiased" or "biased"
         The ratio of HSIC_1 or of HSIC_0.
     block : int
@@ -56,7 +56,7 @@ def blocked_cka(
     ------
     TypeError, ValueError
         If features are invalid (the message names the layer by its place), the estimator is unknown, ``block`` is below
-        1, or more than half of the pairs of samples of a layer coincide, so that it has no median bandwidth.
+        1, or half of all pairs of samples of a layer or more are equal, so that it has no median bandwidth.
 
     References
     ----------
@@ -74,7 +74,7 @@ def blocked_cka(
     minimum = check_estimator(estimator)
     if block < 1:
         raise ValueError(f"`block` must be at least 1, got {block}.")
-    kernel = kernel or Linear()
+    kernel = given_kernel(kernel)
     left = [_Layer(x, kernel, block) for x in check_layer_features(xs, "xs", minimum=minimum)]
     right = left if ys is None else [_Layer(y, kernel, block) for y in check_layer_features(ys, "ys", minimum=minimum)]
     xp = array_namespace(left[0].x)
@@ -109,7 +109,11 @@ def blocked_cka(
 
 
 class _Layer:
-    """Features of one layer, its kernel, and the row means that centring subtracts."""
+    """Features of one layer, its kernel, and the row means that centring subtracts.
+
+    Kernels that are not linear are computed in float64, one block at a time: in float32 the cosines of features with a
+    large mean keep few digits.
+    """
 
     def __init__(self, x: Array, kernel: Kernel, block: int) -> None:
         self.linear = isinstance(kernel, Linear)
@@ -117,7 +121,9 @@ class _Layer:
         self.x = scaled_features(x)[0] if self.linear else x
         fixed = getattr(kernel, "fixed", None)
         self.constant = not bool(array_namespace(x).any(x != x[:1, :]))
-        self.kernel = kernel if fixed is None or self.constant else fixed(self.x[:block, :])
+        # Samples from all over the data: its first block may hold one class only.
+        some = self.x[:: -(-self.x.shape[0] // block), :]
+        self.kernel = kernel if fixed is None or self.constant else fixed(some)
         self.scale = 1.0
         self.rows: Array = None
         self.total: Array = None
@@ -137,9 +143,9 @@ class _Layer:
             diagonals = [norms]
         else:
             for start, stop in spans:
-                own = self.kernel(self.x[start:stop, :])
+                own = self._block(xp, (start, stop))
                 diagonals.append(xp.astype(xp.linalg.diagonal(own), xp.float64))
-                sums = [self.kernel(self.x[start:stop, :], self.x[a:b, :]) for a, b in spans if (a, b) != (start, stop)]
+                sums = [self._block(xp, (start, stop), span) for span in spans if span != (start, stop)]
                 whole = xp.sum(own, axis=1, dtype=xp.float64)
                 for other in sums:
                     whole = whole + xp.sum(other, axis=1, dtype=xp.float64)
@@ -153,13 +159,19 @@ class _Layer:
             self.rows = rows / n
             self.total = xp.sum(rows) / (n * n)
 
+    def _block(self, xp: ModuleType, rows: tuple[int, int], columns: tuple[int, int] | None = None) -> Array:
+        """One block of the Gram matrix; on the diagonal without ``columns``."""
+        a, b = (None if span is None else self.x[span[0] : span[1], :] for span in (rows, columns))
+        if not self.linear:
+            a, b = xp.astype(a, xp.float64), None if b is None else xp.astype(b, xp.float64)
+        return self.kernel(a) if b is None else self.kernel(a, b)
+
     def centred(self, xp: ModuleType, rows: tuple[int, int], columns: tuple[int, int], estimator: str) -> Array:
         """One block of the centred (unbiased: U-centred) Gram matrix, flattened; exactly 0 for a constant layer."""
         if self.constant:
             size = (rows[1] - rows[0]) * (columns[1] - columns[0])
             return xp.zeros((size,), dtype=self.x.dtype, device=self.x.device)
-        a, b = self.x[rows[0] : rows[1], :], self.x[columns[0] : columns[1], :]
-        gram = (self.kernel(a) if rows == columns else self.kernel(a, b)) / self.scale
+        gram = self._block(xp, rows, None if rows == columns else columns) / self.scale
         shift = self.rows[rows[0] : rows[1], None] + self.rows[None, columns[0] : columns[1]] - self.total
         gram = gram - xp.astype(shift, gram.dtype)
         if rows == columns and estimator == "unbiased":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..kernels import RBF, Kernel, Linear
+from ..kernels import RBF, Kernel, Linear, given_kernel
 
 __all__ = ["SKETCH_SIZE", "Route", "choose_route"]
 
@@ -63,7 +63,7 @@ def choose_route(
     >>> choose_route(1_000, [100_352, 200_704]).name
     'blocks'
     """
-    kernel = kernel or Linear()
+    kernel = given_kernel(kernel)
     every = [*widths_x, *(widths_y or ())]
     width, layers = sum(every), len(every)
     square = width**2 if widths_y is None else sum(widths_x) * sum(widths_y) + sum(w * w for w in every)

@@ -15,7 +15,7 @@ from array_api_compat import array_namespace
 
 from ..alignment import ratio
 from ..centring import u_center_gram
-from ..kernels import RBF, Kernel, Linear
+from ..kernels import RBF, Kernel, Linear, given_kernel
 from ..validation import Array, as_numpy
 from .centred_sums import CentredSums, centre_sums
 from .moment_layout import Layout
@@ -83,7 +83,7 @@ class SketchCKA:
     def __init__(self, *, size: int = 512, kernel: Kernel | None = None, seed: int = 0) -> None:
         if size < GROUPS or size % GROUPS:
             raise ValueError(f"`size` must be a positive multiple of {GROUPS}, got {size}.")
-        self.kernel = kernel or Linear()
+        self.kernel = given_kernel(kernel)
         if not isinstance(self.kernel, Linear | RBF):
             raise TypeError(f"SketchCKA supports the Linear and the RBF kernel, got {self.kernel!r}.")
         self.size = size

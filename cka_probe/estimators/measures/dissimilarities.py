@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace
 
+from ..distances import safe_sqrt, squared_distances
 from ..hsic import scaled_features
-from ..kernels import Cosine, safe_sqrt, squared_distances
+from ..kernels import Cosine
 from ..validation import Array, check_pair, constant
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from ..alignment import normalized_gram
-from ..kernels import RBF, Kernel, Laplacian, Linear, squared_distances
+from ..distances import squared_distances
+from ..kernels import RBF, Kernel, Laplacian, Linear
 from ..validation import Array, check_pair
 from .pairing import pair_matrix
 

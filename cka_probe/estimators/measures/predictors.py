@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace
 
-from ..kernels import safe_sqrt
+from ..distances import safe_sqrt
 from ..validation import Array
 from .subspaces import Subspace, cross_products, prepare_pair, undefined
 

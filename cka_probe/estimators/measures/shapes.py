@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
+from ..distances import safe_sqrt
 from ..hsic import scaled_features
-from ..kernels import safe_sqrt
 from ..validation import Array, check_pair, constant
 
 __all__ = [

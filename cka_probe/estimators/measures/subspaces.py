@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
+from ..distances import safe_sqrt
 from ..hsic import scaled_features
-from ..kernels import safe_sqrt
 from ..validation import Array, check_pair
 
 __all__ = ["Subspace", "cross_products", "prepare", "prepare_pair", "smaller_rank", "undefined"]

@@ -15,8 +15,9 @@ from cka_probe.comparison import minibatch
 from cka_probe.comparison.grams.cuda import half_gram, tf32_products
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.estimators import RBF
+from cka_probe.estimators.gram_accuracy import mean_over_spread
 from cka_probe.estimators.hsic import flat_centred
-from cka_probe.estimators.layer_grams import FEW, layer_gram, mean_over_spread, repeated_gram, unit_stack
+from cka_probe.estimators.layer_grams import FEW, layer_gram, repeated_gram, unit_stack
 
 
 @pytest.fixture
