@@ -1,54 +1,111 @@
-"""Batches of a data loader: count their samples, call a model with them, join those that are too small."""
+"""Batches of a data loader: count their samples, and call a model with them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, IterableDataset
 
-from .trees import alike, parts, tensors
+from .trees import alike, leaves, parts, tensors
 
 __all__ = [
     "Forward",
     "accepted",
+    "as_tensors",
     "attention_mask",
     "batch_count",
     "batch_size",
     "call_model",
     "certain_batch_size",
     "expected_samples",
-    "join",
-    "joined_batches",
-    "none_is_small",
-    "unused_parts",
+    "likely_batch_size",
+    "passed_part",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on a batch and returns its output."""
 
 
-def batch_size(batch: Any) -> int | None:
-    """Number of samples: the length of axis 0 of the first tensor that has axes; None without such a tensor."""
-    for tensor in tensors(batch):
-        if tensor.ndim:
-            return int(tensor.shape[0])
-    return None
+def batch_size(batch: Any, axis: int = 0) -> int | None:
+    """Number of samples of a batch that ``call_model`` understands; None without a tensor that has axes.
+
+    Of (input, target) the input is counted. If it has several parts, the number is the length of ``axis`` on which most
+    of them agree. A length of 1 counts only if there is no other, because such a part (a time step, position ids) is
+    the same for all samples; parts whose name begins with "edge" do not count. If equally many parts agree on two
+    lengths, the one with more axes decides, then numbers of a floating dtype, then the first.
+    """
+    inputs = passed_part(batch)
+    size = _agreed(inputs, axis)
+    return _agreed(batch, axis) if size is None and inputs is not batch else size
 
 
-def certain_batch_size(batch: Any) -> int | None:
-    """Number of samples if axis 0 of every tensor has this length and no part is a list of tensors; None otherwise.
+def certain_batch_size(batch: Any, axis: int = 0) -> int | None:
+    """Number of samples if ``axis`` of every tensor has this length and no part is a list of tensors; None otherwise.
 
     For batches that only the caller's ``forward`` understands: in a list of images, axis 0 of an image holds channels.
     """
-    for part in parts(batch) or ():
-        if isinstance(part, tuple | list) and next(tensors(part), None) is not None:
-            return None
-    sizes = {int(tensor.shape[0]) if tensor.ndim else None for tensor in tensors(batch)}
+    if _has_lists(batch):
+        return None
+    sizes = {length for length, _ in _lengths(batch, axis)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def likely_batch_size(batch: Any, axis: int = 0) -> int | None:
+    """As ``certain_batch_size``, but tensors of one number, or with one entry on ``axis``, need not agree."""
+    if _has_lists(batch):
+        return None
+    sizes = {length for length, _ in _lengths(batch, axis)} - {None, 1}
+    return sizes.pop() if len(sizes) == 1 else certain_batch_size(batch, axis)
+
+
+def _has_lists(batch: Any) -> bool:
+    if isinstance(batch, PackedSequence):
+        return False
+    inside = [part for part in parts(batch) or () if not isinstance(part, PackedSequence)]
+    return any(isinstance(part, tuple | list) and next(_lengths(part), None) is not None for part in inside)
+
+
+def _agreed(tree: Any, axis: int) -> int | None:
+    votes: dict[int, tuple[int, int, bool]] = {}
+    for length, leaf in _lengths(tree, axis):
+        if length is not None:
+            count, axes, floating = votes.get(length, (0, 0, False))
+            votes[length] = (count + 1, max(axes, leaf.ndim), floating or _is_floating(leaf))
+    # `max` returns the first of equals.
+    return max(votes, key=lambda length: (length != 1, *votes[length]), default=None)
+
+
+def _lengths(tree: Any, axis: int = 0) -> Iterator[tuple[int | None, torch.Tensor | np.ndarray]]:
+    """Each tensor and array of a batch beside its length on ``axis``, or on axis 0 if it has fewer axes.
+
+    The length of a single number is None.
+    """
+    if isinstance(tree, torch.Tensor) or _is_numbers(tree):
+        yield int(tree.shape[axis if axis < tree.ndim else 0]) if tree.ndim else None, tree
+    elif isinstance(tree, PackedSequence):
+        yield int(tree.batch_sizes[0]), tree.data  # its rows are time steps; `batch_sizes` stays on the CPU
+    elif isinstance(tree, Mapping):
+        for name, part in tree.items():
+            if not str(name).startswith("edge"):
+                yield from _lengths(part, axis)
+    else:
+        for part in parts(tree) or ():
+            yield from _lengths(part, axis)
+
+
+def _is_numbers(leaf: Any) -> bool:
+    """Whether a leaf is an array of numbers; arrays of strings and objects are not."""
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+
+
+def _is_floating(leaf: torch.Tensor | np.ndarray) -> bool:
+    return leaf.dtype.is_floating_point if isinstance(leaf, torch.Tensor) else leaf.dtype.kind == "f"
 
 
 def expected_samples(data: Any, first: int | None = None) -> int | None:
@@ -62,9 +119,12 @@ def expected_samples(data: Any, first: int | None = None) -> int | None:
         Number of samples in the first batch. With it, a sized loader without a data set is taken to hold batches of
         this size.
     """
-    if isinstance(data, torch.Tensor | Mapping):
+    if isinstance(data, torch.Tensor | Mapping | np.ndarray):
         return batch_size(data)
-    of_dataset = _length(getattr(data, "dataset", None))
+    if type(data) is DataLoader and data.batch_size is not None and not isinstance(data.dataset, IterableDataset):
+        drawn = _length(data.sampler)  # a sampler may draw a part of the data set
+        return drawn if drawn is None or not data.drop_last else drawn - drawn % data.batch_size
+    of_dataset = None if type(data) is DataLoader and data.batch_size is None else _length(_dataset(data))
     if of_dataset is not None:
         return of_dataset
     if isinstance(data, list | tuple):
@@ -73,69 +133,145 @@ def expected_samples(data: Any, first: int | None = None) -> int | None:
     return None if batches is None or first is None else batches * first
 
 
+def _dataset(data: Any) -> Any:
+    return getattr(data, "dataset", None)
+
+
 def batch_count(data: Any) -> int | None:
     """Number of batches in ``data`` before it is read; None if that is unknown."""
-    return 1 if isinstance(data, torch.Tensor | Mapping) else _length(data)
+    if isinstance(data, torch.Tensor | Mapping | np.ndarray):
+        return 1
+    # Its length is only what the data set says; once asked for it, torch warns if there are more samples.
+    return None if isinstance(_dataset(data), IterableDataset) else _length(data)
 
 
 def _length(data: Any) -> int | None:
     try:
         return len(data)
-    except TypeError:  # a generator; also a DataLoader of an IterableDataset, although it has a method __len__
+    except Exception:  # a generator, or a class that has no length yet and raises an error of its own choice
         return None
 
 
 def attention_mask(batch: Any, key: str = "attention_mask") -> torch.Tensor | None:
     """Mask (n, t) with this key of a batch of keyword arguments; None if it has none."""
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    mask = batch.get(key) if isinstance(batch, Mapping) else None
+    inputs = passed_part(batch)
+    mask = inputs.get(key) if isinstance(inputs, Mapping) else None
     return mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+
+
+def as_tensors(batch: Any, dtype: torch.dtype | None = None) -> Any:
+    """The batch with tensors in place of its numpy arrays; arrays of strings and objects stay.
+
+    Parameters
+    ----------
+    batch : any
+        A batch; it is not changed.
+    dtype : torch.dtype, optional
+        Arrays of floating numbers become tensors of this dtype.
+    """
+    if _is_numbers(batch):
+        native = np.array(batch, dtype=batch.dtype.newbyteorder("="), order="C")
+        tensor = torch.from_numpy(native)
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    inside = None if isinstance(batch, PackedSequence) else parts(batch)
+    if inside is None or not any(_is_numbers(leaf) for leaf in leaves(batch)):
+        return batch
+    return alike(batch, [as_tensors(part, dtype) for part in inside])
+
+
+def passed_part(batch: Any) -> Any:
+    """The part of a batch that ``call_model`` passes: the first of a tuple or list, else the batch itself."""
+    is_pair = isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence)
+    return batch[0] if is_pair and batch else batch
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Output of ``model`` on a batch of a data loader.
 
-    A tensor is passed as it is. A mapping (dict, BatchEncoding) is passed as keyword arguments; keys that the forward
-    does not take, and labels, are left out. A tuple or list is taken as (input, target): its first part is passed,
-    which may be a tensor, a mapping, or a tuple of several inputs.
+    A tensor is passed as it is, and so is a PackedSequence. A mapping (dict, BatchEncoding) is passed as keyword
+    arguments; keys that the forward does not take, and labels, are left out. A tuple or list is taken as (input,
+    target): its first part is passed, which may be a tensor, a mapping, or a tuple of several inputs.
 
     Raises
     ------
     TypeError
         If the batch is none of these or the forward does not take it. The remedy is ``forward=``.
     """
-    whole = batch
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if isinstance(batch, torch.Tensor):
-        return model(batch)
-    if isinstance(batch, Mapping):
-        keywords = accepted(model, batch)
+    inputs = passed_part(batch)
+    if isinstance(inputs, torch.Tensor | PackedSequence):
+        return _call(model, batch, (inputs,), {})
+    if isinstance(inputs, Mapping):
+        keywords = accepted(model, inputs)
         if not keywords:
             raise TypeError(
-                f"The forward of {type(model).__name__} takes none of the keys {', '.join(map(repr, batch))} of the "
-                "batch. Pass forward=lambda model, batch: model(...)."
+                f"The forward of {type(model).__name__} takes none of the keys {', '.join(map(repr, inputs))} of the "
+                f"batch{_names_of(model)}. {_OWN_FORWARD}"
             )
-        return model(**keywords)
-    if isinstance(batch, tuple | list) and batch:
+        return _call(model, batch, (), keywords)
+    if isinstance(inputs, tuple | list) and next(tensors(inputs), None) is not None:
         try:
-            inspect.signature(model.forward).bind(*batch)
+            inspect.signature(model.forward).bind(*inputs)
         except TypeError as error:
             raise TypeError(
-                f"The forward of {type(model).__name__} does not take the {len(batch)} inputs of the batch ({error}). "
-                "Pass forward=lambda model, batch: model(...)."
+                f"The forward of {type(model).__name__} does not take the {len(inputs)} inputs of the batch ({error}). "
+                f"{_OWN_FORWARD}"
             ) from None
-        return model(*batch)
+        return model(*inputs)
     raise TypeError(
-        f"A batch of type {type(whole).__name__} cannot be passed to {type(model).__name__}. "
-        "Pass forward=lambda model, batch: model(...)."
+        f"A batch of type {type(batch).__name__} cannot be passed to {type(model).__name__}. {_remedy(batch)}"
     )
 
 
-def unused_parts(batch: Any) -> int:
-    """Number of parts of a tuple that ``call_model`` leaves out, besides the target: 1 for (ids, mask, labels)."""
-    return max(len(batch) - 2, 0) if isinstance(batch, tuple | list) else 0
+_OWN_FORWARD = "Pass forward=lambda model, batch: model(...)."
+
+
+def _call(model: nn.Module, batch: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Call the model. If its forward needs more than it is given, raise a TypeError that says what and how."""
+    try:
+        return model(*inputs, **keywords)
+    except TypeError:
+        missing = _missing(model, inputs, keywords)
+        if not missing:
+            raise
+    listed = ", ".join(missing)
+    if keywords:
+        raise TypeError(
+            f"The forward of {type(model).__name__} also needs {listed}, which the batch, a dict with the keys "
+            f"{', '.join(map(repr, passed_part(batch)))}, does not hold under this name. {_OWN_FORWARD}"
+        ) from None
+    why = ""
+    if passed_part(batch) is not batch:
+        why = f", because of the {len(batch)} parts of a batch only the first is the input and the others are targets"
+    everything = ", ".join([*list(inspect.signature(model.forward).parameters)[: len(inputs)], *missing])
+    raise TypeError(
+        f"The forward of {type(model).__name__} needs {everything}, but is given only one input{why}. Let each batch "
+        f"be (({everything}), target), or a dict with these names, or pass forward=lambda model, batch: model(...)."
+    ) from None
+
+
+def _missing(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[str]:
+    """Names of the arguments without default that the forward is not given."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # not written in Python
+        return []
+    needed = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][len(inputs) :]
+    return [p.name for p in needed if p.default is p.empty and p.name not in keywords]
+
+
+def _names_of(model: nn.Module) -> str:
+    names = list(inspect.signature(model.forward).parameters)
+    return f"; its arguments are {', '.join(map(repr, names))}" if names else ""
+
+
+def _remedy(batch: Any) -> str:
+    """What to do about a batch that no model takes."""
+    if hasattr(batch, "edge_index") and hasattr(batch, "x"):
+        return "A graph needs forward=lambda model, batch: model(batch.x, batch.edge_index)."
+    found = list(leaves(batch))
+    if found and all(isinstance(leaf, int | float) for leaf in found):
+        return "It holds Python numbers. Make it a tensor: torch.tensor(batch)."
+    return _OWN_FORWARD
 
 
 def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,107 +280,3 @@ def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return {key: value for key, value in batch.items() if key not in ("labels", "label")}
     return {key: value for key, value in batch.items() if key in parameters and key not in ("labels", "label")}
-
-
-def join(first: Any, second: Any) -> Any | None:
-    """One batch with the samples of both; None if their shapes, dtypes or types differ."""
-    try:
-        return _join(first, second)
-    except _DoNotFitError:
-        return None
-
-
-class _DoNotFitError(Exception):
-    pass
-
-
-def _join(first: Any, second: Any) -> Any:
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        fits = first.ndim and first.ndim == second.ndim and first.shape[1:] == second.shape[1:]
-        if fits and first.dtype == second.dtype:
-            return torch.cat([first, second])
-    elif _holds_leaves(first) and _holds_leaves(second) and first:
-        return type(first)([*first, *second])  # names or paths of the samples
-    elif (pairs := _paired_parts(first, second)) is not None:
-        return alike(first, [_join(a, b) for a, b in pairs])
-    elif type(first) is type(second) and isinstance(first, str | int | float | bool | None) and first == second:
-        return first
-    raise _DoNotFitError
-
-
-def _holds_leaves(tree: Any) -> bool:
-    """Whether a list or plain tuple holds neither tensors nor containers."""
-    if not isinstance(tree, tuple | list) or hasattr(tree, "_fields"):
-        return False
-    return not any(isinstance(part, torch.Tensor) or parts(part) is not None for part in tree)
-
-
-def _paired_parts(first: Any, second: Any) -> Iterable[tuple[Any, Any]] | None:
-    """Parts of two containers of one form, side by side; None if their forms differ."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return [(first[key], second[key]) for key in first] if first.keys() == second.keys() else None
-    sequences = isinstance(first, tuple | list) and isinstance(second, tuple | list)
-    left, right = parts(first), parts(second)
-    if left is None or right is None or len(left) != len(right) or not (sequences or type(first) is type(second)):
-        return None
-    return zip(left, right, strict=True)
-
-
-def none_is_small(data: Any, minimum: int) -> bool:
-    """Whether every batch of ``data`` is known to hold at least ``minimum`` samples, the last one included."""
-    # A subclass of DataLoader may yield other batches than its sampler draws.
-    if type(data) is not DataLoader or data.batch_size is None or not isinstance(data.sampler, Sized):
-        return False
-    rest = 0 if data.drop_last else len(data.sampler) % data.batch_size
-    return data.batch_size >= minimum and (rest == 0 or rest >= minimum)
-
-
-def joined_batches(
-    data: Iterable[Any], minimum: int, notes: list[str], size_of: Callable[[Any], int | None] = batch_size
-) -> Iterator[tuple[Any, int]]:
-    """Yield batches of at least ``minimum`` samples, each with the number of the loader's batches in it.
-
-    Smaller batches are joined to each other until they are large enough, or to the batch before or after them. A batch
-    that cannot be joined is left out, and ``notes`` receives a line about it. A batch is yielded once the next one is
-    read, because that one may be too small: two batches are in memory at a time.
-    """
-    held: list[tuple[Any, int]] = []  # at most one batch that is large enough; a small one may still join it
-    small: list[tuple[Any, int]] = []  # at most one batch that is too small so far
-    for batch in data:
-        size = size_of(batch)
-        fresh = (batch, 1)
-        if small:
-            joined = _joined(small[0], fresh)
-            # Two small batches join first. Otherwise the small one joins the large batch before it, else the one after.
-            if joined is not None and (size is not None and size < minimum):
-                fresh, small = joined, []
-                size = size_of(fresh[0])
-            elif held and (larger := _joined(held[0], small[0])) is not None:
-                held, small = [larger], []
-            elif joined is not None:
-                fresh, small = joined, []
-            else:
-                notes.append(_dropped(size_of(small.pop()[0]), minimum))
-        if size is not None and size < minimum:
-            small = [fresh]
-            continue
-        yield from held
-        held = [fresh]
-    if small:
-        larger = _joined(held[0], small[0]) if held else None
-        if larger is not None:
-            held = [larger]
-        else:
-            notes.append(_dropped(size_of(small[0][0]), minimum))
-    yield from held
-
-
-def _joined(first: tuple[Any, int], second: tuple[Any, int]) -> tuple[Any, int] | None:
-    batch = join(first[0], second[0])
-    return None if batch is None else (batch, first[1] + second[1])
-
-
-def _dropped(size: int | None, minimum: int) -> str:
-    return (
-        f"a batch of {size} samples was left out: at least {minimum} are needed and it could not be joined to another"
-    )

@@ -3,86 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
-from itertools import zip_longest
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .batches import (
-    batch_count,
-    batch_size,
-    call_model,
-    certain_batch_size,
-    joined_batches,
-    none_is_small,
-    unused_parts,
-)
+from .batches import as_tensors, batch_count, batch_size, call_model, certain_batch_size, likely_batch_size
+from .dropped import notes_on_dropped
+from .hooks import CaptureError
+from .joining import joined_batches, none_is_small
 from .recorder import LayerRecorder
+from .sources import checked_samples, cut, is_one_batch, one_batch, paired
 from .state import borrowed, device_of, full_precision
-from .trees import move, tensors
+from .trees import leaves, move, tensors
 
-__all__ = ["Consume", "Pass", "SampleOrder", "one_batch", "paired"]
+__all__ = ["Consume", "Pass", "SampleOrder"]
 
 Consume = Callable[[int, list[list[Any]], int], None]
 """Receives, after each batch, its number, the kept results of each recorder, and the number of rows of features."""
-
-_END = object()
-
-
-def one_batch(data: Any) -> Iterable[Any]:
-    """Iterable of batches: ``data`` itself, or ``[data]`` if it is a single tensor or mapping.
-
-    Raises
-    ------
-    TypeError
-        If ``data`` is a Dataset, whose items are single samples, or cannot be iterated.
-    """
-    if isinstance(data, torch.Tensor | Mapping):
-        return [data]
-    if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
-        raise TypeError(
-            "`data` is a Dataset, whose items are single samples. Wrap it: "
-            "torch.utils.data.DataLoader(data, batch_size=64)."
-        )
-    if not isinstance(data, Iterable):
-        raise TypeError(f"`data` must be an iterable of batches, such as a DataLoader, got {type(data).__name__}.")
-    return data
-
-
-def paired(
-    data: Iterable[Any], data_y: Iterable[Any], size_of: Callable[[Any], int | None] = batch_size
-) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches of both loaders in pairs.
-
-    Raises
-    ------
-    ValueError
-        If one loader ends before the other, two batches differ in their number of samples, or a loader shuffles
-        without a generator of its own.
-    """
-    for name, loader in (("`data`", data), ("`data_y`", data_y)):
-        sampler = getattr(loader, "sampler", None)
-        if isinstance(sampler, torch.utils.data.RandomSampler) and sampler.generator is None:
-            raise ValueError(
-                f"{name} shuffles, so its samples are not in the order of the other. Turn shuffling off in both, or "
-                "give both loaders generators with the same seed."
-            )
-    for index, (x, y) in enumerate(zip_longest(data, data_y, fillvalue=_END)):
-        if x is _END or y is _END:
-            short, long = ("`data`", "`data_y`") if x is _END else ("`data_y`", "`data`")
-            raise ValueError(
-                f"{short} ended after {index} batches, but {long} goes on. Both must hold the same samples."
-            )
-        sizes = size_of(x), size_of(y)
-        if None not in sizes and sizes[0] != sizes[1]:
-            raise ValueError(
-                f"Batch {index} holds {sizes[0]} samples in `data` and {sizes[1]} in `data_y`. "
-                "Both must hold the same samples in the same order."
-            )
-        yield x, y
 
 
 class SampleOrder:
@@ -95,17 +38,39 @@ class SampleOrder:
         self._hash = hashlib.blake2b(digest_size=16)
 
     def update(self, batch: Any) -> None:
-        """Add 64 to 127 evenly spaced numbers of each sample of each tensor of ``batch``, or all if it has fewer."""
-        for tensor in tensors(batch):
+        """Add 64 to 127 evenly spaced numbers of each sample of each tensor of ``batch``, or all if it has fewer.
+
+        Of a batch without tensors (texts, objects that only the caller's forward reads) the leaves are added as text.
+        """
+        numbers = as_tensors(batch)
+        found = [part for tensor in tensors(numbers) for part in _dense(tensor)]
+        for tensor in found:
             if tensor.ndim:
                 flat = tensor.detach().reshape(tensor.shape[0], -1)
                 few = flat[:, :: max(1, flat.shape[1] // 64)].contiguous().cpu()
                 # As bytes, because numpy has no bfloat16.
                 self._hash.update(few.view(torch.uint8).numpy().tobytes())
+        if not found:
+            for leaf in leaves(batch):
+                inside = leaf.to_dict() if callable(getattr(leaf, "to_dict", None)) else None  # a PyG graph
+                if inside is not None and next(tensors(inside), None) is not None:
+                    self.update(inside)
+                elif isinstance(leaf, str | bytes | int | float | None):
+                    self._hash.update(repr(leaf).encode())
 
     def hexdigest(self) -> str:
         """Digest of the batches so far, as 32 hexadecimal digits."""
         return self._hash.hexdigest()
+
+
+def _dense(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The numbers of a tensor as dense tensors: the samples of a nested one, the indices and values of a sparse one."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.layout is torch.sparse_coo:
+        coalesced = tensor.coalesce()
+        return [coalesced.indices(), coalesced.values()]
+    return [tensor if tensor.layout is torch.strided else tensor.to_dense()]
 
 
 class Pass:
@@ -164,8 +129,13 @@ class Pass:
         self.done = 0
         self.digest = ""
         # Batches for the caller's own forward may have any form: their size is known only if all tensors agree.
-        understood = all(recorder.forward is call_model for recorder in recorders)
-        self._size_of = batch_size if understood else certain_batch_size
+        self._understood = all(recorder.forward is call_model for recorder in recorders)
+        self._axis = recorders[0].sample_axis
+        self._copies: list[torch.cuda.Event] = []
+
+    def _size_of(self, batch: Any) -> int | None:
+        """Number of samples, if batches can be joined by it."""
+        return batch_size(batch, self._axis) if self._understood else certain_batch_size(batch, self._axis)
 
     def run(
         self,
@@ -200,21 +170,22 @@ class Pass:
         KeyboardInterrupt
             If the user stops before a batch was used. A later stop ends the pass and sets ``interrupted``.
         """
-        batches = one_batch(data) if data_y is None else paired(one_batch(data), one_batch(data_y), self._size_of)
-        shown = self._bar(batches, data)
+        shown = self._bar(*self._source(data, data_y))
         if data_y is None and none_is_small(data, self.minimum):
             joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
         else:
-            joined = joined_batches(shown, self.minimum, self.notes, self._size_of)
+            joined = joined_batches(shown, self.minimum, self.notes, self._size_of, self._axis)
+        fresh = type(data) is DataLoader and data_y is None  # it does not fill its page-locked tensors again
         with borrowed([r.model for r in self.recorders], self.device), ExitStack() as hooks:
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)
             try:
-                for index, (batch, _) in enumerate(joined):
+                for index, (batch, items) in enumerate(joined):
                     if self.order is not None:
                         self.order.update(batch)
                     if index >= skip:
-                        self._one(index, batch, data_y is not None, consume)
+                        self._one(index, batch, data_y is not None, consume, items)
+                        self._end_copies(fresh)
                     else:
                         self.used += 1
                     self.done = index + 1
@@ -235,24 +206,45 @@ class Pass:
             raise ValueError(f"No batch could be used: {self.notes[0]}. Use a batch size of at least {self.minimum}.")
         raise ValueError("`data` yielded no batch. A generator can be used only once: pass a list or a DataLoader.")
 
-    def _one(self, index: int, batch: Any, is_pair: bool, consume: Consume) -> None:
+    def _source(self, data: Any, data_y: Any) -> tuple[Iterable[Any], int | None]:
+        """The batches, and their number if it is known. One large batch is cut."""
+        batches = one_batch(data)
+        batches_y = None if data_y is None else one_batch(data_y, "data_y")
+        if self._understood and self._axis == 0 and is_one_batch(data) and (data_y is None or is_one_batch(data_y)):
+            pieces, pieces_y = cut(data), None if data_y is None else cut(data_y)
+            if pieces_y is None or len(pieces_y) == len(pieces):
+                batches, batches_y = pieces, pieces_y
+                if len(pieces) > 1 and self.minimum > 1:
+                    self.notes.append(
+                        f"the data are one batch of {batch_size(data)} samples; it was cut into {len(pieces)} "
+                        f"minibatches of at most {batch_size(pieces[0])}. To choose the size, give batches: "
+                        "data.split(256), or a DataLoader"
+                    )
+        total = len(batches) if is_one_batch(data) and isinstance(batches, list) else batch_count(data)
+        if batches_y is not None:
+            return paired(batches, batches_y, self._size_of), total
+        return checked_samples(batches, self.notes) if self._understood else batches, total
+
+    def _one(self, index: int, batch: Any, is_pair: bool, consume: Consume, items: int) -> None:
         kept, rows = [], []
         for place, recorder in enumerate(self.recorders):
             device = device_of(recorder.model)
             own = batch[place] if is_pair else batch
-            if index == 0 and recorder.forward is call_model and unused_parts(own):
-                self.notes.append(
-                    f"{recorder.name} was given only the first of the {len(own)} parts of each batch; pass forward= to "
-                    "use more"
-                )
-            own = move(own, device)
+            if recorder.forward is call_model:
+                own = as_tensors(own, _floating_dtype(recorder.model))
+                if index == 0:
+                    self.notes += notes_on_dropped(recorder.name, recorder.model, own)
+                samples = batch_size(own, self._axis)
+            else:
+                samples = likely_batch_size(own, self._axis)
+            own = self._sent(own, device)
             with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
                 try:
-                    results, count = recorder.run(own, index, self._size_of(own))
-                except RuntimeError as error:
-                    if type(error) is RuntimeError:  # from torch; it names neither the model nor the batch
-                        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors(own)) or "no tensors"
-                        error.add_note(f"This was {recorder.name} on batch {index}, of shape {shapes}.")
+                    results, count = recorder.run(own, index, samples)
+                except CaptureError:
+                    raise
+                except Exception as error:  # of the network, which names neither itself nor the batch
+                    error.add_note(self._where(recorder.name, index, own, items))
                     raise
             kept.append(results)
             rows.append(count)
@@ -269,7 +261,40 @@ class Pass:
             consume(index, kept, rows[0])
         self.used += 1
 
-    def _bar(self, batches: Iterable[Any], data: Any) -> Iterable[Any]:
+    def _where(self, name: str, index: int, batch: Any, items: int) -> str:
+        """Note for an error inside a network: which network, which batch."""
+        found = list(tensors(batch))
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in found) or "no tensors"
+        text = f"This was {name} on batch {index}, of shape {shapes}."
+        if items > 1 and found and found[0].ndim <= 3:
+            text += (
+                f" It was joined from {items} items of `data`, because each seemed to hold fewer than {self.minimum} "
+                "samples. If each is one sample, wrap `data`: torch.utils.data.DataLoader(data, batch_size=64)."
+            )
+        return text
+
+    def _sent(self, batch: Any, device: torch.device) -> Any:
+        """The batch on the device. From page-locked memory it may still be on its way when this returns."""
+        sent = move(batch, device)
+        if device.type == "cuda" and any(tensor.is_pinned() for tensor in tensors(batch) if tensor.is_cpu):
+            self._copies.append(torch.cuda.current_stream(device).record_event())
+        return sent
+
+    def _end_copies(self, fresh: bool) -> None:
+        """Wait until page-locked memory has been read, unless the loader gives ``fresh`` memory for each batch."""
+        while self._copies:
+            event = self._copies.pop()
+            if not fresh:
+                event.synchronize()
+
+    def _bar(self, batches: Iterable[Any], total: int | None) -> Iterable[Any]:
         if not self.progress:
             return batches
-        return tqdm(batches, desc=self.label, total=batch_count(data), unit="batch", dynamic_ncols=True)
+        # Through chain(), because tqdm asks for the length of what it is given, and a loader may raise then.
+        return tqdm(chain(batches), desc=self.label, total=total, unit="batch", dynamic_ncols=True)
+
+
+def _floating_dtype(model: nn.Module) -> torch.dtype:
+    """Dtype of the first weight or buffer of floating numbers."""
+    found = (tensor.dtype for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
+    return next(found, torch.get_default_dtype())

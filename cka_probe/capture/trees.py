@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["alike", "copied", "first_tensor", "move", "parts", "samples_first", "tensors"]
+__all__ = ["alike", "copied", "first_tensor", "leaves", "move", "parts", "samples_first", "tensors"]
 
 
 def parts(tree: Any) -> Collection[Any] | None:
@@ -46,6 +46,16 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
         yield from tensors(part)
 
 
+def leaves(tree: Any) -> Iterator[Any]:
+    """Yield everything in a tree that is not a container, in order."""
+    inside = parts(tree)
+    if inside is None:
+        yield tree
+        return
+    for part in inside:
+        yield from leaves(part)
+
+
 def move(tree: Any, device: torch.device) -> Any:
     """Copy of a tree with its tensors on ``device`` and containers of the same classes.
 
@@ -53,7 +63,7 @@ def move(tree: Any, device: torch.device) -> Any:
     leaves, stay where they are.
     """
     if isinstance(tree, torch.Tensor):
-        moved = tree.to(device, non_blocking=True)
+        moved = tree.to(device, non_blocking=device.type == "cuda")  # to the CPU it would return too early
         return moved if moved is tree else _require_grad_as(tree, moved)
     # BatchEncoding.to would change the caller's batch in place, and so would the `to` of a PyG graph.
     if callable(getattr(tree, "to", None)) and not isinstance(tree, Mapping):

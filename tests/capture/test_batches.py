@@ -1,7 +1,6 @@
 """Batches: the call of a model, the number of samples, the join of small batches, two loaders."""
 
 from collections import OrderedDict, UserDict, namedtuple
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,9 +17,6 @@ from cka_probe.capture.batches import (
     call_model,
     certain_batch_size,
     expected_samples,
-    join,
-    joined_batches,
-    none_is_small,
 )
 
 Pair = namedtuple("Pair", "image target")
@@ -93,7 +89,7 @@ def test_labels_are_not_passed_to_a_forward_that_takes_any_keyword():
         (None, r"A batch of type NoneType cannot be passed to Recording"),
         ((), r"A batch of type tuple cannot be passed to Recording"),
         (["a", "b"], r"A batch of type list cannot be passed to Recording"),
-        ({"image": 1, "id": 2}, r"The forward of Recording takes none of the keys 'image', 'id' of the batch\. Pass"),
+        ({"image": 1, "id": 2}, r"takes none of the keys 'image', 'id' of the batch; its arguments are 'x', 'y', 'att"),
         (([torch.ones(3)] * 5, 0), r"The forward of Recording does not take the 5 inputs of the batch \(too many"),
     ],
 )
@@ -107,7 +103,8 @@ def test_only_the_first_of_several_parts_is_used_and_a_note_says_so():
     index = torch.arange(len(images))
     result = cp.compare(net, net, DataLoader(TensorDataset(images, index, index), batch_size=6), progress=False)
     assert result.notes == (
-        "model_x (Sequential) was given only the first of the 3 parts of each batch; pass forward= to use more",
+        "model_x (Sequential) was given only the first of the 3 parts of each batch, and not part 3, of shape (6,). To "
+        "use more, let the batches be ((first, second), target) or dicts, or pass forward=",
     )
     assert not cp.compare(net, net, DataLoader(TensorDataset(images, index), batch_size=6), progress=False).notes
 
@@ -200,177 +197,3 @@ def test_detectors_are_compared_on_lists_of_images():
     assert (result.meta["batches"], result.meta["samples"]) == (2, 10)
     expected = cp.compare(net, net, [images[:6], images[6:]], forward=lambda model, x: model(list(x)), progress=False)
     assert_allclose(result.values, expected.values, atol=1e-6)
-
-
-# --- joining ------------------------------------------------------------------------------------------------------
-
-
-def test_join_concatenates_samples_in_every_kind_of_nesting():
-    a = {"x": torch.ones(2, 3), "names": ["a", "b"], "pair": Pair(torch.ones(2), None), "size": 7}
-    b = {"x": torch.zeros(1, 3), "names": ["c"], "pair": Pair(torch.zeros(1), None), "size": 7}
-    joined = join(a, b)
-    assert torch.equal(joined["x"], torch.tensor([[1.0] * 3, [1.0] * 3, [0.0] * 3]))
-    assert joined["names"] == ["a", "b", "c"]
-    assert isinstance(joined["pair"], Pair)
-    assert torch.equal(joined["pair"].image, torch.tensor([1.0, 1.0, 0.0]))
-    assert joined["pair"].target is None
-    assert joined["size"] == 7
-    assert a["x"].shape == (2, 3)
-
-
-@dataclass
-class Graph:
-    nodes: torch.Tensor
-    name: str | None = None
-
-
-def test_join_of_dataclasses():
-    joined = join([Graph(torch.ones(2))], [Graph(torch.zeros(1))])
-    assert torch.equal(joined[0].nodes, torch.tensor([1.0, 1.0, 0.0]))
-    assert join(Graph(torch.ones(2), "a"), Graph(torch.ones(2), "b")) is None
-    assert join(Graph(torch.ones(2)), Pair(torch.ones(2), None)) is None
-
-
-def test_join_of_named_tuples_without_tensors():
-    assert join(Pair("a", 1), Pair("a", 1)) == Pair("a", 1)
-    assert join(Pair("a", 1), Pair("b", 1)) is None
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        (torch.ones(2, 3), torch.ones(2, 4)),
-        (torch.ones(2, 3), torch.ones(2)),
-        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
-        (torch.tensor(1.0), torch.tensor(1.0)),
-        ({"x": torch.ones(2)}, {"y": torch.ones(2)}),
-        ({"x": torch.ones(2), "t": 1}, {"x": torch.ones(2), "t": 2}),
-        ((torch.ones(2),), (torch.ones(2), torch.ones(2))),
-        (torch.ones(2), "text"),
-        ("text", torch.ones(2)),
-        (["a"], [torch.ones(2)]),
-        ([], ["a"]),
-        ({"x": 1}, ["x"]),
-        (object(), object()),
-    ],
-)
-def test_join_returns_none_if_the_batches_do_not_fit(a, b):
-    assert join(a, b) is None
-
-
-def sizes_of(batches):
-    return [(len(batch), count) for batch, count in batches]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "joined"),
-    [
-        ([8, 8, 8], [(8, 1), (8, 1), (8, 1)]),
-        ([8, 8, 2], [(8, 1), (10, 2)]),
-        ([8, 2, 8], [(10, 2), (8, 1)]),
-        ([2, 8, 8], [(10, 2), (8, 1)]),
-        ([2, 2, 2, 2, 2], [(4, 2), (6, 3)]),
-        ([1] * 7, [(7, 7)]),
-        ([3, 3, 3, 3], [(6, 2), (6, 2)]),
-        ([8, 1, 1, 1, 1], [(8, 1), (4, 4)]),
-        ([4], [(4, 1)]),
-        ([3, 1], [(4, 2)]),
-    ],
-)
-def test_only_small_batches_are_joined(sizes, joined):
-    samples = torch.arange(sum(sizes))
-    notes = []
-    found = list(joined_batches(samples.split(sizes), 4, notes))
-    assert sizes_of(found) == joined
-    assert torch.equal(torch.cat([batch for batch, _ in found]), samples), "every sample once, in order"
-    assert not notes
-
-
-def test_small_batches_are_joined_only_up_to_the_minimum():
-    found = list(joined_batches([torch.zeros(2) for _ in range(1000)], 4, []))
-    assert len(found) == 500
-
-
-def test_batches_that_cannot_be_joined_are_left_out_with_a_note():
-    notes = []
-    batches = [torch.zeros(8, 3), torch.zeros(2, 5), torch.zeros(8, 3)]
-    assert sizes_of(joined_batches(batches, 4, notes)) == [(8, 1), (8, 1)]
-    reason = "at least 4 are needed and it could not be joined to another"
-    assert notes == [f"a batch of 2 samples was left out: {reason}"]
-    notes.clear()
-    assert sizes_of(joined_batches([torch.zeros(1, 5), torch.zeros(8, 3), torch.zeros(3, 5)], 4, notes)) == [(8, 1)]
-    assert notes == [f"a batch of {n} samples was left out: {reason}" for n in (1, 3)]
-
-
-def test_two_small_neighbours_of_different_shape():
-    notes = []
-    batches = [torch.zeros(8, 3), torch.zeros(2, 3), torch.zeros(2, 5), torch.zeros(8, 5)]
-    assert sizes_of(joined_batches(batches, 4, notes)) == [(10, 2), (10, 2)]
-    assert not notes
-
-
-@pytest.mark.parametrize(
-    ("samples", "batch", "drop_last", "whole"),
-    [(16, 8, False, True), (20, 8, False, True), (18, 8, False, False), (18, 8, True, True)],
-)
-def test_each_batch_is_yielded_at_once_if_the_loader_has_no_small_batch(samples, batch, drop_last, whole):
-    class Watched(TensorDataset):
-        def __getitem__(self, index):
-            drawn.append(index)
-            return super().__getitem__(index)
-
-    drawn, seen = [], []
-    loader = DataLoader(Watched(torch.randn(samples, 5)), batch_size=batch, drop_last=drop_last)
-    assert none_is_small(loader, 4) == whole
-    net = nn.Linear(5, 3)
-    net.register_forward_pre_hook(lambda *_: seen.append(len(drawn)))
-    result = cp.compare(net, net, loader, layers="", progress=False)
-    assert seen[0] == (batch if whole else min(2 * batch, samples))
-    assert result.meta["samples"] == (samples if not drop_last else samples // batch * batch)
-
-
-def test_a_subclass_of_the_loader_may_have_small_batches():
-    class Odd(DataLoader):
-        pass
-
-    data = TensorDataset(torch.randn(16, 5))
-    assert not none_is_small(Odd(data, batch_size=8), 4)
-    assert not none_is_small(DataLoader(data, batch_size=None), 4)
-    assert not none_is_small(DataLoader(data, batch_size=2), 4)
-    assert not none_is_small(torch.randn(16, 5).split(8), 4)
-
-
-def test_batches_of_unknown_size_are_passed_on():
-    batches = ["a", "b", "c"]
-    assert list(joined_batches(batches, 4, [])) == [("a", 1), ("b", 1), ("c", 1)]
-
-
-def test_no_batches():
-    assert list(joined_batches([], 4, [])) == []
-
-
-# --- two loaders --------------------------------------------------------------------------------------------------
-
-
-def test_a_shuffling_loader_cannot_be_paired():
-    net, (images,) = small_network(0), image_batches(count=1)
-    plain, shuffled = (DataLoader(images, batch_size=6, shuffle=flag) for flag in (False, True))
-    with pytest.raises(ValueError, match=r"`data_y` shuffles, so its samples are not in the order of the other\. Turn"):
-        cp.compare(net, net, plain, data_y=shuffled, progress=False)
-    with pytest.raises(ValueError, match=r"`data` shuffles"):
-        cp.compare(net, net, shuffled, data_y=shuffled, progress=False)
-
-
-def test_loaders_that_shuffle_with_equal_seeds_can_be_paired():
-    net, (images,) = small_network(0), image_batches(count=1)
-    loaders = [
-        DataLoader(images, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(4)) for _ in range(2)
-    ]
-    result = cp.compare(net, small_network(0), loaders[0], data_y=loaders[1], progress=False)
-    assert_allclose(result.values.diagonal(), 1.0, atol=1e-6)
-
-
-def test_a_single_loader_may_shuffle():
-    net, (images,) = small_network(0), image_batches(count=1)
-    result = cp.compare(net, small_network(0), DataLoader(images, batch_size=6, shuffle=True), progress=False)
-    assert_allclose(result.values.diagonal(), 1.0, atol=1e-6)

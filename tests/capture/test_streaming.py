@@ -192,3 +192,102 @@ def test_both_parts_of_paired_data_stay_as_they_are():
     ]
     assert_allclose(result.values, reference_cka(*features), atol=1e-6)
     assert torch.equal(data_y[0], batches_of()[0] * 2)
+
+
+# --- a loader that fills one buffer again and again -----------------------------------------------------------------
+
+
+def one_tensor(batches, after):
+    """A generator that yields the same tensor, refilled; after each use it holds ``after``."""
+    buffer = torch.empty_like(batches[0])
+    for batch in batches:
+        buffer.copy_(batch)
+        yield buffer
+        buffer.fill_(after)
+
+
+def one_array(batches, after):
+    """The same with tensors that are views of one numpy array."""
+    array = np.empty(tuple(batches[0].shape), dtype=np.float32)
+    for batch in batches:
+        array[:] = batch.numpy()
+        yield torch.from_numpy(array)
+        array[:] = after
+
+
+def one_pair(batches, after):
+    """The same with (input, target) in one list, as a loader of its own that also cuts the last batch."""
+    buffer, target = torch.empty_like(batches[0]), torch.zeros(len(batches[0]))
+    pair = [buffer, target]
+    for batch in batches:
+        buffer[: len(batch)] = batch
+        pair[:] = buffer[: len(batch)], target[: len(batch)]
+        yield pair
+        buffer.fill_(after)
+        pair.clear()
+
+
+LOADERS = pytest.mark.parametrize("loader", [one_tensor, one_array, one_pair])
+AFTER = pytest.mark.parametrize("after", [0.0, float("nan")])
+
+
+@LOADERS
+@AFTER
+@pytest.mark.parametrize("scope", ["minibatch", "dataset"])
+def test_one_buffer_for_all_batches(loader, after, scope):
+    x, y = Net(0, out_of_place), Net(1, out_of_place)
+    result = compared(x, y, loader(batches_of(), after), scope=scope)
+    features = [[cloned(net, batch) for batch in batches_of()] for net in (x, y)]
+    if scope == "dataset":
+        features = [[{name: np.concatenate([b[name] for b in side]) for name in side[0]}] for side in features]
+    assert_allclose(result.values, reference_cka(*features), atol=1e-6)
+
+
+def test_one_buffer_and_a_small_last_batch_that_is_joined():
+    x, y = Net(0, out_of_place), Net(1, out_of_place)
+    batches = [*batches_of(), batches_of()[0][:2]]
+    result = compared(x, y, one_pair(batches, float("nan")))
+    joined = [*batches[:2], torch.cat(batches[2:])]
+    assert_allclose(result.values, reference_cka(*([cloned(net, b) for b in joined] for net in (x, y))), atol=1e-6)
+
+
+@LOADERS
+def test_one_buffer_in_the_other_functions(loader):
+    x, y = Net(0, out_of_place), Net(1, out_of_place)
+    features = [[cloned(net, batch) for batch in batches_of()] for net in (x, y)]
+    for name, found in cp.extract(x, loader(batches_of(), 0.0), progress=False).items():
+        assert_allclose(found.numpy(), np.concatenate([batch[name] for batch in features[0]]), atol=1e-5)
+    signatures = [cp.signature(net, loader(batches_of(), 0.0), progress=False) for net in (x, y)]
+    assert_allclose(cp.compare_signatures(*signatures).values, reference_cka(*features), atol=1e-6)
+    frame = cp.compare_many({"x": x, "y": y}, loader(batches_of(), 0.0), progress=False).to_frame()
+    assert_allclose(frame.loc["x", "y"].to_numpy(), reference_cka(*features), atol=1e-6)
+
+
+def test_two_loaders_that_fill_one_buffer():
+    buffer = torch.empty(10, 8)
+
+    def loader(scale):
+        for batch in batches_of():
+            yield torch.mul(batch, scale, out=buffer)
+
+    x, y = Net(0, out_of_place), Net(1, out_of_place)
+    result = compared(x, y, loader(1), data_y=loader(3))
+    features = [[cloned(x, b) for b in batches_of()], [cloned(y, b * 3) for b in batches_of()]]
+    assert_allclose(result.values, reference_cka(*features), atol=1e-6)
+
+
+def test_a_resumed_run_reads_a_buffer_in_the_same_order(tmp_path):
+    x, y = Net(0, out_of_place), Net(1, out_of_place)
+    batches = batches_of(count=25, size=4)
+    expected = reference_cka(*([cloned(net, batch) for batch in batches] for net in (x, y)))
+
+    def broken():
+        for index, batch in enumerate(one_tensor(batches, 0.0)):
+            if index == 23:
+                raise OSError("the disk is gone")
+            yield batch
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        compared(x, y, broken(), checkpoint=tmp_path / "half")
+    result = compared(x, y, one_tensor(batches, 0.0), checkpoint=tmp_path / "half")
+    assert_allclose(result.values, expected, atol=1e-6)
