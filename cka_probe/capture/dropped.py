@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .batches import accepted, passed_part
 from .trees import tensors
 
-__all__ = ["notes_on_dropped"]
+__all__ = ["notes_on_dropped", "notes_on_withheld"]
 
 _MASK = re.compile(r"(^|_)(masks?|pad|padding)(_|$)", re.IGNORECASE)
 _LENGTH = re.compile(r"(^|_)(len|lens|lengths?|t|time|timesteps?|sigmas?)$", re.IGNORECASE)
@@ -55,6 +55,12 @@ def notes_on_dropped(name: str, model: nn.Module, batch: Any) -> list[str]:
     """
     inputs = passed_part(batch)
     notes = []
+    if isinstance(inputs, Mapping) and _decoder_reads_labels(model, inputs):
+        notes.append(
+            f"{name} was not given 'labels', of which it makes the input of its decoder. The layers of the decoder did "
+            "not see the targets. Give the batches 'decoder_input_ids', or pass forward=lambda model, batch: "
+            "model(**batch)"
+        )
     if isinstance(inputs, Mapping) and (keys := _dropped_keys(model, inputs)):
         many = len(keys) > 1
         text = (
@@ -79,6 +85,27 @@ def notes_on_dropped(name: str, model: nn.Module, batch: Any) -> list[str]:
             text += ". To use more, let the batches be ((first, second), target) or dicts, or pass forward="
         notes.append(text)
     return notes
+
+
+def notes_on_withheld(model: nn.Module, batch: Any) -> list[str]:
+    """Hint for an error inside a network: the keys of the batch, labels too, that ``call_model`` did not pass to it."""
+    inputs = passed_part(batch)
+    if not isinstance(inputs, Mapping):
+        return []
+    used = accepted(model, inputs)
+    withheld = [repr(key) for key in inputs if key not in used]
+    if not withheld:
+        return []
+    return [
+        f"It was not given {', '.join(withheld)} of the batch. If it needs more than it was given, pass "
+        "forward=lambda model, batch: model(...)."
+    ]
+
+
+def _decoder_reads_labels(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether labels are the only input that a batch has for a decoder, as those of a collator for seq2seq."""
+    given = ("decoder_input_ids", "decoder_inputs_embeds")
+    return "labels" in inputs and given[0] in _arguments(model) and not any(inputs.get(k) is not None for k in given)
 
 
 def _about_masks(model: nn.Module, given: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .batches import as_tensors, batch_count, batch_size, call_model, certain_batch_size, likely_batch_size
-from .dropped import notes_on_dropped
+from .dropped import notes_on_dropped, notes_on_withheld
 from .hooks import CaptureError
 from .joining import joined_batches, none_is_small
+from .own_state import OwnState
 from .recorder import LayerRecorder
 from .sources import checked_samples, cut, is_one_batch, one_batch, paired
 from .state import borrowed, device_of, full_precision
-from .trees import leaves, move, tensors
+from .trees import copied, leaves, move, tensors
 
 __all__ = ["Consume", "Pass", "SampleOrder"]
 
@@ -128,6 +130,7 @@ class Pass:
         self.used = 0
         self.done = 0
         self.digest = ""
+        self._states: dict[int, OwnState] = {}
         # Batches for the caller's own forward may have any form: their size is known only if all tensors agree.
         self._understood = all(recorder.forward is call_model for recorder in recorders)
         self._axis = recorders[0].sample_axis
@@ -171,14 +174,18 @@ class Pass:
             If the user stops before a batch was used. A later stop ends the pass and sets ``interrupted``.
         """
         shown = self._bar(*self._source(data, data_y))
-        if data_y is None and none_is_small(data, self.minimum):
-            joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
-        else:
-            joined = joined_batches(shown, self.minimum, self.notes, self._size_of, self._axis)
         fresh = type(data) is DataLoader and data_y is None  # it does not fill its page-locked tensors again
         with borrowed([r.model for r in self.recorders], self.device), ExitStack() as hooks:
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)
+            self._states = {id(r.model): OwnState(r.model, r.name) for r in reversed(self.recorders)}
+            for state in self._states.values():
+                hooks.callback(lambda state=state: self.notes.extend(state.finish()))
+            # Inside the block: the first step into a DataLoader draws from the random generator of the caller.
+            if data_y is None and none_is_small(data, self.minimum):
+                joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
+            else:
+                joined = joined_batches(shown, self.minimum, self.notes, self._size_of, self._axis)
             try:
                 for index, (batch, items) in enumerate(joined):
                     if self.order is not None:
@@ -241,10 +248,15 @@ class Pass:
             with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
                 try:
                     results, count = recorder.run(own, index, samples)
+                    if (state := self._states.pop(id(recorder.model), None)) is not None:
+                        state.after_first(partial(_unrecorded, recorder, own))
                 except CaptureError:
                     raise
                 except Exception as error:  # of the network, which names neither itself nor the batch
                     error.add_note(self._where(recorder.name, index, own, items))
+                    if recorder.forward is call_model:
+                        for note in notes_on_withheld(recorder.model, own):
+                            error.add_note(note)
                     raise
             kept.append(results)
             rows.append(count)
@@ -292,6 +304,15 @@ class Pass:
             return batches
         # Through chain(), because tqdm asks for the length of what it is given, and a loader may raise then.
         return tqdm(chain(batches), desc=self.label, total=total, unit="batch", dynamic_ncols=True)
+
+
+def _unrecorded(recorder: LayerRecorder, batch: Any) -> Any:
+    """Output of the model on a batch, of which the recorder sees nothing."""
+    recorder.probe.__exit__(None, None, None)
+    try:
+        return recorder.forward(recorder.called, copied(batch))
+    finally:
+        recorder.probe.__enter__()
 
 
 def _floating_dtype(model: nn.Module) -> torch.dtype:

@@ -291,3 +291,13 @@ def test_a_resumed_run_reads_a_buffer_in_the_same_order(tmp_path):
         compared(x, y, broken(), checkpoint=tmp_path / "half")
     result = compared(x, y, one_tensor(batches, 0.0), checkpoint=tmp_path / "half")
     assert_allclose(result.values, expected, atol=1e-6)
+
+
+def test_a_loader_that_draws_random_numbers_leaves_the_generator_as_it_was():
+    """Every iteration of a DataLoader begins with a random number; a training loop must not notice it."""
+    net = Net(0, out_of_place)
+    data = torch.utils.data.TensorDataset(torch.randn(24, 8))
+    for size, shuffle in ((8, False), (9, True), (10, False)):
+        before = torch.get_rng_state()
+        compared(net, net, torch.utils.data.DataLoader(data, size, shuffle=shuffle))
+        assert torch.equal(torch.get_rng_state(), before)
