@@ -20,6 +20,7 @@ import torch
 from activations import Batch, reference_cka
 from numpy.testing import assert_allclose
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["activations", "check", "check_notes", "flattened", "images", "mean_over_tokens", "needs", "values_of"]
 
@@ -46,8 +47,10 @@ def mean_over_tokens(mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, tuple | list):
+    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         batch = batch[0]
+    if isinstance(batch, PackedSequence):  # a tuple by its class, but one input
+        return model(batch)
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
