@@ -11,28 +11,22 @@ import torch
 
 from ...capture.hooks import CaptureError
 from ...capture.recorder import NotFiniteError
+from ...estimators.gram_accuracy import MEAN_LIMIT, doubtful, mean_over_spread
 from ...estimators.kernels import Kernel, Linear
-from ...estimators.layer_grams import (
-    FEW,
-    MEAN_LIMIT,
-    LayerGram,
-    Mode,
-    doubtful,
-    layer_gram,
-    less_mean,
-    mean_over_spread,
-    repeated_gram,
-)
+from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_mean, repeated_gram
 from .cuda import by_cupy, half_gram, tf32_products
 from .side_stream import CudaStreams, SideStream, Streams
+from .triton_gram import pays, tensor_core_gram
 
-__all__ = ["COST", "FIRST_LIMIT", "GramKeeper"]
-
-FIRST_LIMIT = MEAN_LIMIT / 2
-"""Limit of ``mean_over_spread`` in the first minibatch on a GPU. Half of ``MEAN_LIMIT``: later ones may lie higher."""
+__all__ = ["COST", "HALF_LIMIT", "GramKeeper"]
 
 COST = 6e-7 / MEAN_LIMIT
 """float32 error of CKA per unit of ``mean_over_spread``."""
+
+HALF_LIMIT = 1e-5 / COST
+"""Largest ``mean_over_spread`` of raw features in half precision on a GPU.
+
+These features carry a rounding of 4e-3 themselves, and their raw product is ten times faster than one in float32."""
 
 
 class GramKeeper:
@@ -100,6 +94,7 @@ class GramKeeper:
         self.reviewed = False
         self.modes: dict[str, Mode] = {}
         self._careful: set[str] = set()
+        self._half: set[str] = set()  # layers whose raw features are in half precision
         self._mean_squares: dict[str, torch.Tensor | None] = {}
         self._finite: dict[str, torch.Tensor] = {}
         self._batches: list[int] = []
@@ -127,6 +122,8 @@ class GramKeeper:
             mode = self.modes.get(name)
             if self._linear and mode is None:
                 return self._first(name, features)
+            if mode == "raw" and _is_half(features):
+                self._half.add(name)
             side_stream = self._side_stream if self.reviewed else None
             if side_stream is not None and side_stream.takes(name, features):
                 kept, finite = side_stream.run(name, features, lambda: self._later(features, mode))
@@ -141,6 +138,8 @@ class GramKeeper:
         if mode is not None and self._linear:
             if mode == "raw" and _is_half(features):
                 return LayerGram(half_gram(features), 1.0, "raw"), None
+            if mode != "scaled" and self.backend == "torch" and pays(features):
+                return LayerGram(tensor_core_gram(features, tf32=self.tf32), 1.0, mode), None
             product = partial(by_cupy, self.kernel) if self.backend == "cupy" else None
             return repeated_gram(_single(features), mode, product), None
         features = _single(features)
@@ -186,9 +185,13 @@ class GramKeeper:
         return not self._careful.intersection(asked)
 
     def _first(self, name: str, features: torch.Tensor) -> LayerGram:
-        result = self._decided(name, _single(features), FIRST_LIMIT)
-        if result.mode == "raw" and _is_half(features):
-            half_gram(features[:1])  # tests this version of torch now, while waiting for the GPU is allowed
+        half = _is_half(features)
+        result = self._decided(name, _single(features), (HALF_LIMIT if half else MEAN_LIMIT) / 2)
+        # These test torch and the compiler now, while waiting for the GPU is allowed.
+        if result.mode == "raw" and half:
+            half_gram(features[:1])
+        else:
+            pays(features)
         return result
 
     def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
@@ -267,7 +270,8 @@ class GramKeeper:
         for layer, name in enumerate(names):
             if self.modes.get(name, "scaled") != "raw":
                 continue
-            beyond = [(float(m), b) for m, b in zip(measures[:, layer], batches, strict=True) if m > MEAN_LIMIT]
+            limit = HALF_LIMIT if name in self._half else MEAN_LIMIT
+            beyond = [(float(m), b) for m, b in zip(measures[:, layer], batches, strict=True) if m > limit]
             if beyond:
                 worst, batch = max(beyond)
                 error = "more than 4e-5" if math.isinf(worst) else f"up to {COST * worst:.0e}"
