@@ -5,7 +5,7 @@ Maps are (n, c, h, w) or (n, h, w, c), and sequences (n, c, t) or (n, t, c); the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn.modules.pooling import (
     _MaxPoolNd,
 )
 
+from .notes import listed
 from .trees import first_tensor, samples_first
 from .wrappers import named_layers
 
@@ -70,8 +71,8 @@ class ChannelAxes:
 
     An activation function, a dropout or a block does not know its axes, but the layers that ran before it or in it do.
     For such a module counts, in this order: the layers inside it whose outputs have its shape, if they agree; the
-    latest layer before it with an output of this shape; the latest layer of all if it is only reshaped or turned, by
-    its number of channels.
+    latest layer before it with an output of this shape; the latest layer of all, by its number of channels, if its
+    output is only reshaped or turned.
 
     Parameters
     ----------
@@ -85,6 +86,7 @@ class ChannelAxes:
         self.model = model
         self.paths = paths
         self._decided: dict[str, int | None] = {}
+        self._ambiguous: list[str] = []
         self._ran: list[tuple[tuple[int, ...], int]] = []
         """Shape and axis of each output whose module knows its axis, in the order of execution."""
         self._begun: dict[int, list[int]] = {}
@@ -138,10 +140,20 @@ class ChannelAxes:
         The first answer for a name, inside ``watched``, holds for all later batches.
         """
         if name not in self._decided:
-            self._decided[name] = self._decide(module, output)
+            self._decided[name] = self._decide(name, module, output)
         return self._decided[name]
 
-    def _decide(self, module: nn.Module, output: torch.Tensor) -> int | None:
+    def notes(self, names: Collection[str]) -> list[str]:
+        """A sentence about those of ``names`` whose axes contradict each other; none if there are none."""
+        doubtful = [name for name in self._ambiguous if name in names]
+        if not doubtful:
+            return []
+        return [
+            f"{listed(doubtful)} may have the channels on axis 1 or on the last axis, which have one length; give "
+            "inputs of another size, or pass a pooling function"
+        ]
+
+    def _decide(self, name: str, module: nn.Module, output: torch.Tensor) -> int | None:
         if output.ndim < 3:
             return None
         own = known_channels(module, output)
@@ -149,12 +161,15 @@ class ChannelAxes:
             return own
         shape = tuple(output.shape)
         begun = self._begun.get(id(module)) or [len(self._ran)]
-        inside = {axis for size, axis in self._ran[begun[-1] :] if size == shape}
-        if len(inside) == 1:
-            return inside.pop()
+        inside = [axis for size, axis in self._ran[begun[-1] :] if size == shape]
         before = [axis for size, axis in self._ran[: begun[-1]] if size == shape]
+        if len(set(inside)) == 1:
+            return inside[0]
         if before:
             return before[-1]
+        if inside:
+            self._ambiguous.append(name)
+            return None
         if not self._ran:
             return None
         size, axis = self._ran[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from threading import get_ident
 from types import TracebackType
@@ -150,6 +150,10 @@ class Probe:
         To be asked inside the hook. The first answer for a name holds.
         """
         return None if self._axes is None else self._axes.of(name, module, output)
+
+    def notes(self, names: Collection[str]) -> list[str]:
+        """Sentences about those of ``names`` whose axes are in doubt."""
+        return [] if self._axes is None else self._axes.notes(names)
 
     def _begin(self) -> None:
         self.features = {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import cka_probe as cp
 from cka_probe.capture.channels import ChannelAxes, known_channels
 from cka_probe.capture.hooks import Probe
 
@@ -101,3 +102,15 @@ def test_a_probe_takes_the_mean_over_time_and_not_over_channels():
             last = net(x)
             assert {name: f.shape for name, f in probe.features.items()} == {"0": (3, 4), "1": (3, 4), "2": (3, 5)}
             assert torch.allclose(probe.features["2"], last.mean(2))
+
+
+def test_a_note_says_where_the_layers_inside_contradict_each_other():
+    """A map (n, 8, 8, 8) that a block has turned, for good or not."""
+    stem = nn.Sequential(nn.Conv2d(3, 8, 1), Turn(0, 2, 3, 1), nn.LayerNorm(8))
+    net = nn.Sequential(stem, nn.ReLU())
+    notes = cp.compare(net, net, torch.randn(6, 3, 8, 8), layers=["0", "1"], pooling="mean", progress=False).notes
+    assert len(notes) == 1
+    assert "'0' may have the channels on axis 1 or on the last axis" in notes[0]
+    larger = cp.compare(net, net, torch.randn(6, 3, 8, 9), layers=["0", "1"], pooling="mean", progress=False)
+    assert larger.notes == ()
+    assert found(net, torch.zeros(2, 3, 8, 9))["0"] == -1
