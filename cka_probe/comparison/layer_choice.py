@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -64,7 +64,7 @@ def layers_by_model(models: Mapping[str, nn.Module], layers: Any) -> dict[str, L
             except NoLayerError as error:
                 errors[name] = error
         if len(errors) == len(models):
-            raise next(iter(errors.values()))
+            raise _best(errors.values())
     for name, own in chosen.items():
         if parts and not own:
             raise ValueError(f"No layer in `layers` exists in {name}. Give the layers of every model by its name.")
@@ -75,6 +75,12 @@ def _complete(models: Mapping[str, nn.Module], chosen: dict[str, Any]) -> dict[s
     if missing := [name for name in models if name not in chosen]:
         raise ValueError(f"`layers` has no entry for {', '.join(map(repr, missing))}. Give the layers of every model.")
     return chosen
+
+
+def _best(errors: Iterable[NoLayerError]) -> NoLayerError:
+    """Of the errors of several models, the first that knows a near name."""
+    errors = list(errors)
+    return next((error for error in errors if "Did you mean" in str(error)), errors[0])
 
 
 def _is_path(part: Any) -> bool:
@@ -115,5 +121,5 @@ def excluded(models: Sequence[nn.Module], layers: Sequence[Layers], exclude: Lay
             except NoLayerError as error:
                 errors.append(error)
         if len(errors) == len(models):
-            raise errors[0]
+            raise _best(errors)
     return [own or None for own in chosen]
