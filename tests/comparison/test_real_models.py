@@ -75,7 +75,7 @@ def test_torchvision_leaves(torchvision_model):
 def test_attention_is_compared_although_its_projection_does_not_run():
     torch.manual_seed(0)
     net = torchvision.models.vit_b_16(image_size=32)
-    result = cp.compare(net, net, images(32), layers="*.self_attention", progress=False)
+    result = cp.compare(net, net, images(32), layers="**.self_attention", progress=False)
     assert len(result.rows) == 12
     assert not result.notes
 
@@ -98,7 +98,7 @@ def test_a_detector_by_its_backbone():
     net = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
     data = [([image[:, :50, : 40 + 5 * i] for i, image in enumerate(images(64, n=5))], None) for _ in range(2)]
     result = cp.compare(
-        net, net, data, layers="backbone.body.*", forward=lambda model, batch: model(batch[0]), progress=False
+        net, net, data, layers="backbone.body.**", forward=lambda model, batch: model(batch[0]), progress=False
     )
     assert result.meta["samples"] == 10
     assert len(result.rows) > 100
