@@ -15,12 +15,14 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ...capture.state import modes_restored, random_states, random_states_restored, set_random_states
+from ...identity import identity, weights_digest
 from ..training.accelerator import accelerator_for
-from ..training.preparation import describe, digest
 from ..training.result import DenseResult
 from ..training.run_files import RunFiles
+from ..training.run_identity import check_processes_agree, identity_at_start, weights_at_start
 from ..training.run_state import RunState, checked_total
 from ..training.seeding import seed_everything
+from ..training.seen_data import check_same_data
 from ..training.steps import average_gradients
 from .batches import PictureBatches
 from .settings import DenseSettings
@@ -120,23 +122,29 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             "batch_size": given.batch_size,
             "steps_per_epoch": len(batches),
             "learning_rate": given.learning_rate,
-            "schedule": describe(given.schedule),
-            "optimizer": describe(given.optimizer),
+            "schedule": identity(given.schedule),
+            "optimizer": identity(given.optimizer),
             "weight_decay": given.weight_decay,
             "clip_norm": given.clip_norm,
-            "loss": describe(task.loss),
+            "loss": identity_at_start(task.loss, given.output_dir, given.resume),
             "layers": task.layers,
-            "teacher_weights": digest(task.teacher),
+            "teacher_weights": weights_digest(task.teacher),
+            "student_weights": weights_at_start(student, given.output_dir, given.resume),
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "log_every": given.log_every,
             "seed": given.seed,
         }
+        check_processes_agree(settings)
         files = RunFiles(given.output_dir, settings, resume=given.resume, main=main)
-        stack.callback(files.close)
-        run = RunState(files.state)
+        run = RunState(files.state, accelerator.process_index)
         if files.state is not None:
+            seed_everything(given.seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
+            check_same_data("train", run.saved_seen["train"], batches.of_epoch(0), given.output_dir)
             run.load(student, loss, descent, accelerator)
+        files.open()
+        stack.callback(files.close)
+        descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
 
         done = run.epoch * len(batches) + run.step
         started = time.perf_counter() - run.seconds
@@ -153,6 +161,8 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             if run.random is not None:
                 set_random_states(run.random[accelerator.process_index])
             for batch in batches.of_epoch(run.epoch, first=run.step):
+                if run.epoch == 0 and given.output_dir is not None:
+                    run.seen["train"].add(batch)
                 rate = given.learning_rate * given.schedule(done, steps)
                 for group in descent.param_groups:
                     group["lr"] = rate

@@ -17,6 +17,7 @@ __all__ = [
     "INCOMING",
     "PREVIOUS",
     "CheckpointError",
+    "has_checkpoint",
     "load_checkpoint",
     "save_checkpoint",
     "save_weights",
@@ -121,6 +122,11 @@ def load_checkpoint(directory: Path | str) -> dict[str, Any] | None:
             f"No checkpoint can be read: {'; '.join(damaged)}. Delete the files or pass resume=False to start again."
         )
     return None
+
+
+def has_checkpoint(directory: Path | str) -> bool:
+    """Whether a run's directory holds a checkpoint."""
+    return any((Path(directory) / name).exists() for name in (CURRENT, INCOMING, PREVIOUS))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,16 +17,19 @@ from tqdm.auto import tqdm
 
 from ...capture.extras import require
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
+from ...identity import identity, weights_digest
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for
 from .batches import Batch, evaluation_loader, split_batch, training_batches
 from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
-from .preparation import check_arguments, choose_layers, describe, digest, fit_together
+from .preparation import check_arguments, choose_layers, fit_together
 from .result import DistillationResult
 from .run_files import RunFiles
+from .run_identity import check_processes_agree, extension_refused, identity_at_start, weights_at_start
 from .run_state import RunState, checked_total
 from .schedules import StepDecay
 from .seeding import seed_everything
+from .seen_data import SeenData, check_same_data
 from .steps import accumulated_gradient, average_gradients, exact_gradient, weighted_terms
 from .teacher_cache import cached_teacher
 
@@ -227,26 +230,37 @@ def distill(
             "batch_size": batch_size,
             "steps_per_epoch": len(batches),
             "learning_rate": learning_rate,
-            "schedule": describe(schedule),
-            "optimizer": describe(optimizer),
+            "schedule": identity(schedule),
+            "optimizer": identity(optimizer),
             "weight_decay": weight_decay,
-            "loss": describe(loss),
+            "loss": identity_at_start(loss, output_dir, resume),
             "ce_weight": ce_weight,
             "student_layers": layers,
             "teacher_layers": layers_y,
-            "teacher_weights": digest(teacher),
+            "teacher_weights": weights_digest(teacher),
+            "student_weights": weights_at_start(student, output_dir, resume),
             "accumulation": [accumulation_steps, accumulation],
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "seed": seed,
         }
-        files = RunFiles(output_dir, settings, resume=resume, main=main, tensorboard=tensorboard)
-        stack.callback(files.close)
-        run = RunState(files.state)
+        check_processes_agree(settings)
+        files = RunFiles(
+            output_dir, settings, resume=resume, main=main, tensorboard=tensorboard,
+            extend=partial(extension_refused, schedule),
+        )  # fmt: skip
+        run = RunState(files.state, accelerator.process_index)
         best: dict[str, Tensor] = {}
         if files.state is not None:
+            seed_everything(seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
+            again = ((batch.inputs, batch.target) for batch in batches.of_epoch(0))
+            check_same_data("train", run.saved_seen["train"], again, output_dir)
+            check_same_data("test", run.saved_seen["test"], map(split_batch, tests), output_dir)
             run.load(student, extra, descent, accelerator)
             best = files.best_state() if run.rows else {}
+        files.open()
+        stack.callback(files.close)
+        descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
 
         total = epochs * len(batches)
         done = run.epoch * len(batches) + run.step
@@ -264,6 +278,8 @@ def distill(
             extra.train()
 
             for batch in batches.of_epoch(epoch, first=run.step):
+                if epoch == 0 and output_dir is not None:
+                    run.seen["train"].add((batch.inputs, batch.target))
                 logits, terms = gradient(accelerator, model, teach, terms_of, batch, accumulation_steps)
                 average_gradients(accelerator, extra)
                 descent.step()
@@ -279,7 +295,7 @@ def distill(
             right = means.pop("right")
             total_loss = checked_total(means, f"in epoch {epoch + 1}", "the weight of the term that is not finite")
             row = {"epoch": epoch + 1, "train_loss": total_loss, **means, "train_accuracy": right}
-            row["test_accuracy"] = _accuracy(pupil, tests, classes, accelerator)
+            row["test_accuracy"] = _accuracy(pupil, tests, classes, accelerator, None if run.rows else run.seen["test"])
             row |= {"lr": rate, "seconds": time.perf_counter() - started}
             improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
             run.add_row(row)
@@ -324,8 +340,17 @@ def distill(
         )
 
 
-def _accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, accelerator: Accelerator) -> float:
-    """Fraction of right answers over a loader, in eval mode, over all processes; in [0, 1]."""
+def _accuracy(
+    model: TappedModel,
+    loader: DataLoader[Any],
+    classes: int,
+    accelerator: Accelerator,
+    seen: SeenData | None = None,
+) -> float:
+    """Fraction of right answers over a loader, in eval mode, over all processes; in [0, 1].
+
+    The samples are added to ``seen``.
+    """
     from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
 
     metric = MulticlassAccuracy(classes, average="micro", validate_args=False, sync_on_compute=False)
@@ -337,6 +362,8 @@ def _accuracy(model: TappedModel, loader: DataLoader[Any], classes: int, acceler
     with torch.no_grad(), accelerator.autocast():
         for batch in loader:
             inputs, target = split_batch(batch)
+            if seen is not None:
+                seen.add((inputs, target))
             predicted = model(inputs).logits.argmax(1)
             metric.update(*accelerator.gather_for_metrics((predicted, target)))
     return float(metric.compute())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from .steps import weighted_terms
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["LayerNames", "check_arguments", "choose_layers", "describe", "digest", "fit_together"]
+__all__ = ["LayerNames", "check_arguments", "choose_layers", "fit_together"]
 
 LayerNames = Sequence[str] | str
 """Paths of layers, or "auto"."""
@@ -172,21 +170,3 @@ def fit_together(
             ) from error
         raise
     return classes
-
-
-def describe(thing: Any) -> str:
-    """Text that identifies a loss, schedule or optimiser; the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
-
-
-def digest(model: nn.Module | None) -> str:
-    """Hash of a model's weights and buffers; "none" for None."""
-    if model is None:
-        return "none"
-    result = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            # As uint8, because numpy has no bfloat16.
-            result.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return result.hexdigest()

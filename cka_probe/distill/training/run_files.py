@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...atomic_write import atomic_write
 from ...capture.extras import require
+from ...identity import differences
 from ...similarity.matrix import SimilarityMatrix
 from .checkpoints import (
     CURRENT,
@@ -30,6 +32,8 @@ __all__ = ["RunFiles"]
 class RunFiles:
     """Write the files of a run. Without a directory, and in every process but the main one, nothing is written.
 
+    Making the object reads the checkpoint and checks that it belongs to this run; ``open`` begins to write.
+
     Parameters
     ----------
     directory : path, optional
@@ -44,6 +48,9 @@ class RunFiles:
         Whether this process writes.
     tensorboard : bool
         Whether the history also goes to ``directory/tensorboard``.
+    extend : callable, optional
+        ``extend(epochs before, epochs now, finished epochs)`` returns why a run cannot go on to more epochs, or None.
+        Without it, the number of epochs is a setting like any other.
 
     Raises
     ------
@@ -52,8 +59,6 @@ class RunFiles:
         with other settings.
     CheckpointError
         If `resume` is set and no checkpoint in the directory can be read.
-    ModuleNotFoundError
-        If `tensorboard` is set and TensorBoard is not installed.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class RunFiles:
         resume: bool = True,
         main: bool = True,
         tensorboard: bool = False,
+        extend: Callable[[int, int, int], str | None] | None = None,
     ) -> None:
         if tensorboard and directory is None:
             raise ValueError("`tensorboard` needs an `output_dir` to write to.")
@@ -71,34 +77,50 @@ class RunFiles:
         self.settings = json.loads(json.dumps(settings))
         self.state: dict[str, Any] | None = None
         self._main = main
+        self._resume = resume
+        self._tensorboard = tensorboard
         self._board: Any = None
-        if self.directory is None:
-            return
-        if resume:
+        if self.directory is not None and resume:
             self.state = load_checkpoint(self.directory)
             if self.state is not None:
-                self._check_settings(self.state["settings"])
-        if not main:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for name in (CURRENT, INCOMING, PREVIOUS, "best.safetensors", "last.safetensors"):
-                (self.directory / name).unlink(missing_ok=True)
-        atomic_write(self.directory / "settings.json", json.dumps(self.settings, indent=1))
-        if tensorboard:
-            self._board = _summary_writer(self.directory / "tensorboard", self.state)
+                self._check_settings(self.state, extend)
 
-    def _check_settings(self, before: dict[str, Any]) -> None:
-        different = [
-            f"{key} was {before.get(key)!r} and is now {self.settings.get(key)!r}"
-            for key in {**before, **self.settings}
-            if before.get(key) != self.settings.get(key)
-        ]
+    def _check_settings(self, state: dict[str, Any], extend: Callable[[int, int, int], str | None] | None) -> None:
+        before = dict(state["settings"])
+        if extend is not None and before["epochs"] != (now := self.settings["epochs"]):
+            reason = extend(before["epochs"], now, state["epoch"] + bool(state["step"]))
+            if reason is not None:
+                raise ValueError(
+                    f"{self.directory} holds a run of {before['epochs']} epochs, which cannot become one of {now}: "
+                    f"{reason}. Use another output_dir, or resume=False to start again there."
+                )
+            before["epochs"] = now
+        different = differences(before, self.settings)
         if different:
             raise ValueError(
                 f"{self.directory} holds a run with other settings: {'; '.join(different)}. "
                 "Use another output_dir, or resume=False to start again there."
             )
+
+    def open(self) -> None:
+        """Create the directory and write the settings; without `resume`, remove what an earlier run has left.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If TensorBoard is asked for and not installed.
+        OSError
+            If the directory cannot be written.
+        """
+        if self.directory is None or not self._main:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self._resume:
+            for name in (CURRENT, INCOMING, PREVIOUS, "best.safetensors", "last.safetensors"):
+                (self.directory / name).unlink(missing_ok=True)
+        atomic_write(self.directory / "settings.json", json.dumps(self.settings, indent=1))
+        if self._tensorboard:
+            self._board = _summary_writer(self.directory / "tensorboard", self.state)
 
     def best_state(self) -> dict[str, Tensor]:
         """Best weights of the run that is resumed.

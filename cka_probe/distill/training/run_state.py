@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .seen_data import SeenData
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -21,6 +23,8 @@ class RunState:
     ----------
     saved : dict, optional
         From `state` of an earlier process.
+    rank : int
+        Rank of this process.
 
     Attributes
     ----------
@@ -36,9 +40,11 @@ class RunState:
         Scores on the test data of a run that is scored once, at its end.
     notes : tuple of str
         Where the run was resumed.
+    seen : dict of str to SeenData
+        Digests of the samples that this process has read: "train" and "test".
     """
 
-    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+    def __init__(self, saved: dict[str, Any] | None = None, rank: int = 0) -> None:
         saved = saved or {}
         self._saved = saved
         self.epoch: int = saved.get("epoch", 0)
@@ -50,10 +56,9 @@ class RunState:
         self.scores: dict[str, float] = saved.get("scores", {})
         self.notes: tuple[str, ...] = tuple(saved.get("notes", ()))
         # In float64 on the device, so that no step waits for the device.
-        self._sums: dict[str, Tensor] = saved.get("sums", {})
-        if "samples" in self._sums:  # a checkpoint of version 0.1
-            renamed = {"samples": "count"}
-            self._sums = {renamed.get(n, n.removeprefix("term ")): value for n, value in self._sums.items()}
+        self._sums: dict[str, Tensor] = saved["sums"][rank] if saved else {}
+        self.saved_seen: dict[str, Any] = {name: of_all[rank] for name, of_all in saved.get("seen", {}).items()}
+        self.seen = {name: SeenData(self.saved_seen.get(name)) for name in ("train", "test")}
         if saved:
             self.notes += (f"resumed after epoch {self.epoch}, step {self.step}",)
 
@@ -80,7 +85,12 @@ class RunState:
         self._saved = {}
 
     def state(self, student: nn.Module, loss: nn.Module, optimizer: Any, accelerator: Accelerator) -> dict[str, Any]:
-        """Everything that a later process needs, as tensors and plain values."""
+        """Everything that a later process needs, as tensors and plain values. Every process must call it."""
+        from accelerate.utils import gather_object
+
+        # The sums and digests of every process: each has read its own part of the batches.
+        sums = gather_object([{name: value.cpu() for name, value in self._sums.items()}])
+        seen = {name: gather_object([list(digest.state())]) for name, digest in self.seen.items()}
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -90,7 +100,8 @@ class RunState:
             "seconds": self.seconds,
             "scores": self.scores,
             "notes": list(self.notes),
-            "sums": self._sums,
+            "sums": sums,
+            "seen": seen,
             "student": student.state_dict(),
             "loss": loss.state_dict(),
             "optimizer": optimizer.state_dict(),

@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...atomic_write import atomic_write
+from ...identity import weights_digest
 from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .batches import Batch, DatasetBatches
-from .preparation import digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,7 +78,9 @@ def cached_teacher(
         )
     probes = _probe_samples(batches)
     key = hashlib.blake2b(
-        repr([digest(master.model), master.layers, batches.count, accelerator.mixed_precision, probes]).encode(),
+        repr(
+            [weights_digest(master.model), master.layers, batches.count, accelerator.mixed_precision, probes]
+        ).encode(),
         digest_size=12,
     ).hexdigest()
     folder = Path(directory) / key

@@ -1,6 +1,7 @@
 """Runs of detectors and segmenters: files, resume after death, order of the pictures, and refused settings."""
 
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from small_detectors import network, weights
 from torch import nn
 
-from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
+from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss, loop
 from cka_probe.distill.dense.batches import PictureBatches
 from cka_probe.distill.dense.data import CocoBoxes, LabelMaps
 from cka_probe.distill.dense.detection import distill_detector
@@ -25,38 +26,42 @@ class Death(BaseException):
     """The process ends here."""
 
 
-def dying(loss, after):
-    """The same loss, which ends the process after some steps. Its name in settings.json stays."""
-    terms, calls = loss.terms, iter(range(10**6))
+@contextmanager
+def death(after):
+    """The process ends in the step after this number of steps; None: never."""
+    average, calls = loop.average_gradients, iter(range(10**6))
 
     def counted(*arguments):
         if next(calls) == after:
             raise Death
-        return terms(*arguments)
+        average(*arguments)
 
-    loss.terms = counted
-    return loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "average_gradients", counted)
+        yield
 
 
 def detect(scenes, directory=None, after=None, **options):
     """Six pictures with random flips: three steps an epoch, seven in all; momentum, adapters, means over two steps."""
     train = CocoBoxes(scenes.train_images, scenes.train_annotations, flip=0.5)
     test = CocoBoxes(scenes.val_images, scenes.val_annotations)
-    loss = dying(PatchCKALoss(mimic_weight=0.1), after)
+    loss = PatchCKALoss(mimic_weight=0.1)
     teacher = network(width=16, channels=128, seed=1)
     options = {"steps": 7, "batch_size": 2, "log_every": 2, "checkpoint_steps": 2, "progress": False, **options}
-    return distill_detector(teacher, network(), train, test, loss, output_dir=directory, **options)
+    with death(after):
+        return distill_detector(teacher, network(), train, test, loss, output_dir=directory, **options)
 
 
 def segment(scenes, directory=None, after=None, **options):
     """Random crops, and a student with dropout."""
     train = LabelMaps(scenes.root, "train", crop=(48, 48), flip=0.5)
-    loss = dying(SegmentationCKALoss(), after)
+    loss = SegmentationCKALoss()
     torch.manual_seed(0)
     teacher, student = segmenter("deeplabv3", SmallResNet(16), 11), segmenter("deeplabv3", SmallResNet(8), 11)
     assert any(isinstance(module, nn.Dropout) for module in student.modules())
     options = {"steps": 7, "batch_size": 2, "log_every": 2, "checkpoint_steps": 2, "progress": False, **options}
-    return distill_segmenter(teacher, student, train, None, loss, output_dir=directory, **options)
+    with death(after):
+        return distill_segmenter(teacher, student, train, None, loss, output_dir=directory, **options)
 
 
 @pytest.fixture(scope="module", params=[detect, segment], ids=["detector", "segmenter"])
