@@ -17,6 +17,7 @@ from .compare import compare
 from .distill import distill, distill_table
 from .info import info
 from .report import report
+from .terminal import say
 
 __all__ = ["app", "main"]
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except Exception as error:
             if debug:
                 raise
-            typer.echo(f"Error: {_message(error)}", err=True)
+            say(f"Error: {_message(error)}", error=True)
             raise SystemExit(2 if isinstance(error, MISTAKES) else 1) from None
 
 
@@ -90,4 +91,4 @@ def _message(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"Warning: {message}", err=True)
+    say(f"Warning: {message}", error=True)

@@ -1,9 +1,10 @@
-"""`cka-probe compare`: compare the layers of two networks, or of two files of features."""
+"""`cka-probe compare`: compare the layers of two networks or two files, or show a saved result."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..atomic_write import atomic_write
+from .terminal import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +24,7 @@ __all__ = ["compare"]
 
 def compare(
     context: typer.Context,
-    model_x: Annotated[str, typer.Argument(help="Rows: a network or a file of features (.npz, .safetensors).")],
+    model_x: Annotated[str, typer.Argument(help="Rows: a network, or a file of features or results.")],
     model_y: Annotated[str | None, typer.Argument(help="Columns. By default the first network itself.")] = None,
     data: Annotated[
         str, typer.Option(help="digits, noise, a folder of images, or a .npy/.npz/.safetensors file.")
@@ -43,6 +45,7 @@ def compare(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a minibatch.")] = 64,
     samples: Annotated[int | None, typer.Option(min=1, help="Number of samples; all by default.")] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of digits and noise.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the selection of samples.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the result as .npz.")] = None,
@@ -53,62 +56,95 @@ def compare(
     """Compare every layer of one network with every layer of another.
 
     A network is a name such as resnet20, torchvision:NAME, timm:NAME, hf:FOLDER, module:function or file.py:function.
-    Nothing is downloaded: pass files of weights with --weights-x and --weights-y.
+    Nothing is downloaded: pass files of weights with --weights-x and --weights-y, or the weights are random.
+
+    Files of features (.npy, .npz, .safetensors) or of two signatures are compared instead of networks. The saved result
+    of a comparison is printed, and drawn with --plot.
 
     For example:
 
-      cka-probe compare resnet8 resnet20 --data digits --layers "layer*" --plot heatmap.png
+      cka-probe compare resnet8 resnet20 --data digits --layers "layer*.*" --plot heatmap.png
 
       cka-probe compare torchvision:resnet18 timm:vit_tiny_patch16_224 --data photos/ --image-size 224 -o result.npz
 
       cka-probe compare features_a.npz features_b.npz --json
+
+      cka-probe compare result.npz --plot heatmap.pdf
     """
+    from .saved import compare_files, kind_of_file
+
     _check_paths(output, plot)
     show_progress = not quiet and sys.stderr.isatty()
-    if _is_features(model_x) != _is_features(model_y or model_x):
-        raise ValueError(f"{model_x} and {model_y}: a network cannot be compared with a file of features.")
-    if _is_features(model_x):
-        _refuse_options_of_networks(context)
-        result = _compare_features(model_x, model_y, kernel, estimator, measure, show_progress)
-    else:
-        from ..comparison.models import compare as compare_models
-        from ..estimators.kernels import kernel_from_name
-        from .inputs import load_data
-
-        chosen = kernel_from_name(kernel)
-        batches = load_data(data, batch_size=batch_size, samples=samples, image_size=image_size, seed=seed)
-        result = compare_models(
-            *_load_models(model_x, model_y, weights_x, weights_y, num_classes, seed),
-            batches,
-            layers=_layer_list(layers),
-            layers_y=None if layers_y is None else _layer_list(layers_y),
-            exclude=None if exclude is None else _layer_list(exclude),
-            kernel=chosen,
+    if {kind_of_file(source) for source in (model_x, model_y) if source is not None} != {"network"}:
+        result = compare_files(
+            context,
+            model_x,
+            model_y,
+            kernel=kernel,
             estimator=estimator,
-            scope=scope,
             measure=measure,
-            pooling=pooling,
-            names=(model_x, model_y or model_x),
-            device=device,
+            quiet=quiet,
             progress=show_progress,
         )
+    else:
+        from ..estimators.kernels import kernel_from_name
+        from ..similarity.selection import changed
+        from .inputs import data_notes, load_data
+
+        _refuse_options_of_images(context, data)
+        options = {
+            "layers": _layer_list(layers),
+            "layers_y": None if layers_y is None else _layer_list(layers_y),
+            "exclude": None if exclude is None else _layer_list(exclude),
+            "kernel": kernel_from_name(kernel),
+            "estimator": estimator,
+            "scope": scope,
+            "measure": measure,
+            "pooling": pooling,
+            "device": device,
+            "progress": show_progress,
+        }
+        batches = load_data(
+            data, batch_size=batch_size, samples=samples, image_size=image_size, channels=channels, seed=seed
+        )
+        names, models, notes = _load_models(model_x, model_y, weights_x, weights_y, num_classes, seed)
+        result = _compare_networks(names, models, batches, f"--data {data}", options)
+        result = changed(result, notes=[*notes, *data_notes(data), *result.notes])
     if output is not None:
         result.save(output)
     if plot is not None:
         _draw(result, plot)
     if as_json:
         typer.echo(json.dumps(_as_json(result)))
+        if not quiet:
+            for note in result.notes:
+                say(f"Note: {note}", error=True)
     elif not quiet:
-        typer.echo(repr(result))
+        say(repr(result))
         for kind, path in (("result", output), ("picture", plot)):
             if path is not None:
-                typer.echo(f"{kind}: {path}")
+                say(f"{kind}: {path}")
 
 
-def _is_features(source: str) -> bool:
-    from .inputs import FEATURE_FILES
+def _compare_networks(
+    names: tuple[str, str],
+    models: tuple[nn.Module, nn.Module],
+    batches: Iterable[Any],
+    data: str,
+    options: dict[str, Any],
+) -> SimilarityMatrix:
+    """The result of the networks; an error that says on what they run if the data are of another kind."""
+    from ..comparison.models import compare as compare_models
+    from .diagnosis import explained, raised_in_forward
 
-    return Path(source).suffix in FEATURE_FILES
+    try:
+        return compare_models(*models, batches, names=names, **options)
+    except Exception as error:
+        if raised_in_forward(error):
+            better = explained(dict(zip(names, models, strict=True)), batches, data)
+            if better is not None:
+                raise better from error
+        raise
 
 
 def _load_models(
@@ -118,66 +154,46 @@ def _load_models(
     weights_y: Path | None,
     num_classes: int | None,
     seed: int,
-) -> tuple[nn.Module, nn.Module]:
-    """The two networks; the same object twice if name and weights are the same."""
+) -> tuple[tuple[str, str], tuple[nn.Module, nn.Module], list[str]]:
+    """Names, the networks, and notes about their weights; the same object twice if name and weights are the same."""
     import torch
 
-    from ..distill.models.sources import load_model
+    from ..distill.models.sources import load_network
 
     torch.manual_seed(seed)
-    x = load_model(model_x, weights_x, num_classes=num_classes)
-    if (model_y or model_x) == model_x and weights_y == weights_x:
-        return x, x
-    return x, load_model(model_y or model_x, weights_y, num_classes=num_classes)
+    if model_y is None and weights_y is None:
+        weights_y = weights_x  # the first network itself
+    model_y = model_y or model_x
+    same = model_y == model_x and weights_y == weights_x
+    wanted = [(model_x, weights_x)] if same else [(model_x, weights_x), (model_y, weights_y)]
+    names, models, notes = [], [], []
+    for source, weights in wanted:
+        found = load_network(source, weights, num_classes=num_classes)
+        # Without its weights, two networks of one kind would have one name.
+        name = source if same or model_x != model_y else f"{source} ({weights or 'no weights'})"
+        if found.untrained:
+            notes.append(f"no weights given: {name} has random weights (seed {seed})")
+        notes += found.notes
+        names.append(name)
+        models.append(found.model)
+    return (names[0], names[-1]), (models[0], models[-1]), notes
+
+
+def _refuse_options_of_images(context: typer.Context, data: str) -> None:
+    """Raise ValueError for an option that the data would ignore: a file has its own shape, a folder three channels."""
+    folder = Path(data).is_dir()
+    for name in ("image_size", "channels"):
+        source = context.get_parameter_source(name)
+        ignored = Path(data).is_file() or (folder and name == "channels")
+        if ignored and source is not None and source.name == "COMMANDLINE":
+            reason = "its images have three channels" if folder else "its inputs have their own shape"
+            raise ValueError(f"--{name.replace('_', '-')} does not apply to --data {data}: {reason}.")
 
 
 def _layer_list(text: str) -> list[Any]:
     """The parts of a list of layers; "conv1=stem" calls layer conv1 stem."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return [part if "=" not in part or part.startswith("re:") else dict([part.split("=", 1)]) for part in parts]
-
-
-# Options that apply to files of features.
-FOR_FEATURES = {
-    "model_x",
-    "model_y",
-    "kernel",
-    "estimator",
-    "scope",
-    "measure",
-    "output",
-    "plot",
-    "as_json",
-    "quiet",
-}
-
-
-def _refuse_options_of_networks(context: typer.Context) -> None:
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    idle = [f"--{name.replace('_', '-')}" for name in given if name not in FOR_FEATURES]
-    if idle:
-        raise ValueError(f"{', '.join(idle)}: for networks only. Files of features have their own layers and samples.")
-    if context.params["scope"] not in (None, "dataset"):
-        raise ValueError('Files of features have no minibatches: --scope must be "dataset", or be left out.')
-
-
-def _compare_features(
-    file_x: str, file_y: str | None, kernel: str, estimator: str, measure: str, show_progress: bool
-) -> SimilarityMatrix:
-    from ..comparison.features import compare_features
-    from ..estimators.kernels import kernel_from_name
-    from .inputs import load_arrays
-
-    return compare_features(
-        load_arrays(file_x),
-        None if file_y is None or file_y == file_x else load_arrays(file_y),
-        kernel=kernel_from_name(kernel),
-        estimator=estimator,
-        measure=measure,
-        names=(file_x, file_y or file_x),
-        progress=show_progress,
-    )
 
 
 def _check_paths(output: Path | None, plot: Path | None) -> None:

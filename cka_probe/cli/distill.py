@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .terminal import say
+
 __all__ = ["distill", "distill_table"]
 
 Changes = Annotated[
@@ -57,13 +59,13 @@ def distill(
     if as_json:
         typer.echo((directory / "result.json").read_text())
         return
-    typer.echo(
+    say(
         f"{chosen.name}, {chosen.loss.name}, seed {chosen.train.seed}: "
         f"test accuracy last {result.last_accuracy:.2%}, best {result.best_accuracy:.2%} (epoch {result.best_epoch})"
     )
     for note in result.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"weights, history and recipe: {directory}")
+        say(f"note: {note}")
+    say(f"weights, history and recipe: {directory}")
 
 
 def distill_table(
@@ -111,10 +113,10 @@ def distill_table(
     if as_json:
         typer.echo(json.dumps(json.loads(table.to_json(orient="records"))))
         return
-    typer.echo(format_markdown(table, against), nl=False)
+    say(format_markdown(table, against), end="")
     if seeds > 1 and len(names) > 1:
-        typer.echo(f"p: paired t-test of the last accuracy against {against} over {seeds} seeds, adjusted by Holm.")
-    typer.echo(f"files: {', '.join(map(str, paths))}")
+        say(f"p: paired t-test of the last accuracy against {against} over {seeds} seeds, adjusted by Holm.")
+    say(f"files: {', '.join(map(str, paths))}")
 
 
 def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:
@@ -142,5 +144,5 @@ def _progress(quiet: bool) -> bool:
 
 
 def _stopped(where: str) -> None:
-    typer.echo(f"Stopped; {where}. The same command continues from there.", err=True)
+    say(f"Stopped; {where}. The same command continues from there.", error=True)
     raise typer.Exit(130)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..similarity.text import printable
+
 __all__ = ["info"]
 
 # Optional libraries, and the extra that installs each.
@@ -48,12 +50,14 @@ def info(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=f"Layers of {model}", title_justify="left")
+    # As Text, a name in square brackets is not read as a style.
+    shown = Table(title=Text(printable(f"Layers of {model}")), title_justify="left")
     for heading, justify in (("layer", "left"), ("type", "left"), ("output", "left"), ("parameters", "right")):
         shown.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=heading == "layer")
     for path, kind, shape, parameters in table:
-        shown.add_row(path, kind, shape or "did not run", f"{parameters:,}")
+        shown.add_row(Text(printable(path)), Text(printable(kind)), shape or "did not run", f"{parameters:,}")
     Console().print(shown)
 
 
@@ -97,24 +101,27 @@ def _layers(
     from ..capture.layers import layer_table, select_layers
     from ..capture.state import borrowed
     from ..distill.models.sources import load_model
+    from .diagnosis import explained, raised_in_forward
 
     model = load_model(source, num_classes=num_classes)
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)), 3)
 
     def run(network: torch.nn.Module) -> Any:
         example: Any = getattr(network, "dummy_inputs", None)
         if isinstance(example, dict):
             return network(**example)
-        channels = next((m.in_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)), 3)
         return network(torch.randn(2, channels, image_size, image_size))
 
     try:
         with borrowed([model]):
             table = layer_table(model, run)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{source} does not run on an image of {image_size} x {image_size}; choose another with --image-size. "
-            f"torch says: {error}"
-        ) from error
+    except Exception as error:
+        if not raised_in_forward(error):
+            raise
+        better = explained({source: model}, [torch.randn(2, channels, image_size, image_size)], "--data noise")
+        if better is None:
+            raise
+        raise better from error
     if layers is None:
         return table
     picked = set(select_layers(model, [part.strip() for part in layers.split(",")]).paths)

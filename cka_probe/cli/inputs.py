@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..capture.extras import require
 
-__all__ = ["FEATURE_FILES", "load_arrays", "load_data"]
+__all__ = ["FEATURE_FILES", "data_notes", "load_arrays", "load_data"]
 
 FEATURE_FILES = (".npy", ".npz", ".safetensors")
 
@@ -66,7 +66,8 @@ def load_data(
     ----------
     source : str
         "digits" (images of scikit-learn), "noise" (Gaussian images, for a first try), a folder of images (with or
-        without class folders), or a .npy, .npz or .safetensors file whose first array holds the inputs.
+        without class folders), or a .npy, .npz or .safetensors file whose first array holds the inputs (float64 becomes
+        float32).
     batch_size : int
         Samples in a batch.
     samples : int, optional
@@ -113,8 +114,8 @@ def load_data(
     elif path.is_dir():
         dataset = _image_folder(path, image_size)
     elif path.suffix in FEATURE_FILES:
-        arrays = load_arrays(path)
-        dataset = TensorDataset(torch.from_numpy(next(iter(arrays.values()))))
+        inputs = _tensor(next(iter(load_arrays(path).values())), source)
+        dataset = TensorDataset(inputs)
     else:
         raise FileNotFoundError(
             f"There is no data {source!r}. Give 'digits', 'noise', a folder of images, "
@@ -124,6 +125,30 @@ def load_data(
         chosen = torch.randperm(len(dataset), generator=generator)[:samples]
         dataset = torch.utils.data.Subset(dataset, chosen.tolist())
     return DataLoader(dataset, batch_size=batch_size)
+
+
+def data_notes(source: str) -> list[str]:
+    """Notes about a file of inputs: the arrays in it that are not used, labels apart.
+
+    Parameters
+    ----------
+    source : str
+        The data, as :func:`load_data` takes them.
+    """
+    if Path(source).suffix not in (".npz", ".safetensors") or Path(source).is_dir():
+        return []
+    first, *others = load_arrays(source)
+    left = [name for name in others if name.lower() not in ("y", "label", "labels", "target", "targets")]
+    return [f"{source}: only its first array {first!r} was used, not {', '.join(map(repr, left))}"] if left else []
+
+
+def _tensor(array: np.ndarray, source: str) -> torch.Tensor:
+    """The inputs as a tensor; numpy's float64 becomes float32, in which networks run."""
+    if array.dtype.kind not in "fiub" or array.ndim == 0:
+        raise ValueError(f"{source} must hold numbers with samples on the first axis, got {array.dtype} {array.shape}.")
+    # The file may have been written on a machine with another order of bytes, or in a type that torch lacks.
+    array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
 class _Images(torch.utils.data.Dataset[torch.Tensor]):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .terminal import say
+
 __all__ = ["report"]
 
 
@@ -43,4 +45,4 @@ def report(
     loaded = {name: SimilarityMatrix.load(path) for name, path in zip(names, results, strict=True)}
     written = write_report(loaded, output, title=title, level=level)
     if not quiet:
-        typer.echo(f"report: {written} (open it in a browser)")
+        say(f"report: {written} (open it in a browser)")

@@ -2,18 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from command_line import run
 
 import cka_probe as cp
 from cka_probe.cli import main
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of a command line."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return left.value.code or 0, printed.out, printed.err
-
+from cka_probe.distill.models import build
 
 SMALL = ("--samples", 48, "--batch-size", 16, "--image-size", 16, "--num-classes", 10)
 
@@ -97,8 +91,62 @@ def test_paths_are_checked_before_anything_runs(capsys, option, path, message):
 def test_an_error_of_torch_names_the_model_and_the_batch(capsys, tmp_path):
     np.savez(tmp_path / "data.npz", a=np.zeros((60, 5), np.float32))
     code, _, err = run(capsys, "compare", "resnet8", "--data", tmp_path / "data.npz")
-    assert code == 1
-    assert "This was resnet8 (ResNet) on batch 0, of shape (60, 5)." in err
+    assert code == 2
+    assert "resnet8 (ResNet) does not run on batches of shape (60, 5)" in err
+
+
+RANDOM = "no weights given: {} has random weights (seed {})"
+
+
+def test_random_weights_are_noted(capsys, tmp_path):
+    small = (*SMALL, "--layers", "fc", "--json")
+    code, out, err = run(capsys, "compare", "resnet8", "resnet14", *small, "--seed", 3)
+    assert code == 0
+    assert json.loads(out)["notes"][:2] == [RANDOM.format(name, 3) for name in ("resnet8", "resnet14")]
+    assert err.count("Note: no weights given") == 2
+    assert run(capsys, "compare", "resnet8", *small, "--quiet")[2] == ""
+    code, out, _ = run(capsys, "compare", "resnet8", *SMALL, "--layers", "fc", "-o", tmp_path / "r.npz")
+    assert out.count(RANDOM.format("resnet8", 0)) == 1
+    assert cp.SimilarityMatrix.load(tmp_path / "r.npz").notes[0] == RANDOM.format("resnet8", 0)
+
+
+def test_given_weights_are_not_called_random(capsys, tmp_path):
+    torch.manual_seed(5)
+    torch.save(build("resnet8", num_classes=10).state_dict(), tmp_path / "w.pt")
+    small = (*SMALL, "--layers", "conv1,fc", "--json")
+    # The second network is the first one, with its weights.
+    code, out, _ = run(capsys, "compare", "resnet8", "--weights-x", tmp_path / "w.pt", *small)
+    found = json.loads(out)
+    assert code == 0
+    assert not any("random" in note for note in found["notes"])
+    np.testing.assert_allclose(np.diag(found["values"]), 1, atol=1e-6)
+    # Named once more without weights, it is another network.
+    code, out, _ = run(capsys, "compare", "resnet8", "resnet8", "--weights-x", tmp_path / "w.pt", *small)
+    found = json.loads(out)
+    assert found["notes"][0] == RANDOM.format("resnet8 (no weights)", 0)
+    assert found["meta"]["model_x"] == f"resnet8 ({tmp_path / 'w.pt'})"
+    assert found["values"][1][1] < 0.999
+
+
+def test_a_function_is_not_called_random(capsys, tmp_path):
+    (tmp_path / "own_network.py").write_text(
+        "from cka_probe.distill.models import build\ndef make():\n    return build('resnet8', 10)\n"
+    )
+    code, out, _ = run(capsys, "compare", f"{tmp_path / 'own_network.py'}:make", *SMALL, "--layers", "fc", "--json")
+    assert code == 0
+    assert not any("weights" in note for note in json.loads(out)["notes"])
+
+
+def test_arrays_of_a_file_that_are_not_used_are_noted(capsys, tmp_path):
+    images = np.random.default_rng(0).normal(size=(20, 3, 8, 8))  # float64, which becomes float32
+    np.savez(tmp_path / "d.npz", x=images, mask=images, labels=np.zeros(20))
+    code, out, _ = run(capsys, "compare", "resnet8", "--data", tmp_path / "d.npz", "--layers", "fc", "--json")
+    assert code == 0
+    assert f"{tmp_path / 'd.npz'}: only its first array 'x' was used, not 'mask'" in json.loads(out)["notes"]
+    np.save(tmp_path / "d.npy", images)
+    code, _, err = run(capsys, "compare", "resnet8", "--data", tmp_path / "d.npy", "--image-size", 16)
+    assert code == 2
+    assert "--image-size does not apply to --data" in err
 
 
 def test_notes_are_printed_once(capsys):

@@ -1,0 +1,164 @@
+"""Files given to `cka-probe compare`: features, signatures, or the saved result of a comparison."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import typer
+
+from .terminal import say
+
+if TYPE_CHECKING:
+    from ..similarity.matrix import SimilarityMatrix
+
+__all__ = ["compare_files", "kind_of_file"]
+
+# What each kind of file is, for messages.
+KINDS = {
+    "features": "a file of features",
+    "signature": "the signature of a network",
+    "result": "the saved result of a comparison",
+    "network": "a network",
+}
+
+# Options that apply to each kind of file. The others would be ignored, so they are refused.
+ALWAYS = {"model_x", "model_y", "output", "plot", "as_json", "quiet"}
+OPTIONS = {
+    "features": ALWAYS | {"kernel", "estimator", "scope", "measure"},
+    "signature": ALWAYS,
+    "result": ALWAYS,
+}
+REASONS = {
+    "features": "for networks only. Files of features have their own layers and samples.",
+    "signature": "for networks only. A signature has its own layers, samples, kernel and estimator.",
+    "result": "for networks only. A saved result is shown as it is.",
+}
+
+
+def kind_of_file(source: str) -> str:
+    """What the file is: "features", "signature", "result" or "network" (the text names no file of arrays).
+
+    Parameters
+    ----------
+    source : str
+        An argument of `cka-probe compare`.
+
+    Raises
+    ------
+    ValueError
+        If the file is the checkpoint of an unfinished comparison.
+    """
+    from ..comparison import checkpoint, signatures
+    from ..similarity import files
+    from .inputs import FEATURE_FILES
+
+    path = Path(source)
+    if path.suffix not in FEATURE_FILES:
+        return "network"
+    if path.suffix == ".npz" and path.is_file():
+        written = _format(path)
+        if written == checkpoint.FORMAT:
+            raise ValueError(
+                f"{source} is the checkpoint of an unfinished comparison. Call `cka_probe.compare` again with the same "
+                "arguments and checkpoint= to finish it."
+            )
+        return {files.FORMAT: "result", signatures.FORMAT: "signature"}.get(written, "features")
+    return "features"
+
+
+def _format(path: Path) -> str:
+    """Name of the format in the header of a file of ours; "" for other files."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(str(archive["header"])) if "header" in archive else {}
+            return str(header.get("format", "")) if isinstance(header, dict) else ""
+    except Exception:  # a damaged file: what reads it later says so
+        return ""
+
+
+def compare_files(
+    context: typer.Context,
+    x: str,
+    y: str | None,
+    *,
+    kernel: str,
+    estimator: str,
+    measure: str,
+    quiet: bool,
+    progress: bool,
+) -> SimilarityMatrix:
+    """The result for files: of features, of signatures, or a result that was saved before.
+
+    Parameters
+    ----------
+    context : typer.Context
+        Says which options were given.
+    x, y : str
+        The files; `y` is None if there is one only.
+    kernel, estimator, measure, quiet, progress
+        Options of `cka-probe compare`.
+
+    Raises
+    ------
+    ValueError
+        If the files are of different kinds, an option does not apply to them, or they cannot be compared.
+    FileNotFoundError
+        If a file does not exist.
+    """
+    kinds = [kind_of_file(source) for source in (x, y) if source is not None]
+    if "result" in kinds and y is not None:
+        if kinds == ["result", "result"]:
+            raise ValueError(
+                f"{x} and {y} are saved results of comparisons. Give one alone to print and draw it; "
+                f"`cka-probe report {x} {y}` shows both in one page."
+            )
+        at = kinds.index("result")
+        raise ValueError(f"{(x, y)[at]} is {KINDS['result']}. Give it alone: it is printed, and drawn with --plot.")
+    if len(set(kinds)) > 1:
+        both = " and ".join(f"{source} is {KINDS[kind]}" for source, kind in zip((x, y), kinds, strict=True))
+        if "network" in kinds:
+            other = next(kind for kind in kinds if kind != "network")
+            raise ValueError(f"{both}: a network cannot be compared with {KINDS[other]}.")
+        raise ValueError(
+            f"{both}: both must be of one kind. `cka_probe.signature` makes signatures, `cka_probe.extract` features."
+        )
+    kind = kinds[0]
+    _refuse_other_options(context, kind)
+    if kind == "result":
+        from ..similarity.matrix import SimilarityMatrix
+
+        result = SimilarityMatrix.load(x)
+        if not quiet:
+            say(f"{x} is {KINDS[kind]}; nothing is computed.", error=True)
+        return result
+    if kind == "signature":
+        from ..comparison.signatures import Signature, compare_signatures
+
+        first = Signature.load(x)
+        return compare_signatures(first, first if y in (None, x) else Signature.load(y))
+    from ..comparison.features import compare_features
+    from ..estimators.kernels import kernel_from_name
+    from .inputs import load_arrays
+
+    return compare_features(
+        load_arrays(x),
+        None if y in (None, x) else load_arrays(y),
+        kernel=kernel_from_name(kernel),
+        estimator=estimator,
+        measure=measure,
+        names=(x, y or x),
+        progress=progress,
+    )
+
+
+def _refuse_other_options(context: typer.Context, kind: str) -> None:
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    idle = [f"--{name.replace('_', '-')}" for name in given if name not in OPTIONS[kind]]
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: {REASONS[kind]}")
+    if kind == "features" and context.params["scope"] not in (None, "dataset"):
+        raise ValueError('Files of features have no minibatches: --scope must be "dataset", or be left out.')
