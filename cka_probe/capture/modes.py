@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -84,6 +85,42 @@ def _has_own_mode(module: nn.Module) -> bool:
     return _has_own(module, "train") or _has_own(module, "eval")
 
 
+HARMLESS = frozenset(
+    {"super", "__class__", "train", "eval", "mode", "training", "requires_grad", "requires_grad_"}
+    | {"modules", "children", "named_modules", "named_children", "parameters", "named_parameters", "values", "items"}
+    | {"isinstance", "getattr", "hasattr", "range", "len", "torch", "nn", "Module", "BatchNorm1d", "BatchNorm2d"}
+    | {"BatchNorm3d", "_BatchNorm", "SyncBatchNorm", "FrozenBatchNorm2d", "LayerNorm", "GroupNorm", "Dropout"}
+)
+"""Names in a ``train`` method that only sets modes and freezes parameters."""
+
+TRUSTED = ("torch", "torchvision", "timm", "transformers")
+"""Libraries whose own ``train`` methods change no weights. Every network of transformers has one."""
+
+
+def _may_change_weights(module: nn.Module) -> bool:
+    """Whether the ``train`` or ``eval`` of a module may do more than set modes and freeze parameters.
+
+    Their weights are copied, which takes time and memory. So methods that are known or plain are left out.
+    """
+    for name in ("train", "eval"):
+        if not _has_own(module, name):
+            continue
+        method = vars(module).get(name) or getattr(type(module), name)
+        if getattr(method, "__module__", "").partition(".")[0] in TRUSTED:
+            continue
+        code = getattr(getattr(method, "__func__", method), "__code__", None)
+        known = HARMLESS.union(module._modules, _plain(module))
+        if code is None or not known.issuperset(_names(code)):
+            return True
+    return False
+
+
+def _names(code: CodeType) -> set[str]:
+    """Global names and attributes that a function uses, with those of the functions inside it."""
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
 def _put_back(before: Sequence[tuple[nn.Module, bool]]) -> None:
     """Give each module its mode. A parent's own ``train`` also changes its children, so parents come first."""
     try:
@@ -101,18 +138,17 @@ def _put_back(before: Sequence[tuple[nn.Module, bool]]) -> None:
 
 @dataclass
 class _Kept:
-    """A parameter or buffer, where it belongs, and the bits and flag that it had."""
+    """A parameter or buffer, where it belongs, and the bits that it had."""
 
     place: dict[str, Any]
     name: str
     tensor: Tensor
     data: Tensor
     bits: Tensor
-    requires_grad: bool
 
     def changed(self) -> bool:
-        same = self.place.get(self.name) is self.tensor and self.tensor.requires_grad == self.requires_grad
-        return not (same and self._in_place() and _same_bits(self.data, self.bits))
+        same = self.place.get(self.name) is self.tensor and self._in_place()
+        return not (same and _same_bits(self.data, self.bits))
 
     def _in_place(self) -> bool:
         now = self.tensor.data
@@ -124,28 +160,30 @@ class _Kept:
             self.tensor.data = self.data
         if not _same_bits(self.data, self.bits):
             self.data.copy_(self.bits)  # through .data: an autograd graph of the caller stays valid
-        if self.tensor.requires_grad != self.requires_grad:
-            self.tensor.requires_grad_(self.requires_grad)
 
 
 class _Snapshot:
-    """What a ``train`` method of these modules may change: their tensors and plain attributes."""
+    """What a ``train`` method of these modules may change: their tensors, plain attributes and flags."""
 
     def __init__(self, own: Sequence[nn.Module]) -> None:
         self.attributes = [(module, _plain(module)) for module in own]
+        self.flags = [
+            (p, p.requires_grad) for module in _modules(own) for p in module._parameters.values() if p is not None
+        ]
         self.tensors: list[_Kept] = []
         seen: set[int] = set()
-        for module in _modules(own):
+        for module in _modules([module for module in own if _may_change_weights(module)]):
             for place in (module._parameters, module._buffers):
                 for name, tensor in place.items():
                     if id(tensor) in seen or not _is_plain(tensor):
                         continue
                     seen.add(id(tensor))
                     data = tensor.data
-                    self.tensors.append(_Kept(place, name, tensor, data, data.clone(), tensor.requires_grad))
+                    self.tensors.append(_Kept(place, name, tensor, data, _copy(data)))
 
     def forget_unchanged(self) -> None:
         """Keep only what differs now, and free the rest."""
+        self.flags = [(parameter, flag) for parameter, flag in self.flags if parameter.requires_grad != flag]
         self.tensors = [kept for kept in self.tensors if kept.changed()]
         self.attributes = [(module, _changed(module, plain)) for module, plain in self.attributes]
 
@@ -158,6 +196,8 @@ class _Snapshot:
             for kept in self.tensors:
                 if kept.changed():
                     kept.restore()
+        for parameter, flag in self.flags:
+            parameter.requires_grad_(flag)
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -178,6 +218,15 @@ def _changed(module: nn.Module, plain: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in now or now[name] is not value}
 
 
+def _copy(data: Tensor) -> Tensor:
+    """A copy beside the tensor, or in host memory if its GPU is full."""
+    try:
+        return data.clone()
+    except torch.OutOfMemoryError:
+        return data.cpu()
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape and dtype have equal bits: 0.0 differs from -0.0, NaN equals itself."""
+    a = a.to(b.device)
     return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))

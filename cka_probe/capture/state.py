@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .modes import evaluated, frozen, modes_restored
+from .networks import check_movable, device_of
 from .threads import SharedChange, exclusive
 
 __all__ = [
@@ -53,6 +53,8 @@ def borrowed(models: Sequence[nn.Module], device: torch.device | str | None = No
     ------
     RuntimeError
         If two threads wait for each other's models.
+    ValueError
+        If ``device`` is given and accelerate's hooks decide where a model runs.
     """
     with (
         exclusive(models),
@@ -87,12 +89,21 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in before:
-                buffer.copy_(value)
+                # By `data`, which does not count as a change: a backward that needs the buffer would refuse a change.
+                buffer.data.copy_(value)
 
 
 @contextmanager
 def moved(models: Sequence[nn.Module], device: torch.device | str | None) -> Iterator[None]:
-    """Move the models to ``device``, and back afterwards, also after an exception. None moves nothing."""
+    """Move the models to ``device``, and back afterwards, also after an exception. None moves nothing.
+
+    Raises
+    ------
+    ValueError
+        If accelerate's hooks decide where a model runs. Then no model is moved.
+    """
+    for model in models if device is not None else ():
+        check_movable(model, device)
     homes = [] if device is None else [(model, device_of(model)) for model in models]
     try:
         for model, _ in homes:
@@ -101,12 +112,6 @@ def moved(models: Sequence[nn.Module], device: torch.device | str | None) -> Ite
     finally:
         for model, home in homes:
             model.to(home)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the first parameter or buffer; the CPU if the model has none."""
-    first = next(chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def random_states(devices: bool = True) -> dict[str, Any]:

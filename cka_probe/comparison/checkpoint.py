@@ -65,19 +65,24 @@ class Checkpoint:
         ValueError
             If the file is not a checkpoint of a comparison, or is damaged.
         """
+        ours = False
         try:
             with np.load(path, allow_pickle=False) as archive:
                 header = json.loads(str(archive["header"]))
+                ours = header.pop("format") == FORMAT
+                if not ours:
+                    raise KeyError("format")
                 sums = {
                     name.removeprefix("sum_"): torch.from_numpy(archive[name]).to(device)
                     for name in archive.files
                     if name != "header"
                 }
-            if header.pop("format") != FORMAT:
-                raise KeyError("format")
             own = {key: header.pop(key) for key in ("done", "order", "layers", "modes")}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            if ours:
+                raise ValueError(f"The checkpoint {path} is damaged ({error}). Delete it to start again.") from error
             raise ValueError(
-                f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Delete it to start again."
+                f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Give another path as "
+                "`checkpoint`, or delete it if you do not need it."
             ) from error
         return cls(**own, statistics={**header, "sums": sums})

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
 from ..capture.extras import require
-from ..capture.layers import unwrap
+from ..capture.layers import select_layers, unwrap
+from ..capture.nearest import nearest_hint
+from ..capture.networks import check_network
 from ..similarity.matrix import SimilarityMatrix
 from .models import compare
+from .request import Request
+from .sharing import sharing_notes, with_notes
 
 __all__ = ["SimilarityHistory", "lightning_callback", "trainer_callback"]
 
@@ -28,6 +34,13 @@ class SimilarityHistory:
     **settings
         Options of ``compare``, for example layers, layers_y, kernel, pooling or forward.
 
+    Raises
+    ------
+    TypeError
+        If ``reference`` is not a network, an option is unknown or of the wrong kind, or ``data`` can be read only once.
+    ValueError, ModuleNotFoundError, RuntimeError, OSError
+        If the value of an option is unknown; as ``compare``.
+
     Attributes
     ----------
     matrices : dict of int to SimilarityMatrix
@@ -43,9 +56,16 @@ class SimilarityHistory:
     """
 
     def __init__(self, reference: nn.Module, data: Iterable[Any], **settings: Any) -> None:
+        check_network(reference, "`reference`")
+        if isinstance(data, Iterator):
+            raise TypeError(
+                f"`data` is a {type(data).__name__}, which can be read only once. Pass a list of batches or a "
+                "DataLoader."
+            )
         self.reference = reference
         self.data = data
         self.settings = {"progress": False, **settings}
+        _check_settings(reference, data, self.settings)
         self.matrices: dict[int, SimilarityMatrix] = {}
 
     def measure(self, model: nn.Module, step: int) -> SimilarityMatrix:
@@ -56,8 +76,14 @@ class SimilarityHistory:
         ValueError, TypeError, CaptureError, ModuleNotFoundError, RuntimeError, OSError
             As ``compare``.
         """
-        self.matrices[step] = compare(self.reference, unwrap(model), self.data, **self.settings)
-        return self.matrices[step]
+        check_network(model, "`model`")
+        result = compare(self.reference, unwrap(model), self.data, **self.settings)
+        if unwrap(model) is unwrap(self.reference):
+            # `compare` takes a network with itself as meant. Here the reference would change with the model.
+            notes = sharing_notes([("the reference", unwrap(model)), ("the model", unwrap(model))])
+            result = with_notes(result, notes)
+        self.matrices[step] = result
+        return result
 
     def to_frame(self) -> pd.DataFrame:
         """All values so far, one per line: columns step, row, column, value and standard_error (NaN if unknown)."""
@@ -77,6 +103,16 @@ class SimilarityHistory:
             )
         columns = ["step", "row", "column", "value", "standard_error"]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _check_settings(reference: nn.Module, data: Iterable[Any], settings: Mapping[str, Any]) -> None:
+    """Raise the error of ``compare`` now, and not after the first epoch, if an option is unknown or wrong."""
+    options = set(inspect.signature(compare).parameters) - {"model_x", "model_y", "data"}
+    if unknown := [name for name in settings if name not in options]:
+        raise TypeError(f"`compare` has no option {unknown[0]!r}. {nearest_hint(unknown[0], options, kind='They')}")
+    known = {field.name for field in fields(Request)}
+    Request(data, **{name: value for name, value in settings.items() if name in known})
+    select_layers(reference, settings.get("layers", "leaves"), settings.get("exclude"))
 
 
 def trainer_callback(history: SimilarityHistory) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from ..capture.batches import Forward
 from ..capture.layers import Layers, layer_parts, select_layers, unwrap
+from ..capture.networks import check_network
 from ..capture.pooling import Pooling
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
@@ -18,6 +20,7 @@ from .dataset import run_dataset
 from .layer_choice import excluded, layers_by_model
 from .minibatch import run_minibatch
 from .request import ComparedModel, Request
+from .sharing import sharing_notes, with_notes
 
 __all__ = ["compare", "compare_many"]
 
@@ -141,6 +144,8 @@ def compare(
     >>> result.rows
     ('0', '1', '2')
     """
+    check_network(model_x, "`model_x`")
+    check_network(model_y, "`model_y`")
     request = Request(
         data,
         data_y=data_y,
@@ -159,8 +164,8 @@ def compare(
         overlap=overlap,
         progress=progress,
     )
-    if names is not None and (isinstance(names, str) or len(names) != 2):
-        raise ValueError(f"`names` must be two, for model_x and model_y, got {names!r}.")
+    if names is not None and (isinstance(names, str) or len(names) != 2 or not all(isinstance(n, str) for n in names)):
+        raise ValueError(f"`names` must be two texts, for model_x and model_y, got {names!r}.")
     chosen = layer_parts(layers)
     chosen_y = chosen if layers_y is None else layer_parts(layers_y)
     exclude_x, exclude_y = excluded([model_x, model_y], [chosen, chosen_y], exclude)
@@ -168,6 +173,8 @@ def compare(
     selected, selected_y = (select_layers(*m) for m in ((model_x, chosen, exclude_x), (model_y, chosen_y, exclude_y)))
     if unwrap(model_x) is not unwrap(model_y) or data_y is not None or selected != selected_y:
         models.append(ComparedModel(model_y, names[1] if names else "model_y", chosen_y, exclude_y))
+    if len(models) == 2 and names and names[0] == names[1]:  # messages must tell them apart
+        models = [replace(m, name=f"{m.name} ({side})") for m, side in zip(models, ("rows", "columns"), strict=True)]
     name_x, name_y = names or (_class_name(model_x), _class_name(model_y))
     return _run(models, request, {"pooling": request.pooling_name, "model_x": name_x, "model_y": name_y})
 
@@ -228,6 +235,8 @@ def compare_many(
         raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
     if not models:
         raise ValueError("`models` is empty: give at least one model by name.")
+    for name, model in models.items():
+        check_network(model, f"`models[{name!r}]`")
     request = Request(
         data,
         kernel=kernel,
@@ -257,8 +266,12 @@ def compare_many(
 
 
 def _run(models: list[ComparedModel], request: Request, meta: dict[str, Any]) -> SimilarityMatrix:
+    networks = [(model.name, unwrap(model.model)) for model in models]
+    if not request.square and len({id(network) for _, network in networks}) == 1:
+        networks = []  # `compare` of a network with itself is meant
+    notes = sharing_notes(networks)
     run = run_minibatch if request.scope == "minibatch" else run_dataset
-    return run(models, request, meta)
+    return with_notes(run(models, request, meta), notes)
 
 
 def _class_name(model: nn.Module) -> str:

@@ -14,12 +14,13 @@ from ..capture.batches import Forward
 from ..capture.buffers import require_cupy
 from ..capture.layers import Layers
 from ..capture.nearest import nearest_hint
-from ..capture.pooling import Pooling
+from ..capture.pooling import Pooling, check_pooling
 from ..capture.recorder import Keep, LayerRecorder
 from ..capture.state import device_of
 from ..capture.streaming import Pass, SampleOrder
 from ..estimators.kernels import Kernel, Linear
 from ..estimators.validation import check_estimator
+from .checks import check_autocast, check_checkpoint, check_forward, check_process_group, checked_kernel
 
 __all__ = ["BACKENDS", "SCOPES", "ComparedModel", "Request"]
 
@@ -49,8 +50,13 @@ class Request:
     ------
     ValueError
         If a value is unknown, or two options contradict each other.
+    TypeError
+        If an option is of the wrong kind: a class or a name as the kernel, a forward that does not take two arguments.
     ModuleNotFoundError, RuntimeError
-        If ``backend="cupy"`` and CuPy or the GPU is missing.
+        If ``backend="cupy"`` and CuPy or the GPU is missing. RuntimeError also if ``distributed`` is set and
+        torch.distributed is not initialised.
+    OSError
+        If the checkpoint cannot be written.
     """
 
     data: Iterable[Any]
@@ -72,7 +78,7 @@ class Request:
     square: bool = False
 
     def __post_init__(self) -> None:
-        self.kernel = self.kernel or Linear()
+        self.kernel = checked_kernel(self.kernel)
         self._check_measure()
         self.scope = self.scope or ("minibatch" if self.measure == "cka" else "dataset")
         check_estimator(self.estimator)
@@ -86,6 +92,13 @@ class Request:
             require_cupy()
         if self.device is not None:
             _check_device(self.device)
+        check_pooling(self.pooling)
+        check_forward(self.forward)
+        check_autocast(self.autocast)
+        if self.distributed:
+            check_process_group()
+        if self.checkpoint is not None:
+            check_checkpoint(self.checkpoint)
 
     @property
     def pooling_name(self) -> str:
@@ -93,6 +106,8 @@ class Request:
         return self.pooling if isinstance(self.pooling, str) else getattr(self.pooling, "__name__", repr(self.pooling))
 
     def _check_measure(self) -> None:
+        if not isinstance(self.measure, str):
+            raise TypeError(f"`measure` must be a name such as 'cka', got {self.measure!r}.")
         if self.measure == "cka":
             return
         from ..estimators.measures.catalogue import MEASURES

@@ -20,6 +20,7 @@ from torch import nn
 from ..atomic_write import atomic_write
 from ..capture.batches import Forward
 from ..capture.layers import Layers
+from ..capture.networks import check_network
 from ..capture.pooling import Pooling
 from ..capture.streaming import SampleOrder
 from ..estimators.kernels import Kernel, kernel_from_name
@@ -163,6 +164,7 @@ def signature(
     >>> signature(net, torch.ones(4, 8), progress=False).layers
     ('0', '1')
     """
+    check_network(model, "`model`")
     request = Request(
         data,
         kernel=kernel,

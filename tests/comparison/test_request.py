@@ -15,10 +15,10 @@ from cka_probe.comparison.request import Request
 @pytest.mark.parametrize(
     ("function", "own"),
     [
-        (cp.compare, {"model_x", "model_y", "layers", "layers_y", "names"}),
-        (cp.compare_many, {"models", "layers"}),
+        (cp.compare, {"model_x", "model_y", "layers", "layers_y", "exclude", "names"}),
+        (cp.compare_many, {"models", "layers", "exclude"}),
         (cp.compare_features, {"x", "y", "names"}),
-        (cp.signature, {"model", "name", "layers"}),
+        (cp.signature, {"model", "name", "layers", "exclude"}),
     ],
 )
 def test_options_of_the_public_functions_are_fields_with_the_same_defaults(function, own):
