@@ -20,6 +20,18 @@ _SEQUENCE = (nn.RNNBase, nn.MultiheadAttention)
 _TRANSFORMER_LAYER = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _TRANSFORMER = (nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)
 
+_AXES = {
+    kind: axes
+    for axes, kinds in {
+        2: (nn.Linear,),
+        3: (nn.Conv1d, nn.ConvTranspose1d),
+        4: (nn.Conv2d, nn.ConvTranspose2d),
+        5: (nn.Conv3d, nn.ConvTranspose3d),
+    }.items()
+    for kind in kinds
+}
+"""Axes of the outputs of layers that also take a single sample; with fewer there is no axis of samples."""
+
 
 class UnfitOutputError(Exception):
     """The output of a layer cannot be compared; the text is the reason, to follow "... was left out: "."""
@@ -163,6 +175,11 @@ class OutputReader:
             tensor = tensor.to_dense()
         if tensor.is_meta:
             raise UnfitOutputError("its output is on the meta device, without numbers")
+        if tensor.ndim < _AXES.get(type(module), 0):
+            raise UnfitOutputError(
+                f"{_kind(module)} was given a single sample without an axis of samples. If each item of the data is "
+                "one sample, wrap it: torch.utils.data.DataLoader(data, batch_size=64)"
+            )
         batch_first = self._batch_first.get(id(module)) if self._batch_first else None
         if batch_first is not None:
             return self._of_sequence(module, tensor, batch_first, samples), None

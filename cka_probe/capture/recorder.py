@@ -14,11 +14,13 @@ from .batches import Forward, call_model
 from .hooks import CaptureError, Probe
 from .layers import Layers, unwrap
 from .masks import TokenMasks
+from .networks import check_network, check_weights
 from .notes import left_out_notes
 from .outputs import OutputReader, SampleAxisError, UnfitOutputError, masks_by_infinity, of_dtype
 from .pooling import Pooling, check_pooling, pool, reads_positions
-from .state import buffers_restored, device_of, full_precision, random_states_restored, reduces_products
+from .state import device_of, full_precision, reduces_products
 from .trees import copied
+from .trial import Trial, try_fewer_samples, without_trace
 from .unchanged import UNCHANGED, UnchangedOutputs
 from .wrappers import called_model
 
@@ -104,12 +106,10 @@ class LayerRecorder:
         sample_axis: int = 0,
     ) -> None:
         check_pooling(pooling)
-        self.model, self._called = unwrap(model), called_model(model)
+        check_network(model, "`model`")
+        self.model, self.called = unwrap(model), called_model(model)
         self.name = f"{name} ({type(self.model).__name__})"
-        if device_of(self.model).type == "meta":
-            raise ValueError(
-                f"{self.name} is on the meta device: it has shapes but no weights. Load its weights first."
-            )
+        check_weights(self.model, self.name)
         self.pooling = pooling
         self.keep = keep
         self.forward = forward or call_model
@@ -127,6 +127,7 @@ class LayerRecorder:
         embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
         self._doubtful = embeds or self._reader.has_time_first
         self._unchanged = UnchangedOutputs()
+        self._smaller: Trial | None = None
         self._trial: dict[str, tuple[int, ...]] | None = None
         self._fresh = True
         """Whether no batch has been run yet."""
@@ -197,14 +198,14 @@ class LayerRecorder:
         if not callable(self.pooling):
             self._masks.start(batch, self._shapes)
         if self._fresh and not self._masks.masks and self._doubtful:
-            self._masks.try_fewer_samples(batch, self._samples, self._shapes, self.sample_axis)
+            self._smaller = try_fewer_samples(batch, self._samples, self._shapes, self.sample_axis)
 
     def _shapes(self, batch: Any, samples: int) -> dict[str, tuple[int, ...]]:
-        """Shape of the output of each call on a batch of a trial, which leaves no trace in the model."""
+        """Shape of the output of each call on the batch of a trial."""
         self._trial, own, self._samples = {}, self._samples, samples
         try:
-            with buffers_restored(self.model), random_states_restored(), self.probe.one_pass():
-                self.forward(self._called, batch)
+            with without_trace(self.model), self.probe.one_pass():
+                self.forward(self.called, batch)
             return self._trial
         finally:
             self._trial, self._samples = None, own
@@ -213,7 +214,7 @@ class LayerRecorder:
         self._kept, self._rows, self._previous = {}, {}, None
         self._unchanged.begin_pass()
         with self.probe.one_pass():
-            self.forward(self._called, copied(batch))  # a forward may change its input, and a minibatch may run twice
+            self.forward(self.called, copied(batch))  # a forward may change its input, and a minibatch may run twice
 
     def _set_names(self) -> None:
         """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""
@@ -251,7 +252,7 @@ class LayerRecorder:
 
     def notes(self, *, name: bool = True) -> list[str]:
         """Layers that were left out or pooled without a mask, one line for each kind, with the name of the model."""
-        notes = left_out_notes(self.left_out) + list(self._masks.notes(self.compared))
+        notes = [*left_out_notes(self.left_out), *self._masks.notes(self.compared), *self.probe.notes(self.compared)]
         return [f"{self.name}: {note}" if name else note for note in notes]
 
     @property
@@ -320,9 +321,7 @@ class LayerRecorder:
         if self._unchanged.watching:
             self._unchanged.see(name, features)
 
-    def _features(
-        self, name: str, module: nn.Module, tensor: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _features(self, name: str, module: nn.Module, tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Pool an activation. Raise UnfitOutputError if what comes out cannot be compared."""
         try:
             features = pool(tensor, self.pooling, mask, self.probe.channels(name, module, tensor))
@@ -381,7 +380,9 @@ class LayerRecorder:
             return
         if self._samples not in (None, tensor.shape[0]):
             raise UnfitOutputError(self._misplaced(tensor))
-        if self._fresh and not self._masks.follows_samples(name, tensor.shape):
+        shape = tuple(tensor.shape)
+        alone = self._smaller is not None and self._smaller.keeps_length(name, shape)
+        if self._fresh and (alone or self._masks.keeps_length(name, shape)):
             raise UnfitOutputError(
                 f"axis 0 of its output has {len(tensor)} entries as the batch by chance; with fewer samples it keeps "
                 "its length"

@@ -167,7 +167,7 @@ def test_a_layer_that_runs_in_some_batches_only_is_left_out_or_an_error_if_it_wa
     net = Changing()
     result = cp.compare(net, net, batches, progress=False)
     assert result.rows == ("a",)
-    assert result.notes == ("model_x (Changing): 'b' was left out: it ran in some batches only",)
+    assert "model_x (Changing): 'b' was left out: it ran in some batches only" in result.notes
     with pytest.raises(
         cp.CaptureError,
         match=r"Layer 'b' of model_x \(Changing\) cannot be compared in batch 1: it ran in some batches only\.",

@@ -1,0 +1,163 @@
+"""Run a model on a part of a batch, with fewer samples or tokens, to see which axes of its layers follow them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .hooks import CaptureError
+from .state import buffers_restored, random_states_restored
+from .trees import alike, parts
+
+__all__ = ["FEW", "Shape", "ShapesOf", "Trial", "try_fewer_samples", "try_fewer_tokens", "without_trace"]
+
+FEW = 2
+"""Number of samples of a trial."""
+
+Shape = tuple[int, ...]
+
+ShapesOf = Callable[[Any, int], Mapping[str, Shape]]
+"""Runs the model on a batch of that many samples and returns the shape of each call's output."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The shapes of all layers on a smaller batch.
+
+    Attributes
+    ----------
+    samples, of : int
+        Number of samples of the smaller batch, and of the whole one.
+    tokens : int
+        Number of its tokens; 0 if it has no mask.
+    shapes : dict of str to tuple of int
+        Shape of the output of each call.
+    """
+
+    samples: int
+    of: int
+    tokens: int
+    shapes: Mapping[str, Shape]
+
+    def keeps_length(self, name: str, shape: Shape) -> bool:
+        """Whether axis 0 of a layer has as many entries as the batch has samples, but not with fewer samples."""
+        before = self.shapes.get(name, ())
+        return len(before) == len(shape) and self.samples < self.of == shape[0] and before[0] != self.samples
+
+
+def try_fewer_samples(batch: Any, samples: int | None, shapes_of: ShapesOf, axis: int = 0) -> Trial | None:
+    """The trial of a batch without masks; None if the model does not run on fewer samples."""
+    if samples is None or samples <= FEW:
+        return None
+    shapes = _shapes(_fewer_samples(batch, samples, FEW, axis), FEW, samples, shapes_of)
+    return None if shapes is None else Trial(FEW, samples, 0, shapes)
+
+
+def try_fewer_tokens(
+    batch: Any, mask: torch.Tensor, key_sets: Collection[set[str]], shapes_of: ShapesOf
+) -> Trial | None:
+    """The trial of a batch with a mask; None if the model does not run on fewer tokens.
+
+    Parameters
+    ----------
+    batch : any
+        A mapping, or a tuple that begins with one.
+    mask : tensor (n, t)
+        The mask.
+    key_sets : collection of sets of str
+        Keys of the tensors that have one entry for each token, as far as one can tell: the surest set first.
+    shapes_of : callable
+        Runs the model.
+    """
+    n, t = mask.shape
+    for keys in key_sets:
+        for few, tokens in ((FEW, t // 2), (FEW, t - 1), (n, t // 2), (n, t - 1)):
+            few = min(few + (few == tokens), n)
+            if 0 < tokens < t:
+                shapes = _shapes(_shorter(_fewer_samples(batch, n, few), keys, t, tokens), few, n, shapes_of)
+                if shapes is not None:
+                    return Trial(few, n, tokens, shapes)
+    return None
+
+
+@contextmanager
+def without_trace(model: nn.Module) -> Iterator[None]:
+    """Give every module back what it had before: attributes, buffers, hooks, the contents of its lists and dicts.
+
+    Hooks and the attribute that says that they are installed go together: transformers installs its hooks in the first
+    forward. The random generators are restored too. What a forward changes in place inside a tensor or array of an
+    attribute is not restored.
+    """
+    before = [(module.__dict__, dict(module.__dict__), _contents(module)) for module in model.modules()]
+    try:
+        with buffers_restored(model), random_states_restored():
+            yield
+    finally:
+        for attributes, old, contents in before:
+            _refill(attributes, old)
+            for container, held in contents:
+                _refill(container, held)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The containers among the attributes of a module, its buffers and hooks too, each with a copy of its contents."""
+    return [(one, one.copy()) for one in module.__dict__.values() if isinstance(one, dict | list | set | deque)]
+
+
+def _refill(container: Any, held: Any) -> None:
+    """Give a container the contents ``held`` if it has others."""
+    now = list(container.items() if isinstance(container, dict) else container)
+    then = list(held.items() if isinstance(held, dict) else held)
+    if isinstance(container, dict):
+        same = len(now) == len(then) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(now, then, strict=True))
+    else:
+        same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+    if same:
+        return
+    container.clear()
+    container.update(held) if isinstance(container, dict | set) else container.extend(held)
+
+
+def _fewer_samples(tree: Any, samples: int, few: int, axis: int = 0) -> Any:
+    """Copy of a batch with the first ``few`` of its samples; what has no axis of that length is kept."""
+    if isinstance(tree, torch.Tensor):
+        fits = tree.ndim > axis and tree.shape[axis] == samples
+        return (tree.narrow(axis, 0, few) if fits else tree).clone()
+    inside = parts(tree)
+    if inside is None:
+        return tree
+    if isinstance(tree, list) and len(tree) == samples and not isinstance(tree[0], torch.Tensor):
+        return tree[:few]
+    return alike(tree, [_fewer_samples(part, samples, few, axis) for part in inside])
+
+
+def _shapes(batch: Any, few: int, samples: int, shapes_of: ShapesOf) -> Mapping[str, tuple[int, ...]] | None:
+    """Shapes of the layers on a batch of a trial; None if the model does not run on it, or not on its samples alone."""
+    try:
+        shapes = shapes_of(batch, few)
+    except CaptureError:
+        raise
+    except Exception:  # the model has its own demands on a batch, and may raise whatever it likes
+        return None
+    fits = few == samples or any(shape[:1] == (few,) for shape in shapes.values())
+    return shapes if shapes and fits else None
+
+
+def _shorter(batch: Any, keys: set[str], t: int, tokens: int) -> Any:
+    if isinstance(batch, tuple | list):
+        return alike(batch, [_shorter(batch[0], keys, t, tokens), *batch[1:]])
+    return alike(batch, [_cut(value, name in keys, t, tokens) for name, value in batch.items()])
+
+
+def _cut(value: Any, has_tokens: bool, t: int, tokens: int) -> Any:
+    if has_tokens:
+        return value[:, :tokens]
+    # A mask of tokens for each token, such as a causal one.
+    is_pairs = isinstance(value, torch.Tensor) and value.shape == (t, t)
+    return value[:tokens, :tokens] if is_pairs else value
