@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .layer_names import CALL, glob_pattern, spelt, unknown_layer
-from .leaves import block_layers, leaf_layers
+from .leaves import block_layers, has_forward, leaf_layers
 from .nearest import nearest_hint
 from .state import borrowed
 from .trees import first_tensor
@@ -293,7 +293,8 @@ class _Selecting:
         found = [name for name in self.modules if name and pattern.fullmatch(name)]
         if not found:
             raise NoLayerError(f"The pattern {part!r} matches no layer of {self.name}. {self._pattern_hint(part)}")
-        return _Picked(found)
+        # A pattern that crosses dots also fits lists of modules, which never run.
+        return _Picked([name for name in found if has_forward(self.modules[name])] or found)
 
     def _path(self, text: str) -> str | None:
         """Path of ``named_layers`` that a text names; None if there is none."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from .wrappers import children_inside
 
-__all__ = ["block_layers", "leaf_layers"]
+__all__ = ["block_layers", "has_forward", "leaf_layers"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -36,7 +36,7 @@ def leaf_layers(model: nn.Module) -> list[str]:
             return
         seen.add(id(module))
         if _is_leaf(module):
-            if _has_forward(module):
+            if has_forward(module):
                 found.append(path)
             return
         for name, child in children_inside(module):
@@ -88,8 +88,10 @@ def _is_leaf(module: nn.Module) -> bool:
     return _is_unit(module) or _is_layer(module)
 
 
-def _has_forward(module: nn.Module) -> bool:
-    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can run; a ModuleList cannot."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return scripted or "forward" in vars(module) or type(module).forward is not nn.Module.forward
 
 
 def _is_unit(module: nn.Module) -> bool:
@@ -109,9 +111,11 @@ def _is_layer(module: nn.Module) -> bool:
         return False  # its methods call the child; it is never called itself
     if all(_watches(child) for _, child in children):
         return True
+    if isinstance(module, torch.jit.ScriptModule):
+        return True  # its parts run inside its graph, without hooks
     if _is_torch_layer(module):
         # timm's norms have an activation inside, which is a layer as it is behind any other norm.
-        return not ("norm" in type(module).__name__.lower() and not any(True for _ in _parameters_inside(module)))
+        return not ("norm" in type(module).__name__.lower() and all(_activates(child) for _, child in children))
     return _is_adapted(module)
 
 
@@ -155,6 +159,8 @@ def _of(module: nn.Module, name: str, library: str) -> bool:
     return any(cls.__name__ == name and cls.__module__.partition(".")[0] == library for cls in type(module).__mro__)
 
 
-def _parameters_inside(module: nn.Module) -> Iterator[nn.Parameter]:
-    for _, child in children_inside(module):
-        yield from child.parameters()
+def _activates(child: nn.Module) -> bool:
+    place = type(child).__module__
+    return isinstance(child, nn.Identity) or place.startswith(
+        ("torch.nn.modules.activation", "torch.nn.modules.dropout", "timm.")
+    )

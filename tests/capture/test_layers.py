@@ -1,5 +1,7 @@
 """The modules that `layers` selects in small and real networks, its error messages, and the table of layers."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torchvision
@@ -73,6 +75,12 @@ def test_every_way_to_choose(net, layers, picked):
 def test_only_paths_that_are_written_out_count_as_named(net):
     selection = select_layers(net, ["head", "stages.*.*.conv"])
     assert selection.named == {"head"}
+
+
+def test_a_glob_passes_lists_of_modules_over_because_they_never_run():
+    net = nn.Sequential(OrderedDict(stages=nn.ModuleList([nn.Linear(3, 3)]), head=nn.Sequential(nn.Linear(3, 2))))
+    assert select_layers(net, "**").paths == ("stages.0", "head", "head.0")
+    assert select_layers(net, "stage?").paths == ("stages",)  # nothing else fits, and the run says what is wrong
 
 
 def test_a_path_with_the_characters_of_a_glob_is_still_a_path():
