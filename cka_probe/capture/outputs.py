@@ -83,11 +83,19 @@ class OutputReader:
         The network.
     sample_axis : int
         Axis of the batch that holds the samples. With 1, an output that has the samples on axis 1 is turned.
+
+    Raises
+    ------
+    ValueError
+        If ``sample_axis`` is not the number of an axis.
     """
 
     def __init__(self, model: nn.Module, sample_axis: int = 0) -> None:
+        if type(sample_axis) is not int or sample_axis < 0:
+            raise ValueError(f"`sample_axis` must be 0, 1 or another number of an axis, got {sample_axis!r}.")
         self.sample_axis = sample_axis
         self._places: dict[str, int] = {}
+        self._turns: set[str] = set()
         # Modules that read sequences, and whether they put the samples first.
         self._batch_first: dict[int, bool] = {}
         for module in model.modules():
@@ -138,7 +146,7 @@ class OutputReader:
             samples first.
         """
         if isinstance(output, torch.Tensor):
-            return self._plain(module, output, samples)
+            return self._plain(name, module, output, samples)
         found = list(candidates(output))
         if not found:
             holds = "" if output is None else ", which holds no tensor"
@@ -147,10 +155,10 @@ class OutputReader:
         if place is not None:
             if place >= len(found):
                 raise UnfitOutputError("the number of tensors in its output changed")
-            return self._plain(module, found[place], samples)
+            return self._plain(name, module, found[place], samples)
         for place, candidate in enumerate(found):
             try:
-                tensor, mask = self._plain(module, candidate, samples)
+                tensor, mask = self._plain(name, module, candidate, samples)
             except UnfitOutputError:
                 continue
             if tensor.dtype.is_floating_point and tensor.ndim and samples in (None, tensor.shape[0]):
@@ -159,10 +167,10 @@ class OutputReader:
                 return tensor, mask
         # None fits: the first one gives the reason, if possible one of floating dtype.
         floating = (one for one in found if isinstance(one, PackedSequence) or one.is_floating_point())
-        return self._plain(module, next(floating, found[0]), samples)
+        return self._plain(name, module, next(floating, found[0]), samples)
 
     def _plain(
-        self, module: nn.Module, tensor: torch.Tensor | PackedSequence, samples: int | None
+        self, name: str, module: nn.Module, tensor: torch.Tensor | PackedSequence, samples: int | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if isinstance(tensor, PackedSequence):
             padded, lengths = pad_packed_sequence(tensor, batch_first=True)
@@ -183,7 +191,7 @@ class OutputReader:
         batch_first = self._batch_first.get(id(module)) if self._batch_first else None
         if batch_first is not None:
             return self._of_sequence(module, tensor, batch_first, samples), None
-        return (tensor if self.sample_axis == 0 else self._turned(tensor, samples)), None
+        return (tensor if self.sample_axis == 0 else self._turned(name, tensor, samples)), None
 
     def _of_sequence(
         self, module: nn.Module, tensor: torch.Tensor, batch_first: bool, samples: int | None
@@ -212,15 +220,17 @@ class OutputReader:
             )
         return tensor if batch_first else tensor.transpose(0, 1)
 
-    def _turned(self, tensor: torch.Tensor, samples: int | None) -> torch.Tensor:
+    def _turned(self, name: str, tensor: torch.Tensor, samples: int | None) -> torch.Tensor:
         """Output with samples first, of a model whose batches have them on ``sample_axis``."""
         axis = self.sample_axis
         if samples is None or tensor.ndim <= axis or tensor.shape[axis] != samples:
             return tensor
-        if tensor.shape[0] == samples:
+        if tensor.shape[0] != samples:
+            self._turns.add(name)
+        elif name not in self._turns:
             raise UnfitOutputError(
-                f"its output has {samples} samples on axis 0 or on axis {axis}, which have one length; take another "
-                "batch size"
+                f"axes 0 and {axis} of its output have the length {samples}, so it is not known which holds the samples; "
+                "take another batch size"
             )
         return tensor.movedim(axis, 0)
 
