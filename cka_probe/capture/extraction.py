@@ -34,6 +34,7 @@ def extract(
     backend: str = "torch",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
+    sample_axis: int = 0,
     dtype: torch.dtype | None = None,
     budget: int | None = None,
     folder: str | Path | None = None,
@@ -46,7 +47,7 @@ def extract(
     ----------
     model : torch.nn.Module
         The network. It runs in eval mode without gradients; its modes are restored afterwards.
-    data, layers, exclude, pooling, forward, device, progress
+    data, layers, exclude, pooling, forward, sample_axis, device, progress
         As in ``compare``.
     backend : "torch" or "cupy"
         Whether the features are tensors, or CuPy arrays that share the memory of the tensors on the GPU.
@@ -83,7 +84,7 @@ def extract(
         require_cupy()
     shared = Budget(budget)
     buffers: dict[str, FeatureBuffer] = {}
-    rows = expected_samples(data) if pooling not in ("spatial", "all") else None
+    rows = expected_samples(data) if pooling not in ("spatial", "all") and sample_axis == 0 else None
 
     def keep(name: str, features: torch.Tensor) -> None:
         if not features.is_cuda and not bool(torch.isfinite(features).all()):
@@ -92,7 +93,7 @@ def extract(
             buffers[name] = FeatureBuffer(rows=rows, dtype=dtype, budget=shared, folder=folder)
         buffers[name].append(features)
 
-    recorder = LayerRecorder(model, "model", layers, pooling, keep, forward, exclude=exclude)
+    recorder = LayerRecorder(model, "model", layers, pooling, keep, forward, exclude=exclude, sample_axis=sample_axis)
     run = Pass([recorder], 1, device=device, progress=progress, label="extract")
     run.run(data, lambda _index, _kept, _samples: None)
     if run.interrupted:

@@ -95,7 +95,7 @@ class OutputReader:
             raise ValueError(f"`sample_axis` must be 0, 1 or another number of an axis, got {sample_axis!r}.")
         self.sample_axis = sample_axis
         self._places: dict[str, int] = {}
-        self._turns: set[str] = set()
+        self._turns: dict[str, bool] = {}
         # Modules that read sequences, and whether they put the samples first.
         self._batch_first: dict[int, bool] = {}
         for module in model.modules():
@@ -223,16 +223,17 @@ class OutputReader:
     def _turned(self, name: str, tensor: torch.Tensor, samples: int | None) -> torch.Tensor:
         """Output with samples first, of a model whose batches have them on ``sample_axis``."""
         axis = self.sample_axis
-        if samples is None or tensor.ndim <= axis or tensor.shape[axis] != samples:
+        if samples is None or tensor.ndim <= axis:
             return tensor
-        if tensor.shape[0] != samples:
-            self._turns.add(name)
-        elif name not in self._turns:
+        first, there = tensor.shape[0] == samples, tensor.shape[axis] == samples
+        if first != there:
+            self._turns[name] = there
+        elif there and name not in self._turns:
             raise UnfitOutputError(
-                f"axes 0 and {axis} of its output have the length {samples}, so it is not known which holds the samples; "
-                "take another batch size"
+                f"axes 0 and {axis} of its output have the length {samples}, so it is not known which holds the "
+                "samples; take another batch size"
             )
-        return tensor.movedim(axis, 0)
+        return tensor.movedim(axis, 0) if there and self._turns[name] else tensor
 
 
 def _kind(thing: Any) -> str:

@@ -125,7 +125,7 @@ class LayerRecorder:
         self._masks = TokenMasks(two_sided)
         # Position embeddings have no samples; transformers and RNNs may put time before them.
         embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
-        self._doubtful = embeds or self._reader.has_time_first
+        self._doubtful = embeds or self._reader.has_time_first or sample_axis != 0
         self._unchanged = UnchangedOutputs()
         self._smaller: Trial | None = None
         self._trial: dict[str, tuple[int, ...]] | None = None
@@ -224,7 +224,9 @@ class LayerRecorder:
                     f"Layer {path!r} of {self.name} was selected by name but did not run in the forward pass. A "
                     "function may compute its output without calling the module; choose the module around it."
                 )
-            self.left_out.setdefault(path, "it did not run in the forward pass")
+            scripted = path in self.probe.scripted
+            reason = "it is in TorchScript, which runs no hooks" if scripted else "it did not run in the forward pass"
+            self.left_out.setdefault(path, reason)
         self.names = list(self._kept)
 
     def _leave_out_odd(self) -> None:

@@ -173,7 +173,7 @@ class DatasetPass:
     def _choose(self, first: int, widths_x: list[int], widths_y: list[int] | None) -> None:
         """Choose the route by a first batch of ``first`` samples and the widths of its layers."""
         request = self.request
-        expected = expected_samples(request.data, first)
+        expected = expected_samples(request.data, first) if request.sample_axis == 0 else None
         if request.measure != "cka":
             self.route = Route("features", f"{request.measure} needs the features of all samples")
         else:

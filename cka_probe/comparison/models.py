@@ -39,6 +39,7 @@ def compare(
     measure: str = "cka",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
+    sample_axis: int = 0,
     data_y: Iterable[Any] | None = None,
     names: tuple[str, str] | None = None,
     device: torch.device | str | None = None,
@@ -85,6 +86,9 @@ def compare(
         function.
     forward : callable, optional
         ``forward(model, batch)`` runs a model on a batch that the default does not understand.
+    sample_axis : int
+        Axis of the inputs that holds the samples: 1 if time comes first, (t, n, d). The axis of each layer's samples is
+        then found by their number.
     data_y : iterable of batches, optional
         Batches for ``model_y`` if its input differs, for example in tokenizer or image size. They must hold the same
         samples in the same order.
@@ -155,6 +159,7 @@ def compare(
         measure=measure,
         pooling=pooling,
         forward=forward,
+        sample_axis=sample_axis,
         device=device,
         autocast=autocast,
         checkpoint=checkpoint,
@@ -191,6 +196,7 @@ def compare_many(
     measure: str = "cka",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
+    sample_axis: int = 0,
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     checkpoint: str | Path | None = None,
@@ -206,8 +212,8 @@ def compare_many(
     ----------
     models : mapping of str to torch.nn.Module
         At least one model by name, for example the checkpoints of one run.
-    data, exclude, kernel, estimator, scope, measure, pooling, forward, device, autocast, checkpoint, distributed,
-    backend, tf32, overlap, progress
+    data, exclude, kernel, estimator, scope, measure, pooling, forward, sample_axis, device, autocast, checkpoint,
+    distributed, backend, tf32, overlap, progress
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
         Layers of every model, or those of each model by its name; also pairs (model name, layer), as in the index of
@@ -245,6 +251,7 @@ def compare_many(
         measure=measure,
         pooling=pooling,
         forward=forward,
+        sample_axis=sample_axis,
         square=True,
         device=device,
         autocast=autocast,

@@ -76,6 +76,7 @@ class Request:
     overlap: bool = False
     progress: bool = True
     square: bool = False
+    sample_axis: int = 0
 
     def __post_init__(self) -> None:
         self.kernel = checked_kernel(self.kernel)
@@ -145,7 +146,14 @@ class Request:
     def recorder(self, model: ComparedModel, keep: Keep) -> LayerRecorder:
         """Return the recorder that runs one model and calls ``keep`` on its features."""
         recorder = LayerRecorder(
-            model.model, model.name, model.layers, self.pooling, keep, self.forward, exclude=model.exclude
+            model.model,
+            model.name,
+            model.layers,
+            self.pooling,
+            keep,
+            self.forward,
+            exclude=model.exclude,
+            sample_axis=self.sample_axis,
         )
         if self.square:
             recorder.name = model.name  # In `compare_many` the user chose the name, so messages do not add the class.

@@ -132,6 +132,7 @@ def signature(
     estimator: str = "unbiased",
     pooling: Pooling = "auto",
     forward: Forward | None = None,
+    sample_axis: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Signature:
@@ -141,7 +142,7 @@ def signature(
     ----------
     model : torch.nn.Module
         The network.
-    data, layers, exclude, kernel, estimator, pooling, forward, device, progress
+    data, layers, exclude, kernel, estimator, pooling, forward, sample_axis, device, progress
         As ``compare``. Two signatures can be compared if ``data`` yielded the same batches for both.
     name : str, optional
         Name of the model in results; its class name when left out.
@@ -171,6 +172,7 @@ def signature(
         estimator=estimator,
         pooling=pooling,
         forward=forward,
+        sample_axis=sample_axis,
         device=device,
         progress=progress,
     )
