@@ -52,7 +52,8 @@ class Probe:
     exclude : as ``layers``, optional
         Layers to leave out, as in ``compare``.
     outputs : bool
-        Whether ``receiver`` is given the outputs as they are, instead of the tensor that stands for each.
+        Whether ``receiver`` is given the outputs as they are, instead of the tensor that stands for each. Then calls
+        outside ``one_pass`` do not count: another network that is compared may run this one as a part of itself.
     axes : bool
         Whether ``receiver`` asks for ``channels``.
 
@@ -167,7 +168,7 @@ class Probe:
         return self._compiled
 
     def _enter_model(self, _module: nn.Module, _inputs: Any) -> None:
-        if self._managed or self._thread != get_ident():
+        if self._managed or self._outputs or self._thread != get_ident():
             return
         if not self._depth:
             self._begin()
@@ -180,7 +181,8 @@ class Probe:
 
     def _records(self) -> bool:
         """Whether a call belongs to a pass."""
-        return self._thread == get_ident() and (self._managed or self._depth > 0 or not self._whole)
+        alone = not self._outputs and (self._depth > 0 or not self._whole)
+        return self._thread == get_ident() and (self._managed or alone)
 
     def _hook(self, path: str) -> Callable[..., None]:
         only, never = self.selection.only.get(path), self.selection.never.get(path, ())
@@ -194,7 +196,7 @@ class Probe:
                 return
             name = self.selection.name(path, count)
             if self._outputs:
-                self.receiver(name, module, output)
+                self._give(name, module, output)
                 return
             tensor = first_tensor(output)
             if tensor is None:
@@ -202,9 +204,17 @@ class Probe:
                     f"Layer {name!r} of {type(self.model).__name__} returned {type(output).__name__}, which holds "
                     "no tensor. Leave the layer out of `layers`."
                 )
-            self.receiver(name, module, tensor)
+            self._give(name, module, tensor)
 
         return hook
+
+    def _give(self, name: str, module: nn.Module, output: Any) -> None:
+        try:
+            self.receiver(name, module, output)
+        except RuntimeError as error:
+            if not isinstance(error, CaptureError):  # from torch; it names no layer
+                error.add_note(f"This was at the output of layer {name!r} of {type(self.model).__name__}.")
+            raise
 
     def __enter__(self) -> Self:
         if self._active:
@@ -214,7 +224,8 @@ class Probe:
         with ExitStack() as opening:
             handles = [self.model.register_forward_pre_hook(self._enter_model)]
             opening.callback(_remove, handles)
-            handles += [modules[path].register_forward_hook(self._hook(path)) for path in self.selection.paths]
+            hooked = [path for path in self.selection.paths if not isinstance(modules[path], torch.jit.ScriptModule)]
+            handles += [modules[path].register_forward_hook(self._hook(path)) for path in hooked]
             # Registered last, so that it runs after the hook that records the network's own output.
             handles.append(self.model.register_forward_hook(self._leave_model, always_call=True))
             if self._keeps:
@@ -230,6 +241,13 @@ class Probe:
     ) -> None:
         self._active = False
         self._open.close()
+
+    @property
+    def scripted(self) -> list[str]:
+        """Names of the selected layers in TorchScript, which runs no hooks; ``silent`` holds them too."""
+        modules = named_layers(self.model)
+        scripted = [path for path in self.selection.paths if isinstance(modules[path], torch.jit.ScriptModule)]
+        return [self.selection.name(path) for path in scripted]
 
     @property
     def silent(self) -> list[str]:

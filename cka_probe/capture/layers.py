@@ -278,6 +278,10 @@ class _Selecting:
                 )
             return _Picked(found)
         if (path := self._path(part)) is not None:
+            if isinstance(self.modules[path], torch.jit.ScriptModule):
+                raise ValueError(
+                    f"Layer {path!r} of {self.name} is in TorchScript, which runs no hooks. Choose a module around it."
+                )
             return _Picked([path], exact=True)
         if (call := CALL.search(part)) and (path := self._path(CALL.sub("", part))) is not None:
             return _Picked([path], exact=True, call=int(call[1]))

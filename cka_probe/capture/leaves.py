@@ -111,8 +111,6 @@ def _is_layer(module: nn.Module) -> bool:
         return False  # its methods call the child; it is never called itself
     if all(_watches(child) for _, child in children):
         return True
-    if isinstance(module, torch.jit.ScriptModule):
-        return True  # its parts run inside its graph, without hooks
     if _is_torch_layer(module):
         # timm's norms have an activation inside, which is a layer as it is behind any other norm.
         return not ("norm" in type(module).__name__.lower() and all(_activates(child) for _, child in children))

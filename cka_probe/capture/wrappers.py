@@ -9,7 +9,7 @@ import textwrap
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -115,7 +115,12 @@ def _hands_on(forward: Any) -> bool:
 
 
 def children_inside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of each child, inside its wrappers; without parametrizations, which compute weights."""
+    """Name and module of each child, inside its wrappers; without parametrizations, which compute weights.
+
+    A module in TorchScript has none: its parts run inside its graph.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     for name, child in module._modules.items():
         if child is None or (name == "parametrizations" and "parametrizations" in module._modules):
             continue
@@ -149,9 +154,9 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 def plain_path(model: nn.Module, path: str) -> str:
     """The path of ``named_layers`` for a path of ``model.named_modules()``, which also names the wrappers inside."""
     parts: list[str] = []
-    module = model
+    module: nn.Module = model
     for part in path.split("."):
-        child = module._modules.get(part) if isinstance(module, nn.Module) else None
+        child = None if isinstance(module, torch.jit.ScriptModule) else module._modules.get(part)
         if child is None:
             return path
         if child is not _inside(module):
@@ -207,19 +212,36 @@ def eagerly(parts: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _uncompiled(module: nn.Module) -> dict[str, Any]:
-    """Attributes that make one module run uncompiled; empty if it is not compiled."""
-    attributes: dict[str, Any] = {}
+    """Attributes that make one module run uncompiled; empty if nothing of it is compiled."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
     own = vars(module)
     inner = own.get("_modules", {}).get("_orig_mod")
     if inner is not None:  # torch.compile(module)
-        if "forward" in own and own["forward"] is not inner:
-            attributes["forward"] = inner
-    elif callable(original := getattr(own.get("forward"), "_torchdynamo_orig_callable", None)):
-        attributes["forward"] = original  # module.forward = torch.compile(module.forward)
-    elif "forward" not in own and callable(
-        original := getattr(type(module).forward, "_torchdynamo_orig_callable", None)
-    ):
-        attributes["forward"] = MethodType(original, module)  # @torch.compile above the method
+        return {"forward": inner} if own.get("forward") is not inner else {}
+    attributes: dict[str, Any] = {
+        name: MethodType(original, module) for name, original in _compiled_methods(type(module)) if name not in own
+    }
+    for name, value in own.items():  # module.forward = torch.compile(module.forward)
+        if isinstance(value, FunctionType) and (original := _original(value)) is not None:
+            attributes[name] = original
     if own.get("_compiled_call_impl") is not None:  # module.compile()
         attributes["_compiled_call_impl"] = None
     return attributes
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled_methods(kind: type) -> tuple[tuple[str, Any], ...]:
+    """Methods of a class that stand under ``@torch.compile``, and what they compile."""
+    found: dict[str, Any] = {}
+    for cls in kind.__mro__:
+        for name, value in vars(cls).items():
+            found.setdefault(name, _original(value) if isinstance(value, FunctionType) else None)
+    return tuple((name, original) for name, original in found.items() if original is not None)
+
+
+def _original(function: Any) -> Any:
+    """The function that ``torch.compile`` wrapped; None if it did not."""
+    if getattr(function, "_torchdynamo_disable", False):
+        return None
+    return getattr(function, "_torchdynamo_orig_callable", None)

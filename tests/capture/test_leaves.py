@@ -168,7 +168,18 @@ class FakeQuantised(nn.Linear):
         return nn.functional.linear(x, self.weight_quantiser(self.weight), self.bias)
 
 
-@pytest.mark.parametrize("kind", [LoraByInheritance, LinearWithLoRA, LoRALinear, OwnWeightAndLora, FakeQuantised])
+class FakeQuantisedNorm(nn.LayerNorm):
+    def __init__(self, width):
+        super().__init__(width)
+        self.weight_quantiser = Doubled()
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.normalized_shape, self.weight_quantiser(self.weight), self.bias)
+
+
+@pytest.mark.parametrize(
+    "kind", [LoraByInheritance, LinearWithLoRA, LoRALinear, OwnWeightAndLora, FakeQuantised, FakeQuantisedNorm]
+)
 def test_an_adapted_layer_is_the_leaf(kind):
     torch.manual_seed(0)
     values_of(nn.Sequential(kind(6), nn.ReLU(), kind(6)), data(n=6), ["0", "1", "2"])
@@ -198,6 +209,17 @@ def test_an_activation_inside_a_norm_stays_a_layer():
             return self.act(self.drop(super().forward(x)))
 
     values_of(nn.Sequential(nn.Linear(6, 6), NormAct(6)), data(), ["0", "1.drop", "1.act"])
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.jit")  # deprecated in torch, but still in use
+def test_a_part_in_torchscript_is_left_out_with_a_note_because_it_runs_no_hooks():
+    torch.manual_seed(0)
+    net = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Tanh())), nn.Linear(6, 3))
+    result = values_of(net, data(), ["1"])
+    assert len(result.notes) == 1
+    assert "'0' was left out: it is in TorchScript, which runs no hooks" in result.notes[0]
+    with pytest.raises(ValueError, match=r"Layer '0' of Sequential is in TorchScript, which runs no hooks"):
+        select_layers(net, ["0", "1"])
 
 
 def test_modules_that_cannot_run_are_no_leaves():
@@ -257,7 +279,9 @@ def test_message_passing_is_a_leaf_and_a_block(kind):
     assert paths(net, "blocks") == ["convs.0", "convs.1"]
 
 
-DEPRECATED = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+DEPRECATED = pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor"
+)
 
 
 @DEPRECATED

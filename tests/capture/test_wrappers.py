@@ -110,6 +110,19 @@ def test_ema_models_of_timm_are_looked_through():
     assert type(unwrap(utils.ModelEmaV2(net))) is nn.Sequential
 
 
+def test_wrappers_of_libraries_that_are_not_installed_are_known_by_name():
+    class DeepSpeedEngine(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+            self.optimizer_state = nn.Linear(2, 2)
+
+    net = network()
+    assert unwrap(DeepSpeedEngine(net)) is not net, "a class of the user that has the name by chance"
+    DeepSpeedEngine.__module__ = "deepspeed.runtime.engine"
+    assert unwrap(DeepSpeedEngine(net)) is net
+
+
 @pytest.mark.filterwarnings("ignore")  # torch's own, on FSDP without a GPU
 def test_fsdp_is_called_itself_because_it_gathers_the_weights(tmp_path):
     distributed = torch.distributed
@@ -154,7 +167,33 @@ def decorated(block):
     return new
 
 
-COMPILED = {"compile": compiled, "in-place": in_place, "forward": forward_alone, "decorator": decorated}
+class Delegating(Block):
+    """As a model that compiles its inner step."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = torch.compile(self._step, backend="eager")
+
+    def _step(self, x):
+        return x + self.act(self.linear(x))
+
+    def forward(self, x):
+        return self.step(x)
+
+
+def delegating(block):
+    new = Delegating()
+    new.load_state_dict(block.state_dict())
+    return new
+
+
+COMPILED = {
+    "compile": compiled,
+    "in-place": in_place,
+    "forward": forward_alone,
+    "decorator": decorated,
+    "step": delegating,
+}
 
 
 @pytest.mark.parametrize("way", COMPILED)

@@ -145,7 +145,11 @@ def _run(model: nn.Module, example_input: Any) -> tuple[dict[str, _Visit], Tenso
 
         return hook
 
-    handles = [module.register_forward_hook(hook_of(path)) for path, module in model.named_modules()]
+    handles = [
+        module.register_forward_hook(hook_of(path))
+        for path, module in model.named_modules()
+        if "parametrizations" not in path.split(".")  # they compute weights
+    ]
     try:
         with borrowed([model]):
             output = call_model(model, example_input)

@@ -13,6 +13,7 @@ from ...capture.batches import call_model
 from ...capture.hooks import Probe
 from ...capture.layers import unknown_layer, unwrap
 from ...capture.trees import first_tensor
+from ...capture.wrappers import named_layers
 from ..losses.contract import Outputs
 
 __all__ = ["TappedModel", "check_layer_names"]
@@ -175,7 +176,7 @@ def check_layer_names(model: nn.Module, layers: Sequence[str], role: str = "mode
     """
     if isinstance(layers, str):
         raise TypeError(f"{role}_layers must be a sequence of layer paths, got the single string {layers!r}.")
-    names = dict(unwrap(model).named_modules(remove_duplicate=False))
+    names = named_layers(unwrap(model))
     for layer in layers:
         if layer not in names:
             raise ValueError(f"`{role}_layers`: {unknown_layer(str(layer), names, type(unwrap(model)).__name__)}")
