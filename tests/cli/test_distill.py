@@ -81,7 +81,8 @@ def test_table_runs_what_is_missing(recipe, tmp_path, capsys):
     assert [line["method"] for line in table] == ["ce", "rcka"]
     assert {path: path.stat().st_mtime_ns for path in (runs / "small").rglob("*.pt")} == before
     assert (runs / "small" / "rcka" / "seed_1" / "result.json").exists()
-    assert command("distill-table", recipe, "--methods", "ce,rcka", "--seeds", "1", "--set", "train.epochs=3") == 2
+    other = ["--set", "train.epochs=1", "--set", "train.learning_rate=0.2"]
+    assert command("distill-table", recipe, "--methods", "ce,rcka", "--seeds", "1", *other) == 2
     assert "holds a run of another recipe: train differs. Use another output directory, or --fresh" in (
         capsys.readouterr().err
     )
@@ -94,9 +95,12 @@ def test_table_runs_what_is_missing(recipe, tmp_path, capsys):
         (["distill", "small.toml", "--set", "train.epocs=1"], "unknown key 'train.epocs'. Did you mean 'epochs'?\n"),
         (["distill", "small.toml", "--method", "rkca"], "Error: there is no method 'rkca'. Did you mean 'rcka'?\n"),
         (["distill", "small.toml", "--set", "student.model=resnet9"], "There is no network 'resnet9'"),
-        (["distill", "small.toml", "--set", "student.layers=['layr1']"], "ResNet has no layer 'layr1'. Did you mean"),
+        (
+            ["distill", "small.toml", "--set", "student.layers=['layr1']"],
+            "student.layers: resnet8 has no layer 'layr1'. Did you mean",
+        ),
         (["distill", "small.toml", "--set", "data.train_per_class=2000"], "train_per_class"),
-        (["distill", "small.toml", "--set", "student.weights=none.pth"], "There is no weight file 'none.pth'"),
+        (["distill", "small.toml", "--set", "student.weights=none.pth"], "student.weights: there is no file none.pth."),
         (["distill-table", "small.toml", "--methods", ","], "--methods names no method"),
         (["distill-table", "small.toml", "--against", "dkd"], "--against dkd is not among --methods ce,kd,rcka"),
         (["distill"], "Missing argument"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -17,6 +18,9 @@ from torch.utils.data import Dataset
 
 from ... import __version__
 from ...atomic_write import atomic_write
+from ...capture.layers import unknown_layer
+from ...capture.state import random_states_restored
+from ...identity import differences
 from .. import data as datasets
 from ..models.sources import load_model, load_network
 from ..training.classification import distill
@@ -26,7 +30,16 @@ from ..training.schedules import CosineDecay, StepDecay
 from .methods import METHODS, build_loss
 from .recipe import DataSection, Recipe, ScheduleSection
 
-__all__ = ["environment", "finished", "load_datasets", "load_teacher", "run_directory", "run_recipe"]
+__all__ = [
+    "check_recipe",
+    "environment",
+    "finished",
+    "load_datasets",
+    "load_teacher",
+    "run_directory",
+    "run_recipe",
+    "sources",
+]
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) -> DistillationResult:
@@ -58,7 +71,12 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
     OSError
         If a file cannot be written.
     """
+    directory = run_directory(recipe)
+    result_file = directory / "result.json"
+    if resume:
+        _check_same_recipe(recipe)
     train, test, classes = load_datasets(recipe.data)
+    check_recipe(recipe, classes)
     alone = recipe.loss.name == "ce"
     teacher = None if alone else load_teacher(recipe, classes, progress)
     torch.manual_seed(recipe.train.seed)  # every method starts from the same student
@@ -66,14 +84,10 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
     loss = build_loss(recipe.loss.name, recipe.loss.options)
     weight = recipe.loss.ce_weight
     diagnostics = recipe.diagnostics
-    directory = run_directory(recipe)
-    directory.mkdir(parents=True, exist_ok=True)
-    result_file = directory / "result.json"
     if not resume:
         result_file.unlink(missing_ok=True)
-    atomic_write(directory / "recipe.toml", recipe.to_toml())
-    atomic_write(directory / "environment.json", json.dumps(environment(recipe.train.seed), indent=1))
     cache = recipe.output.directory / "teacher_outputs" if recipe.output.teacher_cache and not alone else None
+    about = json.dumps({**environment(recipe.train.seed), "sources": sources(recipe)}, indent=1)
     result = distill(
         teacher,
         student,
@@ -94,17 +108,20 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         teacher_cache=cache,
         diagnostics=None if diagnostics is None or alone else Diagnostics(**diagnostics.model_dump()),
         progress=progress,
+        files={"recipe.toml": recipe.to_toml(), "environment.json": about},
         **_training(recipe.train),
     )
     facts = {
         "recipe": recipe.name,
         "method": recipe.loss.name,
         "seed": recipe.train.seed,
+        "epochs": recipe.train.epochs,
         "best_accuracy": result.best_accuracy,
         "best_epoch": result.best_epoch,
         "last_accuracy": result.last_accuracy,
         "seconds": float(result.history["seconds"].sum()),
         "notes": list(result.notes),
+        "sources": sources(recipe),
     }
     atomic_write(result_file, json.dumps(facts, indent=1))
     return result
@@ -123,22 +140,92 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
     ValueError
         If the directory holds the run of another recipe.
     """
-    directory = run_directory(recipe)
-    if not (directory / "result.json").exists():
+    file = run_directory(recipe) / "result.json"
+    if not file.exists():
         return None
+    _check_same_recipe(recipe)
+    facts = json.loads(file.read_text())
+    if facts.get("epochs") != recipe.train.epochs:
+        return None  # the run may go on to more epochs
+    if different := differences(facts.get("sources", {}), sources(recipe)):
+        raise ValueError(
+            f"{file.parent} holds a run with other files: {'; '.join(different)}. Use another output directory, or "
+            "--fresh."
+        )
+    return facts
+
+
+def _check_same_recipe(recipe: Recipe) -> None:
+    """Raise ValueError if the run's directory holds the run of another recipe. The number of epochs may differ."""
+    directory = run_directory(recipe)
+    if not (directory / "recipe.toml").exists():
+        return
     # Compare the parsed recipes, not the texts: a later version may write other defaults.
     before = Recipe.load(directory / "recipe.toml")
+    same_length = before.model_copy(update={"train": before.train.model_copy(update={"epochs": recipe.train.epochs})})
     different = [
         section
         for section in ("teacher", "student", "data", "loss", "train")
-        if getattr(before, section) != getattr(recipe, section)
+        if getattr(same_length, section) != getattr(recipe, section)
     ]
     if different:
         raise ValueError(
             f"{directory} holds a run of another recipe: {', '.join(different)} "
             f"{'differs' if len(different) == 1 else 'differ'}. Use another output directory, or --fresh."
         )
-    return json.loads((directory / "result.json").read_text())
+
+
+def check_recipe(recipe: Recipe, classes: int) -> None:
+    """Build the loss, the networks and the schedules of a recipe, so that a mistake in it shows before any training.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, TypeError
+        If an option of the loss is wrong, there is no such network or layer, or a file of weights is missing.
+    """
+    build_loss(recipe.loss.name, recipe.loss.options)
+    for section in filter(None, (recipe.train, recipe.teacher.train)):
+        _training(section)
+    if recipe.diagnostics is not None:
+        Diagnostics(**recipe.diagnostics.model_dump())
+    with random_states_restored():
+        for name, network in (("teacher", recipe.teacher), ("student", recipe.student)):
+            if network.weights is not None and not network.weights.is_file():
+                raise FileNotFoundError(f"{name}.weights: there is no file {network.weights}.")
+            if name == "student" or recipe.loss.name != "ce":
+                modules = dict(load_model(network.model, num_classes=classes).named_modules())
+                for layer in network.layers if network.layers != "auto" else ():
+                    if layer not in modules:
+                        raise ValueError(f"{name}.layers: {unknown_layer(layer, modules, network.model)}")
+
+
+def sources(recipe: Recipe) -> dict[str, str]:
+    """Digests of the files that a recipe names: weights, networks, and the names and sizes of the files of the data."""
+    found = {}
+    for name, network in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if network.weights is not None:
+            found[f"{name}.weights"] = _file_digest(network.weights)
+        path = Path(network.model.removeprefix("hf:").partition(":")[0])
+        if path.suffix == ".py" and path.is_file():
+            found[f"{name}.model"] = _file_digest(path)
+        elif network.model.startswith("hf:"):
+            found[f"{name}.model"] = _folder_digest(path)
+    for name, data in (("data", recipe.data), ("teacher.data", recipe.teacher.data)):
+        if data is not None and data.root is not None:
+            found[f"{name}.root"] = _folder_digest(data.root)
+    return found
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(
+        (path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*") if path.is_file()
+    )
+    return hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
 
 
 def load_datasets(data: DataSection) -> tuple[Dataset[Any], Dataset[Any], int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...capture.nearest import nearest, nearest_hint
 from .methods import METHODS, check_options
@@ -184,6 +184,13 @@ class Recipe(_Section):
     diagnostics: DiagnosticsSection | None = None
     paper: dict[str, float] = {}
 
+    @field_validator("name")
+    @classmethod
+    def _a_folder_name(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or any(c in "/\\:" or not c.isprintable() for c in name):
+            raise ValueError(f"it is the name of a folder of results, without / or control characters, got {name!r}")
+        return name
+
     @model_validator(mode="after")
     def _known_methods(self) -> Self:
         for name, method in self.methods.items():
@@ -223,6 +230,8 @@ class Recipe(_Section):
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}.") from error
+        except RecursionError:
+            raise ValueError(f"{path} is not a recipe: its values are nested too deeply.") from None
         content.setdefault("name", path.stem)
         for change in changes:
             _apply(content, change)
@@ -307,10 +316,14 @@ def _apply(content: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"A change is written section.key=value, got {change!r}.")
+    if not change.isprintable():
+        raise ValueError(f"A change is one line without control characters, got {change!r}.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except RecursionError:
+        raise ValueError(f"The change {change[:60]!r}... is nested too deeply.") from None
     *sections, last = key.strip().split(".")
     place = content
     for section in sections:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ...atomic_write import atomic_write
-from .experiment import finished, run_recipe
-from .methods import METHODS
+from .experiment import check_recipe, finished, load_datasets, run_recipe
+from .methods import METHODS, build_loss
 from .recipe import Recipe
 
 __all__ = ["format_latex", "format_markdown", "run_grid", "save_table", "summarise"]
@@ -61,6 +61,11 @@ def run_grid(
         for method in methods
         for seed in seeds
     ]
+    # A mistake in the last cell shows before the first one is trained.
+    for recipe in recipes:
+        check_recipe(recipe, load_datasets(recipe.data)[2])
+    for *_, cell in cells:
+        build_loss(cell.loss.name, cell.loss.options)
     lines = []
     for name, method, seed, cell in cells:
         facts = finished(cell) if resume else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,7 @@ def distill(
     checkpoint_steps: int | None = None,
     tensorboard: bool = False,
     teacher_cache: Path | str | None = None,
+    files: Mapping[str, str] | None = None,
     diagnostics: Diagnostics | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
@@ -131,6 +132,9 @@ def distill(
         Whether the history also goes to ``output_dir/tensorboard``.
     teacher_cache : path, optional
         Folder for the teacher's outputs, which are computed once. For data sets without augmentation.
+    files : mapping of str to str, optional
+        Further text files of the run by name, for example its recipe. They are written into `output_dir` once the run
+        is known to be new, or to be the one that is resumed.
     diagnostics : Diagnostics, optional
         When to measure teacher-student CKA and the agreement of the loss terms.
     progress : bool
@@ -245,21 +249,21 @@ def distill(
             "seed": seed,
         }
         check_processes_agree(settings)
-        files = RunFiles(
+        folder = RunFiles(
             output_dir, settings, resume=resume, main=main, tensorboard=tensorboard,
-            extend=partial(extension_refused, schedule),
+            extend=partial(extension_refused, schedule), texts=files,
         )  # fmt: skip
-        run = RunState(files.state, accelerator.process_index)
+        run = RunState(folder.state, accelerator.process_index)
         best: dict[str, Tensor] = {}
-        if files.state is not None:
+        if folder.state is not None:
             seed_everything(seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
             again = ((batch.inputs, batch.target) for batch in batches.of_epoch(0))
             check_same_data("train", run.saved_seen["train"], again, output_dir)
             check_same_data("test", run.saved_seen["test"], map(split_batch, tests), output_dir)
             run.load(student, extra, descent, accelerator)
-            best = files.best_state() if run.rows else {}
-        files.open()
-        stack.callback(files.close)
+            best = folder.best_state() if run.rows else {}
+        folder.open()
+        stack.callback(folder.close)
         descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
 
         total = epochs * len(batches)
@@ -289,7 +293,7 @@ def distill(
                 if checkpoint_steps and run.step % checkpoint_steps == 0 and run.step < len(batches):
                     run.random = gather_object([random_states()])
                     run.seconds = time.perf_counter() - started
-                    files.save_checkpoint(run.state(student, extra, descent, accelerator))
+                    folder.save_checkpoint(run.state(student, extra, descent, accelerator))
 
             means = run.means(accelerator)
             right = means.pop("right")
@@ -320,15 +324,15 @@ def distill(
                 if diagnostics.heatmap_every and run.epoch % diagnostics.heatmap_every == 0:
                     chosen = diagnostics.heatmap_layers
                     both = tapped if chosen is None else (chosen, chosen)
-                    files.save_heatmap(agreement(both), run.epoch)
+                    folder.save_heatmap(agreement(both), run.epoch)
 
             facts = {"epoch": run.epoch, "test_accuracy": row["test_accuracy"], "seed": seed}
             if improved:
                 best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
-                files.save_weights("best", best, facts)
-            files.save_weights("last", student.state_dict(), facts)
-            files.log_epoch(run.rows, run.diagnostics)
-            files.save_checkpoint(run.state(student, extra, descent, accelerator))
+                folder.save_weights("best", best, facts)
+            folder.save_weights("last", student.state_dict(), facts)
+            folder.log_epoch(run.rows, run.diagnostics)
+            folder.save_checkpoint(run.state(student, extra, descent, accelerator))
 
         return DistillationResult(
             history=pd.DataFrame(run.rows),
@@ -336,7 +340,7 @@ def distill(
             best_state=best,
             diagnostics=pd.DataFrame(run.diagnostics),
             notes=(*batches.notes, *run.notes),
-            output_dir=files.directory,
+            output_dir=folder.directory,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class RunFiles:
         ``extend(epochs before, epochs now, finished epochs)`` returns why a run cannot go on to more epochs, or None.
         Without it, the number of epochs is a setting like any other.
 
+    texts : dict of str to str, optional
+        Further files by name, which ``open`` writes.
+
     Raises
     ------
     ValueError
@@ -70,6 +73,7 @@ class RunFiles:
         main: bool = True,
         tensorboard: bool = False,
         extend: Callable[[int, int, int], str | None] | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         if tensorboard and directory is None:
             raise ValueError("`tensorboard` needs an `output_dir` to write to.")
@@ -79,6 +83,7 @@ class RunFiles:
         self._main = main
         self._resume = resume
         self._tensorboard = tensorboard
+        self._texts = texts or {}
         self._board: Any = None
         if self.directory is not None and resume:
             self.state = load_checkpoint(self.directory)
@@ -118,7 +123,8 @@ class RunFiles:
         if not self._resume:
             for name in (CURRENT, INCOMING, PREVIOUS, "best.safetensors", "last.safetensors"):
                 (self.directory / name).unlink(missing_ok=True)
-        atomic_write(self.directory / "settings.json", json.dumps(self.settings, indent=1))
+        for name, text in {"settings.json": json.dumps(self.settings, indent=1), **self._texts}.items():
+            atomic_write(self.directory / name, text)
         if self._tensorboard:
             self._board = _summary_writer(self.directory / "tensorboard", self.state)
 

@@ -27,16 +27,19 @@ class SeenData:
     ----------
     saved : (str, int), optional
         From ``state`` of an earlier process.
+    most : int or None
+        Samples that are digested; None: all.
     """
 
-    def __init__(self, saved: Iterable[Any] | None = None) -> None:
+    def __init__(self, saved: Iterable[Any] | None = None, most: int | None = MOST) -> None:
         self._text, self.samples = ("", 0) if saved is None else saved
+        self._most = most
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, batch: Any) -> None:
-        """Add the samples of a batch: axis 0 of each of its tensors. Nothing is added after ``MOST`` samples."""
+        """Add the samples of a batch: axis 0 of each of its tensors. Nothing is added after ``most`` samples."""
         found = [tensor.detach() for tensor in tensors(batch) if tensor.ndim and tensor.layout == torch.strided]
-        if self.samples >= MOST or not found:
+        if not found or (self._most is not None and self.samples >= self._most):
             return
         for tensor in found:
             if tensor.numel() == 0:  # a picture without boxes

@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...atomic_write import atomic_write
@@ -21,13 +22,14 @@ from ...identity import weights_digest
 from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .batches import Batch, DatasetBatches
+from .seen_data import SeenData
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["cached_teacher"]
 
-# Samples that are read twice to check that the data set has no augmentation; the name of the folder depends on them.
+# Samples that are read twice to check that the data set has no augmentation.
 PROBES = 16
 FINISHED = "cache.json"
 
@@ -43,7 +45,8 @@ def cached_teacher(
     """Function like `teach` that reads the teacher's logits and features from disk. They are written there first.
 
     The outputs are memory-mapped .npy files in a folder. Its name is a hash of the teacher's weights, the tapped
-    layers, the precision, the size of the data set and some of its samples. The folder is either complete or absent.
+    layers, the precision and every sample of the data set, which is read once for this. The folder is either complete
+    or absent.
 
     Parameters
     ----------
@@ -70,25 +73,25 @@ def cached_teacher(
     ValueError
         If `batches` come from a ready DataLoader, or the data set gives another sample when it is read again.
     OSError
-        If the disk has not enough free space.
+        If the files cannot be written, for example because the disk is full. Nothing of them stays behind then.
     """
     if not isinstance(batches, DatasetBatches):
         raise ValueError(
             "`teacher_cache` needs `train` as a data set: the indices of samples from a DataLoader are unknown."
         )
-    probes = _probe_samples(batches)
-    key = hashlib.blake2b(
-        repr(
-            [weights_digest(master.model), master.layers, batches.count, accelerator.mixed_precision, probes]
-        ).encode(),
-        digest_size=12,
-    ).hexdigest()
-    folder = Path(directory) / key
+    _refuse_augmentation(batches)
+    parts = [
+        weights_digest(master.model),
+        master.layers,
+        accelerator.mixed_precision,
+        _all_samples(batches, accelerator),
+    ]
+    folder = Path(directory) / hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
     with accelerator.main_process_first():
         if not (folder / FINISHED).exists():
             _write(folder, teach, batches, progress)
     names = json.loads((folder / FINISHED).read_text())["files"]
-    arrays = [np.load(folder / name, mmap_mode="r") for name in names]
+    arrays = [_mapped(folder / name) for name in names]
 
     def read(batch: Batch) -> Outputs:
         assert batch.indices is not None  # DatasetBatches always have them
@@ -99,26 +102,49 @@ def cached_teacher(
     return read
 
 
-def _probe_samples(batches: DatasetBatches) -> str:
-    """Hash of some samples. Raise ValueError if they are different when they are read again."""
+def _refuse_augmentation(batches: DatasetBatches) -> None:
+    """Raise ValueError if some samples are different when they are read again."""
     indices = np.linspace(0, batches.count - 1, PROBES).round().astype(int).tolist()
-    hashes = []
+    digests = []
     for epoch in (0, 1):
+        seen = SeenData()
         batch = batches.read(indices, epoch)
-        inputs = batch.inputs if isinstance(batch.inputs, Tensor) else torch.cat([v.flatten() for v in _leaves(batch)])
-        content = inputs.cpu().contiguous().numpy().tobytes() + batch.target.cpu().numpy().tobytes()
-        hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
-    if hashes[0] != hashes[1]:
+        seen.add((batch.inputs, batch.target))
+        digests.append(seen.state())
+    if digests[0] != digests[1]:
         raise ValueError(
             "`teacher_cache` is for data without augmentation, but `train` gives a different sample when it is read "
             "again. Leave out teacher_cache or the augmentation."
         )
-    return hashes[0]
 
 
-def _leaves(batch: Batch) -> list[Tensor]:
-    values = batch.inputs.values() if hasattr(batch.inputs, "values") else batch.inputs
-    return [value.double() for value in values if isinstance(value, Tensor)]
+def _all_samples(batches: DatasetBatches, accelerator: Accelerator) -> list[Any]:
+    """Digest of every sample, in the order of the data set. The main process reads them."""
+    from accelerate.utils import broadcast_object_list
+
+    digest: list[Any] = [None]
+    if accelerator.is_main_process:
+        seen = SeenData(most=None)
+        for indices in _chunks(batches):
+            batch = batches.read(indices)
+            seen.add((batch.inputs, batch.target))
+        digest = [seen.state()]
+    return broadcast_object_list(digest)
+
+
+def _chunks(batches: DatasetBatches) -> Iterator[range]:
+    for start in range(0, batches.count, batches.batch_size):
+        yield range(start, min(start + batches.batch_size, batches.count))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The teacher's outputs in {path} are damaged ({error}). Delete the folder {path.parent}, and it is "
+            "written again."
+        ) from error
 
 
 def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches, progress: bool) -> None:
@@ -137,22 +163,33 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
     names = ["logits.npy", *(f"feature_{i}.npy" for i in range(len(taught.features)))]
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".tmp"))
     try:
-        arrays = [
-            np.lib.format.open_memmap(temporary / name, mode="w+", dtype=np.float32, shape=(count, *shape))
-            for name, shape in zip(names, shapes, strict=True)
-        ]
-        size = batches.batch_size
-        for start in tqdm(range(0, count, size), desc="teacher outputs", unit="batch", disable=not progress):
-            indices = list(range(start, min(start + size, count)))
-            outputs = teach(batches.read(indices, 0))
-            for array, output in zip(arrays, (outputs.logits, *outputs.features), strict=True):
-                array[start : start + len(indices)] = output.cpu().numpy()
-        for array in arrays:
-            array.flush()
-        del arrays
+        # Written like any file, and mapped only when complete: a full disk ends a process that writes to a mapped file.
+        with ExitStack() as stack:
+            opened = [stack.enter_context((temporary / name).open("wb")) for name in names]
+            for file, shape in zip(opened, shapes, strict=True):
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            total = -(-count // batches.batch_size)
+            for indices in tqdm(
+                _chunks(batches), desc="teacher outputs", total=total, unit="batch", disable=not progress
+            ):
+                outputs = teach(batches.read(indices, 0))
+                for file, output, shape in zip(opened, (outputs.logits, *outputs.features), shapes, strict=True):
+                    if output.shape != (len(indices), *shape):
+                        raise ValueError(
+                            f"The teacher gives an output of shape {tuple(output.shape)} for samples {indices[0]} to "
+                            f"{indices[-1]} and {(len(indices), *shape)} was expected: its outputs cannot be cached."
+                        )
+                    file.write(output.to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes())
+            for file in opened:
+                file.flush()
+                os.fsync(file.fileno())
         facts = {"files": names, "samples": count, "shapes": shapes}
         atomic_write(temporary / FINISHED, json.dumps(facts, indent=1))
-        if not (folder / FINISHED).exists():  # another run may have written it meanwhile
-            temporary.replace(folder)
+        temporary.replace(folder)
+    except OSError as error:
+        if (folder / FINISHED).exists():
+            return  # another run has written it meanwhile
+        raise type(error)(error.errno, f"could not write the teacher's outputs to {folder}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

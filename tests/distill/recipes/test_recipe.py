@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
+from cka_probe.distill.models import build
 from cka_probe.distill.models.sources import load_model
 from cka_probe.distill.recipes.experiment import finished, load_teacher, run_directory, run_recipe
 from cka_probe.distill.recipes.methods import METHODS, build_loss
 from cka_probe.distill.recipes.recipe import Recipe
+from cka_probe.distill.training.checkpoints import save_weights
 
 RECIPES = sorted((Path(__file__).parents[3] / "examples" / "recipes").glob("*.toml"))
 
@@ -218,8 +220,10 @@ def test_the_teacher_is_trained_once_and_results_are_refused_to_other_recipes(tm
     assert finished(chosen)["last_accuracy"] == first.last_accuracy
     with pytest.raises(ValueError, match="holds a run of another recipe: train differs"):
         finished(recipe(tmp_path, SMALL, *options, "train.learning_rate=0.2"))
-    with pytest.raises(ValueError, match=r"other settings: learning_rate was 0.05 and is now 0.2"):
+    files = {path: path.read_bytes() for path in run_directory(chosen).iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="holds a run of another recipe: train differs"):
         run_recipe(recipe(tmp_path, SMALL, *options, "train.learning_rate=0.2"), progress=False)
+    assert {path: path.read_bytes() for path in run_directory(chosen).iterdir() if path.is_file()} == files
     again = recipe(tmp_path, SMALL, *options, "train.learning_rate=0.2")
     run_recipe(again, resume=False, progress=False)
     assert finished(again) is not None
@@ -241,3 +245,61 @@ def test_all_that_a_recipe_says_reaches_the_run(tmp_path):
     assert (run_directory(chosen) / "tensorboard").exists()
     assert (run_directory(chosen) / "heatmaps" / "epoch_002.png").exists()
     assert list((tmp_path / "runs" / "teacher_outputs").iterdir())
+
+
+def test_a_run_goes_on_to_more_epochs(tmp_path):
+    short, long = (recipe(tmp_path, SMALL, "loss.name=ce", f"train.epochs={epochs}") for epochs in (1, 2))
+    run_recipe(short, progress=False)
+    assert finished(short)["epochs"] == 1
+    assert finished(long) is None
+    assert run_recipe(long, progress=False).notes == ("resumed after epoch 1, step 0",)
+    assert finished(long)["epochs"] == 2
+    assert finished(short) is None
+
+
+def test_a_result_counts_only_with_the_weights_that_it_was_made_with(tmp_path):
+    weights = tmp_path / "teacher.safetensors"
+    torch.manual_seed(1)
+    save_weights(build("resnet8", 10), weights)
+    chosen = recipe(tmp_path, SMALL, f'teacher.weights="{weights}"', "teacher.model=resnet8")
+    run_recipe(chosen, progress=False)
+    assert finished(chosen) is not None
+    torch.manual_seed(2)
+    save_weights(build("resnet8", 10), weights)
+    with pytest.raises(ValueError, match=r"holds a run with other files: teacher.weights was .* and is now"):
+        finished(chosen)
+    with pytest.raises(ValueError, match=r"other settings: teacher_weights was"):
+        run_recipe(chosen, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loss.intra_weight=-1", "intra_weight"),
+        ('student.layers=["layr1"]', r"student.layers: resnet8 has no layer 'layr1'. Did you mean 'layer1'"),
+        ('teacher.layers=["head"]', r"teacher.layers: \S+ has no layer 'head'"),
+        ("student.model=resnet7", "There is no network 'resnet7'"),
+        ("train.milestones=[0.5, 0]", "milestones"),
+    ],
+)
+def test_a_mistake_shows_before_the_teacher_is_trained(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        run_recipe(recipe(tmp_path, SMALL, "teacher.train.epochs=1", change), progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "..", ".", "", "a\\b", "tab\t", "C:evil"])
+def test_a_name_cannot_leave_the_folder_of_the_results(tmp_path, name):
+    with pytest.raises(ValueError, match=r"name: it is the name of a folder of results"):
+        recipe(tmp_path, SMALL, f"name={json.dumps(name)}")
+
+
+def test_deep_nesting_and_control_characters_are_value_errors(tmp_path):
+    deep = tmp_path / "deep.toml"
+    deep.write_text("x = " + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep.toml is not a"):
+        Recipe.load(deep)
+    with pytest.raises(ValueError, match=r"nested too deeply|is written"):
+        recipe(tmp_path, SMALL, "train.epochs=" + "[" * 100_000)
+    with pytest.raises(ValueError, match="one line without control characters"):
+        recipe(tmp_path, SMALL, "train.epochs=2\ntrain.seed=7")

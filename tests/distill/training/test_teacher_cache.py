@@ -1,5 +1,7 @@
 """The cache of the teacher's outputs does not change a run, and is refused where it would be wrong."""
 
+import errno
+import os
 import shutil
 from collections import namedtuple
 
@@ -75,3 +77,35 @@ def test_interrupted_writing_leaves_nothing(tmp_path):
         go(teacher_cache=tmp_path, train=Stopping(x, y))
     assert not list(tmp_path.iterdir())
     assert torch.equal(x, images().tensors[0])
+
+
+def test_one_changed_sample_has_its_own_files(tmp_path):
+    go(teacher_cache=tmp_path)
+    for place in (1, 23, 39):
+        x, y = (tensor.clone() for tensor in images().tensors)
+        x[place, 0, 2, 3] += 1e-3
+        cached = go(teacher_cache=tmp_path, train=TensorDataset(x, y))
+        np.testing.assert_allclose(weights(cached.student), weights(go(train=TensorDataset(x, y)).student), atol=1e-6)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fills_or_fails_while_the_files_are_written(tmp_path, monkeypatch, error):
+    def full(_descriptor):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("cka_probe.distill.training.teacher_cache.os.fsync", full)
+    with pytest.raises(
+        OSError, match=r"could not write the teacher's outputs to .*: .*" + os.strerror(error)
+    ) as raised:
+        go(teacher_cache=tmp_path)
+    assert raised.value.errno == error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    go(teacher_cache=tmp_path)
+    (file,) = tmp_path.rglob("feature_0.npy")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"feature_0.npy are damaged .* Delete the folder"):
+        go(teacher_cache=tmp_path)
