@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...capture.extras import require
-from ...capture.state import frozen, modes_restored
+from ...capture.state import evaluated, frozen
 from ...capture.trees import move
 from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap, maps_of
@@ -238,8 +238,8 @@ def distill_detector(
         def prepare(batch: Any) -> None:
             if teacher is None or loss is None:
                 return
-            with modes_restored(student), torch.no_grad():
-                student.eval()(batch[0])
+            with evaluated(student), torch.no_grad():
+                student(batch[0])
             maps, theirs = pyramids()
             if callable(make := getattr(loss, "prepare", None)):
                 make(maps, theirs)
@@ -321,8 +321,7 @@ def average_precision(
         backend="pycocotools",
     )
     loader = DataLoader(data, batch_size, collate_fn=collate_lists)
-    with modes_restored(model), torch.no_grad():
-        model.eval()
+    with evaluated(model), torch.no_grad():
         for images, targets in tqdm(loader, disable=not progress, unit="batch"):
             found = move(model(move(images, device)), torch.device("cpu"))
             metric.update(found, [_scored(target) for target in targets])

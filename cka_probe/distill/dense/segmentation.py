@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...capture.extras import require
-from ...capture.state import frozen, modes_restored
+from ...capture.state import evaluated, frozen
 from ...capture.trees import move
 from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap
@@ -157,8 +157,8 @@ def distill_segmenter(
 
         def prepare(batch: Any) -> None:
             images, labels = batch
-            with modes_restored(student), torch.no_grad():
-                scores = _scores(student.eval()(images))
+            with evaluated(student), torch.no_grad():
+                scores = _scores(student(images))
             known = labels[labels != IGNORED]
             if len(known) and int(known.max()) >= scores.shape[1]:
                 raise ValueError(
@@ -248,8 +248,7 @@ def mean_iou(
     device = next(model.parameters()).device if device is None else torch.device(device)
     metric: MulticlassJaccardIndex | None = None
     loader = DataLoader(data, batch_size)
-    with modes_restored(model), torch.no_grad():
-        model.eval()
+    with evaluated(model), torch.no_grad():
         for images, labels in tqdm(loader, disable=not progress, unit="batch"):
             scores = _scores(model(move(images, device)))
             scores = functional.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
