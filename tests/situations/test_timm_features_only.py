@@ -1,4 +1,4 @@
-"""``features_only=True`` of timm: the backbone of a detector or segmenter returns a list of maps, one for each scale."""
+"""``features_only=True`` of timm: the backbone of a detector or segmenter returns a list of maps, one for a scale."""
 
 import torch
 from situation import check, check_notes, images, needs

@@ -1,4 +1,4 @@
-"""timm: what ``forward_features`` gives, without the classifier, is compared by running the model through this method."""
+"""timm: what ``forward_features`` gives, without the classifier, is compared by running this method of the model."""
 
 import torch
 from situation import check, check_notes, images, needs

@@ -1,4 +1,4 @@
-"""Optical flow (RAFT): two images are the input, both pass the encoder as one batch of 2 n; an update runs repeatedly."""
+"""Optical flow (RAFT): two images are the input, both pass the encoder as one batch of 2 n; an update runs again."""
 
 import torch
 import torchvision
