@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["accelerator_for"]
+__all__ = ["accelerator_for", "check_world"]
 
 
 @contextmanager
 def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: float) -> Iterator[Accelerator]:
     """The caller's accelerator, or a new one whose settings are removed from accelerate's global state afterwards."""
     if given is not None:
+        check_world(given)
         if mixed_precision not in ("no", given.mixed_precision):
             raise ValueError(
                 f"mixed_precision={mixed_precision!r}, but the accelerator that you pass has "
@@ -38,7 +40,23 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
     unused = DistributedDataParallelKwargs(find_unused_parameters=ce_weight == 0)
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
     try:
+        check_world(accelerator)
         yield accelerator
     finally:
         if alone:
             AcceleratorState._reset_state()
+
+
+def check_world(accelerator: Accelerator) -> None:
+    """Raise ValueError if the launcher started more processes than accelerate knows of.
+
+    Each of them would then train on all data and write the same files.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"The launcher started {started} processes (WORLD_SIZE), but accelerate counts "
+            f"{accelerator.num_processes}: each process would train on all data and write the same files. On a machine without GPUs set "
+            "ACCELERATE_USE_CPU=true, or use `accelerate launch --cpu`; if this process is not part of a training of "
+            "several processes, unset WORLD_SIZE."
+        )

@@ -179,6 +179,15 @@ def test_processes_with_other_settings_are_told(monkeypatch):
         check_processes_agree({"seed": 0, "loss": "a"})
 
 
+def test_processes_that_accelerate_does_not_know_of(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ValueError, match=r"started 2 processes \(WORLD_SIZE\), but accelerate counts 1: .*ACCELERATE_USE_CPU"
+    ):
+        run(output_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_digest_goes_on_where_it_was_saved():
     batches = [(torch.randn(5, 3), torch.arange(5)), (torch.randn(2, 3).bfloat16(), torch.arange(2))]
     whole = SeenData()
