@@ -386,8 +386,8 @@ class LayerRecorder:
         alone = self._smaller is not None and self._smaller.keeps_length(name, shape)
         if self._fresh and (alone or self._masks.keeps_length(name, shape)):
             raise UnfitOutputError(
-                f"axis 0 of its output has {len(tensor)} entries as the batch by chance; with fewer samples it keeps "
-                "its length"
+                f"axis 0 of its output has {len(tensor)} entries as the batch by chance; with fewer samples it has "
+                "another length than these"
             )
 
     def _misplaced(self, tensor: torch.Tensor) -> str:

@@ -152,6 +152,18 @@ def test_buffers_are_restored(error):
     assert norm.num_batches_tracked == 0
 
 
+def test_restored_buffers_do_not_break_a_backward_that_waits():
+    """A backward refuses tensors that changed since the forward; buffers that are as they were have not changed."""
+    net = nn.Linear(3, 3)
+    net.register_buffer("scale", torch.ones(3))
+    x = torch.randn(2, 3, requires_grad=True)
+    loss = (x * net.scale).sum()
+    with buffers_restored(net):
+        net(x)
+    loss.backward()
+    assert torch.equal(x.grad, torch.ones(2, 3))
+
+
 class Wandering(nn.Linear):
     """Notes where it is sent and stays on the CPU; there may be no other device here."""
 
