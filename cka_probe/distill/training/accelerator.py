@@ -56,7 +56,7 @@ def check_world(accelerator: Accelerator) -> None:
     if started != accelerator.num_processes:
         raise ValueError(
             f"The launcher started {started} processes (WORLD_SIZE), but accelerate counts "
-            f"{accelerator.num_processes}: each process would train on all data and write the same files. On a machine without GPUs set "
-            "ACCELERATE_USE_CPU=true, or use `accelerate launch --cpu`; if this process is not part of a training of "
-            "several processes, unset WORLD_SIZE."
+            f"{accelerator.num_processes}: each process would train on all data and write the same files. On a machine "
+            "without GPUs set ACCELERATE_USE_CPU=true, or use `accelerate launch --cpu`; if this process is not part "
+            "of a training of several processes, unset WORLD_SIZE."
         )
