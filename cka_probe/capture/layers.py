@@ -223,7 +223,8 @@ class _Selecting:
         removed: set[str] = set()
         for part in layer_parts(exclude):
             picked = self._pick(part, "exclude")
-            paths = {first.get(id(self.modules[path])) for path in picked.paths} - {None}
+            owners = (first.get(id(self.modules[path])) for path in picked.paths)
+            paths = {path for path in owners if path is not None}
             if not paths:
                 raise NoLayerError(self._idle(part, picked, list(only)))
             for path in paths:
