@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,17 @@ from ..estimators.minibatch import MinibatchCKA
 from ..similarity.matrix import SimilarityMatrix
 from .checkpoint import Checkpoint
 from .grams.keeper import GramKeeper
+from .notes import drift_notes, one_batch_notes, rows_are_samples, undefined_notes
 from .places import filled, places, selected
 from .processes import all_reduce
 from .request import ComparedModel, Request
 
 __all__ = ["CHECKPOINT_EVERY", "MinibatchPass", "centred_rows", "minibatch_result", "run_minibatch"]
+
+ONE_BATCH = 0.5
+"""Sum of the squared weights of the batches in a layer above which one batch is said to decide its values.
+
+One batch then has two thirds of the weight or more; the sum is 1 over the number of batches if all weigh alike."""
 
 CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
@@ -100,7 +106,13 @@ class MinibatchPass:
 
     def __init__(self, models: Sequence[ComparedModel], request: Request) -> None:
         self.keepers = [
-            GramKeeper(request.kernel, backend=request.backend, tf32=request.tf32, overlap=request.overlap)
+            GramKeeper(
+                request.kernel,
+                backend=request.backend,
+                tf32=request.tf32,
+                overlap=request.overlap,
+                drift=rows_are_samples(request.pooling),
+            )
             for _ in models
         ]
         self.recorders = [request.recorder(model, keeper) for model, keeper in zip(models, self.keepers, strict=True)]
@@ -147,7 +159,17 @@ class MinibatchPass:
             rows, columns = sides
             statistics = selected(self.statistics, *(places([recorder]) for recorder in self.recorders))
         notes = [*notes, *self._notes, *(note for r in self.recorders for note in r.notes())]
-        return minibatch_result(statistics, rows, columns, notes, meta, models=self._models_in_result)
+        reasons: dict[tuple[str, str], str] = {}
+        far: set[tuple[str, str]] = set()
+        for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
+            notes += keeper.findings.notes(recorder.name, recorder.names, recorder.compared)
+            reasons |= {(recorder.name, layer): why for layer, why in keeper.findings.reasons().items()}
+            far |= {(recorder.name, layer) for layer in keeper.findings.far}
+        drifts = [keeper.batch_means.drift() if keeper.batch_means else None for keeper in self.keepers]
+        notes += drift_notes([(recorder.name, drift) for recorder, drift in zip(self.recorders, drifts, strict=True)])
+        return minibatch_result(
+            statistics, rows, columns, notes, meta, models=self._models_in_result, reasons=reasons, far=far
+        )
 
     def checkpoint(self, order: str, done: int) -> Checkpoint:
         """The state after ``done`` batches with the digest ``order``.
@@ -213,7 +235,7 @@ def centred_rows(
     grams = filled(kept)
     stack, divisors = unit_stack([g.gram for g in grams], [g.factor for g in grams], estimator=estimator)
     rows = flat_centred(stack, estimator)
-    keeper.observe(batch, names, stack, rows)
+    keeper.observe(batch, names, grams, stack, rows)
     return rows.to(device), divisors.to(device)
 
 
@@ -225,8 +247,10 @@ def minibatch_result(
     meta: dict[str, Any],
     *,
     models: bool = False,
+    reasons: Mapping[tuple[str, str], str] | None = None,
+    far: Collection[tuple[str, str]] = (),
 ) -> SimilarityMatrix:
-    """The result of accumulated statistics, with a note on each layer that is constant in every batch.
+    """The result of accumulated statistics, with notes on layers that are constant or rest on one batch.
 
     Parameters
     ----------
@@ -240,17 +264,26 @@ def minibatch_result(
         Added to ``meta`` of the result.
     models : bool
         Whether the result gives the model of each row and column.
+    reasons : mapping of (str, str) to str, optional
+        For layers without any spread that are not constant, by model and layer, what they are.
+    far : collection of (str, str)
+        Layers with a note on one far sample, which need no note on its batch.
     """
-    constant: dict[tuple[str, str], None] = {}  # a layer of a square result is in it once
-    for side, key in ((rows, "self_x"), (columns, "self_y")):
-        dead = _numpy(statistics.sums[key]).ravel() <= 0
-        constant |= dict.fromkeys(named for named, is_dead in zip(side, dead, strict=True) if is_dead)
+    undefined: dict[tuple[str, str], str] = {}  # a layer of a square result is in it once
+    one_batch: dict[tuple[str, str], None] = {}
+    for side, own, square in ((rows, "self_x", "x2"), (columns, "self_y", "y2")):
+        weight = _numpy(statistics.sums[own]).ravel()
+        for named, total in zip(side, weight, strict=True):
+            if total <= 0:
+                undefined[named] = (reasons or {}).get(named, "constant over the samples of every batch")
+        if statistics.batches >= 4:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = _numpy(statistics.sums[square]).ravel() / weight / weight
+            one_batch |= dict.fromkeys(named for named, part in zip(side, share, strict=True) if ONE_BATCH < part < 1.1)
     notes = [
         *notes,
-        *(
-            f"{model}: {layer!r} is constant over the samples of every batch, so its similarity is undefined"
-            for model, layer in constant
-        ),
+        *undefined_notes(undefined),
+        *one_batch_notes([layer for layer in one_batch if layer not in far], statistics.batches),
     ]
     return SimilarityMatrix(
         _numpy(statistics.compute()),

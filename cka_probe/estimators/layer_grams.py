@@ -40,11 +40,16 @@ Mode = Literal["raw", "shifted", "scaled"]
 
 
 class LayerGram(NamedTuple):
-    """A Gram matrix (n, n), the factor that it was divided by, and the mode for later minibatches of this layer."""
+    """A Gram matrix (n, n), the factor that it was divided by, and the mode for later minibatches of this layer.
+
+    ``far`` is the index of a sample that needed float64, because it lies far from all others, and its distance over the
+    usual one; None as a rule.
+    """
 
     gram: Array
     factor: Array | float
     mode: Mode
+    far: tuple[int, float] | None = None
 
 
 def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LIMIT) -> LayerGram:
@@ -90,16 +95,25 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
         known = constant(gram)
         size = float(xp.sum(xp.linalg.diagonal(known))) / n
         if size > 0 and not over_spread(xp, known, size, 0.0)[1] < MEAN_LIMIT:
-            gram, scale = _less_median(xp, x, scale)
+            return _less_median(xp, x, scale)
     return LayerGram(gram, scale * scale, "scaled")
 
 
-def _less_median(xp: ModuleType, x: Array, scale: Array) -> tuple[Array, Array]:
-    """The Gram matrix of features minus their median over ``scale``, in float64, and ``scale``; for a far sample."""
+FAR = 100.0
+"""A sample is called far if its distance from the median is this many times the median distance."""
+
+
+def _less_median(xp: ModuleType, x: Array, scale: Array) -> LayerGram:
+    """The Gram matrix of features minus their median over ``scale``, in float64, for layers with a far sample."""
     x = xp.astype(x, xp.float64)
     middle = constant(xp.sort(constant(x), axis=0)[x.shape[0] // 2, :])
     z = (x - middle) / scale
-    return z @ xp.matrix_transpose(z), scale
+    gram = z @ xp.matrix_transpose(z)
+    squares = constant(xp.linalg.diagonal(gram))
+    usual = float(xp.sort(squares)[x.shape[0] // 2]) ** 0.5
+    farthest = float(xp.max(squares)) ** 0.5
+    far = (int(xp.argmax(squares)), farthest / usual) if 0 < FAR * usual < farthest else None
+    return LayerGram(gram, scale * scale, "scaled", far)
 
 
 def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None = None) -> LayerGram:

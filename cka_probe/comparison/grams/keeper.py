@@ -12,16 +12,26 @@ import torch
 from ...capture.hooks import CaptureError
 from ...capture.recorder import NotFiniteError
 from ...estimators.gram_accuracy import MEAN_LIMIT, doubtful, mean_over_spread
+from ...estimators.hsic import flat_centred
 from ...estimators.kernels import Kernel, Linear
-from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_mean, repeated_gram
+from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_mean, repeated_gram, unit_stack
 from .cuda import by_cupy, half_gram, tf32_products
+from .drift import BatchMeans
+from .findings import Findings
 from .side_stream import CudaStreams, SideStream, Streams
 from .triton_gram import pays, tensor_core_gram
 
-__all__ = ["COST", "HALF_LIMIT", "GramKeeper"]
+__all__ = ["COST", "FAR_WEIGHT", "HALF_LIMIT", "KERNEL_ERROR", "GramKeeper"]
 
 COST = 6e-7 / MEAN_LIMIT
 """float32 error of CKA per unit of ``mean_over_spread``."""
+
+KERNEL_ERROR = 1e-5
+"""Largest relative error of a centred Gram matrix in float32 for which a GPU may compute a kernel so."""
+
+FAR_WEIGHT = 1 / 3
+"""Squares in the row of one far sample over the mean squares in the other rows, over the number of samples; about 1 for
+a sample that is far from all others, and 1 / n where the mean lies above the spread of all."""
 
 HALF_LIMIT = 1e-5 / COST
 """Largest ``mean_over_spread`` of raw features in half precision on a GPU.
@@ -55,6 +65,9 @@ class GramKeeper:
         CPU.
     streams : callable, optional
         Returns the streams of a device for ``overlap``.
+    drift : bool
+        Whether rows of the features are samples, so that ``batch_means`` can test whether minibatches differ by more
+        than random subsets do.
 
     Attributes
     ----------
@@ -62,8 +75,13 @@ class GramKeeper:
         Always True: the features may be in half precision.
     reviewed : bool
         Whether ``review`` is called after every forward; set by the recorder.
+    batch_means : BatchMeans or None
+        The means of one layer in the minibatches.
+    findings : Findings
+        What the minibatches showed about the layers.
     modes : dict of str to str
-        How the features of each layer are prepared next: "raw", "shifted" or "scaled".
+        How the features of each layer are prepared next: "raw", "shifted" or "scaled". For a kernel that is not linear,
+        "scaled" means in float64.
 
     Examples
     --------
@@ -82,6 +100,7 @@ class GramKeeper:
         overlap: bool = False,
         deferred: bool | None = None,
         streams: Callable[[torch.device], Streams] = CudaStreams,
+        drift: bool = True,
     ) -> None:
         self.kernel = kernel or Linear()
         self.backend = backend
@@ -92,11 +111,14 @@ class GramKeeper:
         self._side_stream: SideStream | None = None
         self._linear = isinstance(self.kernel, Linear)
         self.reviewed = False
+        self.batch_means = BatchMeans() if drift else None
+        self.findings = Findings(self.kernel)
         self.modes: dict[str, Mode] = {}
         self._careful: set[str] = set()
         self._half: set[str] = set()  # layers whose raw features are in half precision
         self._mean_squares: dict[str, torch.Tensor | None] = {}
         self._finite: dict[str, torch.Tensor] = {}
+        self._far: dict[str, tuple[int, float]] = {}
         self._batches: list[int] = []
         self._measures: list[torch.Tensor] = []
 
@@ -115,13 +137,17 @@ class GramKeeper:
         """
         if self.overlap and self._side_stream is None:
             self._side_stream = SideStream(self._streams(features.device))
+        if self.batch_means is not None:
+            self.batch_means.see(name, features)
+        if not self._linear:
+            self.findings.first(name, features)
         if not self._defers(features.device):
-            features = _single(features)
-            return self._repeated(name, features) or self._decided(name, features, MEAN_LIMIT)
+            single = _single(features)
+            return self._repeated(name, single) or self._decided(name, single, MEAN_LIMIT, features.dtype)
         with tf32_products(features.device) if self.tf32 else nullcontext():
             mode = self.modes.get(name)
-            if self._linear and mode is None:
-                return self._first(name, features)
+            if mode is None:
+                return self._first(name, features) if self._linear else self._first_of_kernel(name, features)
             if mode == "raw" and _is_half(features):
                 self._half.add(name)
             side_stream = self._side_stream if self.reviewed else None
@@ -142,7 +168,7 @@ class GramKeeper:
                 return LayerGram(tensor_core_gram(features, tf32=self.tf32), 1.0, mode), None
             product = partial(by_cupy, self.kernel) if self.backend == "cupy" else None
             return repeated_gram(_single(features), mode, product), None
-        features = _single(features)
+        features = features.double() if mode == "scaled" else _single(features)
         gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
         return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
 
@@ -186,7 +212,7 @@ class GramKeeper:
 
     def _first(self, name: str, features: torch.Tensor) -> LayerGram:
         half = _is_half(features)
-        result = self._decided(name, _single(features), (HALF_LIMIT if half else MEAN_LIMIT) / 2)
+        result = self._decided(name, _single(features), (HALF_LIMIT if half else MEAN_LIMIT) / 2, features.dtype)
         # These test torch and the compiler now, while waiting for the GPU is allowed.
         if result.mode == "raw" and half:
             half_gram(features[:1])
@@ -194,17 +220,40 @@ class GramKeeper:
             pays(features)
         return result
 
-    def _decided(self, name: str, features: torch.Tensor, limit: float) -> LayerGram:
+    def _first_of_kernel(self, name: str, features: torch.Tensor) -> LayerGram:
+        """The Gram matrix of a kernel that is not linear, in float64. If float32 is as good, later ones use that."""
+        exact = self._decided(name, _single(features), MEAN_LIMIT, features.dtype)
+        if len(features) > 3:
+            single = unit_stack([self.kernel(_single(features))], [1.0], estimator="unbiased")[0].double()
+            double = unit_stack([exact.gram], [1.0], estimator="unbiased")[0]
+            rows, exact_rows = flat_centred(single, "unbiased"), flat_centred(double, "unbiased")
+            apart = float(torch.linalg.vector_norm(rows - exact_rows))
+            good = apart <= KERNEL_ERROR * float(torch.linalg.vector_norm(exact_rows))
+            self.modes[name] = "raw" if good else "scaled"
+        return exact
+
+    def _decided(self, name: str, features: torch.Tensor, limit: float, dtype: torch.dtype) -> LayerGram:
+        """A new decision; ``dtype`` is that of the activation."""
         result = layer_gram(features, self.kernel, limit=limit)
+        half = dtype not in (torch.float32, torch.float64)
+        if result.mode == "scaled" or (name not in self.modes and (half or not self._linear)):
+            self.findings.look(name, features, dtype)
+        self._far.pop(name, None)
+        if result.far is not None:
+            self._far[name] = result.far
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.
         passed = self._linear and isinstance(result.factor, float)
-        if not passed and not bool(torch.isfinite(result.gram).all()) and not bool(torch.isfinite(features).all()):
-            raise NotFiniteError
+        if not passed and not bool(torch.isfinite(result.gram).all()):
+            if not bool(torch.isfinite(features).all()):
+                raise NotFiniteError
+            self.findings.undefined.add(name)
         return result
 
-    def observe(self, batch: int, names: Sequence[str], stack: torch.Tensor, rows: torch.Tensor) -> None:
+    def observe(
+        self, batch: int, names: Sequence[str], grams: Sequence[LayerGram], stack: torch.Tensor, rows: torch.Tensor
+    ) -> None:
         """Gather on the device whether the Gram matrices of one minibatch are finite and accurate.
 
         Parameters
@@ -213,27 +262,43 @@ class GramKeeper:
             Number of the minibatch, for messages.
         names : sequence of str
             The layers.
+        grams : sequence of LayerGram
+            Their Gram matrices.
         stack : tensor (layers, n, n)
-            Their Gram matrices, scaled to magnitude 1.
+            The same Gram matrices, scaled to magnitude 1.
         rows : tensor (layers, n * n)
             The same Gram matrices, centred.
         """
+        self.findings.observe(names, grams, rows)
+        if self.batch_means is not None:
+            self.batch_means.end_batch()
+        for name, (sample, distance) in self._far.items():
+            self.findings.far_sample(name, batch, sample, distance)
+        self._far = {}
         if not self._defers(stack.device):
             return
-        if self._linear and stack.shape[-1] > 3:
+        # The row of one far sample holds most of the squares.
+        squares = (stack * stack).sum(-1, dtype=torch.float64)
+        heaviest, sample = squares.max(-1)
+        n = squares.shape[-1]
+        weight = heaviest / (squares.sum(-1) - heaviest) * ((n - 1) / n)
+        if self._linear and n > 3:
             measure = mean_over_spread(stack)
             # A layer that is constant in this minibatch is exactly zero, so it has no rounding error.
-            measure = torch.where((rows == 0).all(1), 0.0 * measure.nan_to_num(posinf=0.0, nan=torch.nan), measure)
+            constant = (rows == 0).all(1) & ~(weight > FAR_WEIGHT)
+            measure = torch.where(constant, 0.0 * measure.nan_to_num(posinf=0.0, nan=torch.nan), measure)
+        elif self._linear:
+            measure = 0.0 * stack.sum((1, 2), dtype=torch.float64)
         else:
-            measure = (
-                0.0 * stack.sum((1, 2), dtype=torch.float64) if self._linear else stack.new_zeros(len(names)).double()
-            )
+            # Infinite: the kernel is not finite though the features are.
+            lost = ~torch.isfinite(stack).flatten(1).all(1)
+            measure = torch.zeros_like(lost, dtype=torch.float64).masked_fill(lost, torch.inf)
             for place, name in enumerate(names):
                 if name in self._finite:
                     measure[place].masked_fill_(~self._finite[name], torch.nan)
         self._finite = {}
         self._batches.append(batch)
-        self._measures.append(measure)
+        self._measures.append(torch.stack([measure, sample.double(), weight]))
 
     def finish(self, model: str, names: Sequence[str]) -> list[str]:
         """Read what ``observe`` gathered since the last call.
@@ -248,7 +313,8 @@ class GramKeeper:
         Returns
         -------
         list of str
-            A note for each layer whose mean lay too far above its spread in a later minibatch, with the error.
+            A note for each layer whose mean lay too far above its spread in a later minibatch, with the error. Far
+            samples, and layers for which the kernel is not defined, are added to ``findings``.
 
         Raises
         ------
@@ -257,7 +323,7 @@ class GramKeeper:
         """
         if not self._measures:
             return []
-        measures = torch.stack(self._measures).cpu()
+        measures, samples, weights = torch.stack(self._measures, 1).cpu()
         batches, self._batches, self._measures = self._batches, [], []
         bad = measures.isnan().nonzero()
         if len(bad):
@@ -268,15 +334,21 @@ class GramKeeper:
             )
         notes = []
         for layer, name in enumerate(names):
-            if self.modes.get(name, "scaled") != "raw":
-                continue
             limit = HALF_LIMIT if name in self._half else MEAN_LIMIT
-            beyond = [(float(m), b) for m, b in zip(measures[:, layer], batches, strict=True) if m > limit]
-            if beyond:
-                worst, batch = max(beyond)
-                error = "more than 4e-5" if math.isinf(worst) else f"up to {COST * worst:.0e}"
+            places = (measures[:, layer] > limit).nonzero()[:, 0].tolist()
+            if not places:
+                continue
+            if not self._linear:
+                self.findings.undefined.add(name)
+                continue
+            worst = max(places, key=lambda place: float(measures[place, layer]))
+            measure, batch = float(measures[worst, layer]), batches[worst]
+            error = "more than 4e-5" if math.isinf(measure) else f"up to {COST * measure:.0e}"
+            if float(weights[worst, layer]) > FAR_WEIGHT:
+                self.findings.far_sample(name, batch, int(samples[worst, layer]), math.inf, error)
+            elif self.modes.get(name, "scaled") == "raw":
                 notes.append(
-                    f"{model}: in {len(beyond)} of {len(batches)} batches, most in batch {batch}, the mean of {name!r} "
+                    f"{model}: in {len(places)} of {len(batches)} batches, most in batch {batch}, the mean of {name!r} "
                     f"lay further above its spread than in the first batch, which decides on a GPU how the layer is "
                     f"centred. The rounding error of its values there is {error}. Shuffle the data, or compare on the "
                     "CPU."

@@ -116,7 +116,7 @@ class TestDeferred:
                 x = torch.zeros(FEW, 5) if mean is None else torch.randn(FEW, 5, generator=generator) + mean
                 kept.append(keeper(name, x))
             stack, _ = unit_stack([k.gram for k in kept], [k.factor for k in kept])
-            keeper.observe(batch, list(layers), stack, flat_centred(stack, "unbiased"))
+            keeper.observe(batch, list(layers), kept, stack, flat_centred(stack, "unbiased"))
 
         run(0)
         assert keeper.modes == {"raw": "raw", "shifted": "shifted", "dead": "scaled"}
@@ -162,7 +162,7 @@ class TestDeferred:
         for later in data[3:]:
             later += 15.0
         result = cp.compare(nn.Sequential(nn.Linear(8, 4)), nn.Sequential(nn.Linear(8, 4)), data, progress=False)
-        note = [n for n in result.notes if "'0'" in n]
+        note = [n for n in result.notes if "the mean of '0'" in n]
         assert len(note) == 2
         assert "model_x (Sequential): in 2 of 5 batches" in note[0]
         assert "The rounding error of its values there is " in note[0]
