@@ -11,7 +11,7 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.capture.recorder import LayerRecorder
-from cka_probe.capture.streaming import Pass
+from cka_probe.capture.streaming import Pass, SampleOrder
 
 compared = partial(cp.compare, progress=False)
 
@@ -301,3 +301,63 @@ def test_a_loader_that_draws_random_numbers_leaves_the_generator_as_it_was():
         before = torch.get_rng_state()
         compared(net, net, torch.utils.data.DataLoader(data, size, shuffle=shuffle))
         assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- the digest of the samples --------------------------------------------------------------------------------------
+
+
+class Graph:
+    """As a graph of PyG: tensors that only `to_dict` shows."""
+
+    def __init__(self, x):
+        self._store = {"x": x}
+
+    def to_dict(self):
+        return dict(self._store)
+
+    def clone(self):
+        return Graph(self._store["x"].clone())
+
+
+def digest(*batches):
+    order = SampleOrder()
+    for batch in batches:
+        order.update(batch)
+    return order.hexdigest()
+
+
+NESTED = [[torch.ones(2, 3), torch.ones(4, 3)], [torch.ones(2, 3), torch.zeros(4, 3)]]
+
+
+@pytest.mark.parametrize(
+    ("batch", "other"),
+    [
+        (torch.ones(3, 2), torch.zeros(3, 2)),
+        (np.ones((3, 2)), np.zeros((3, 2))),
+        (["a", "b"], ["a", "c"]),
+        ({"text": ["a", "b"], "id": 3}, {"text": ["a", "b"], "id": 4}),
+        (Graph(torch.ones(3)), Graph(torch.zeros(3))),
+        (torch.eye(3).to_sparse(), (2 * torch.eye(3)).to_sparse()),
+        *[tuple(torch.nested.nested_tensor(parts, layout=torch.jagged) for parts in NESTED)],
+    ],
+    ids=["tensors", "arrays", "texts", "texts and numbers", "graphs", "sparse", "nested"],
+)
+def test_other_samples_have_another_digest(batch, other):
+    assert digest(batch) == digest(batch)
+    assert digest(batch) != digest(other)
+    assert digest(batch, other) != digest(other, batch)
+
+
+def test_graphs_stay_as_they_are_and_signatures_tell_them_apart():
+    def forward(model, graph):
+        return model(graph.to_dict()["x"].mul_(2))
+
+    net = Net(0, out_of_place)
+    graphs = [Graph(batch) for batch in batches_of()]
+    features = [cloned(net, batch * 2) for batch in batches_of()]
+    for _ in range(2):
+        result = compared(net, Net(0, out_of_place), graphs, forward=forward)
+        assert_allclose(result.values, reference_cka(features), atol=1e-6)
+    assert all(torch.equal(graph.to_dict()["x"], batch) for graph, batch in zip(graphs, batches_of(), strict=True))
+    one, other = (cp.signature(net, data, forward=forward, progress=False) for data in (graphs, graphs[::-1]))
+    assert one.order != other.order

@@ -60,3 +60,28 @@ def test_appending_does_not_wait(no_waiting):
         buffer.append(part)
         buffer.append(part)
     assert torch.equal(buffer.rows(), part.repeat(3, 1))
+
+
+def test_page_locked_memory_that_the_loader_fills_again_is_read_in_time():
+    """The second copy waits behind a busy GPU while the loader already writes the third batch."""
+
+    class Slow(torch.nn.Linear):
+        def forward(self, x):
+            torch.cuda._sleep(200_000_000)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    net = Slow(4096, 8).cuda()
+    batches = [torch.randn(512, 4096) for _ in range(4)]
+
+    def ring():
+        buffer = torch.empty(512, 4096, pin_memory=True)
+        for batch in batches:
+            buffer.copy_(batch)
+            yield buffer
+            buffer.zero_()
+
+    features = cp.extract(net, ring(), "", progress=False)
+    with torch.no_grad():
+        expected = torch.cat([torch.nn.functional.linear(batch, net.weight.cpu(), net.bias.cpu()) for batch in batches])
+    torch.testing.assert_close(features["model"].cpu(), expected, rtol=1e-4, atol=1e-3)
