@@ -1,5 +1,6 @@
 """Load weights from a file of safetensors or torch.save into a network."""
 
+import argparse
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -24,14 +25,15 @@ COUNTERS = ("n_averaged",)
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_weights(model: Model, path: str | Path) -> Model:
+def load_weights(model: Model, path: str | Path, *, ignore_head: bool = False) -> Model:
     """Load the weights of a file into a network. The network changes only if every weight fits.
 
     The file is a .safetensors file or a file of `torch.save`. The latter is read with ``weights_only=True``, so no code
     in it runs; its state dict may be at the top, or under "model", "state_dict", "model_state_dict", "net" or another
     key if only that holds one. A prefix that all names share ("module.", "model.") and the names of wrappers
-    ("_orig_mod") are removed if the network does not have them. The counters of batch norms may be missing, as in old
-    files.
+    ("_orig_mod") are removed if the network does not have them. Of a file that holds several networks under prefixes (a
+    whole distiller: "student.", "teacher.", "loss."), the one that fits completely is loaded. The counters of batch
+    norms may be missing, as in old files.
 
     Parameters
     ----------
@@ -39,6 +41,9 @@ def load_weights(model: Model, path: str | Path) -> Model:
         The network; it is changed in place and keeps its dtype and device.
     path : str or Path
         The file.
+    ignore_head : bool
+        Keep the network's own weights in one layer that has another shape in the file: a classifier of another number
+        of classes.
 
     Returns
     -------
@@ -67,8 +72,12 @@ def load_weights(model: Model, path: str | Path) -> Model:
         raise FileNotFoundError(
             f"There is no weight file {str(path)!r}. Weights are never downloaded; give a local file."
         )
-    state = _named_as_in(model, _state_dict(_read(path), path))
-    _check_fit(model, state, path)
+    state = _named_as_in(model, _state_dict(_read(path), path), path)
+    head = _other_head(model, state)
+    if ignore_head and head:
+        state = {name: tensor for name, tensor in state.items() if name not in head}
+        state |= {name: tensor for name, tensor in model.state_dict().items() if name in head}
+    _check_fit(model, state, path, head)
     model.load_state_dict(state, strict=False)  # only counters of batch norms may be missing
     return model
 
@@ -77,7 +86,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except RuntimeError as error:
         if "TorchScript" in str(error):
@@ -134,24 +143,54 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _named_as_in(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _named_as_in(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state dict without what wrappers added to its names, as far as that makes it fit the network better."""
     expected = set(model.state_dict())
 
     def without_wrappers(name: str) -> str:
         return name if name in expected else ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
-    # Wrappers may be nested, for example AveragedModel in DistributedDataParallel: one prefix fewer each time.
     choices = [{without_wrappers(name): tensor for name, tensor in state.items()}]
+    # Wrappers may be nested, for example AveragedModel in DistributedDataParallel: one prefix fewer each time.
     while True:
         named = {name: tensor for name, tensor in choices[-1].items() if name not in COUNTERS}
-        if len({name.partition(".")[0] for name in named}) != 1 or not all("." in name for name in named):
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in named.items():
+            first, _, rest = name.partition(".")
+            parts.setdefault(first, {})[rest] = tensor
+        if len(parts) != 1 or "" in next(iter(parts.values())):
             break
-        choices.append({name.partition(".")[2]: tensor for name, tensor in named.items()})
-    return max(choices, key=lambda choice: len(expected & set(choice)))
+        choices += parts.values()
+    best = max(choices, key=lambda choice: len(expected & set(choice)))
+    if expected <= set(best):
+        return best
+    # Several networks under prefixes: the one that fits, with all its shapes.
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    fitting = {
+        prefix: part
+        for prefix, part in parts.items()
+        if part.keys() == shapes.keys() and all(part[name].shape == shape for name, shape in shapes.items())
+    }
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{str(path)!r} holds several networks that fit this {type(model).__name__}: "
+            f"{', '.join(repr(prefix + '.') for prefix in fitting)}. Save the one to load in a file of its own."
+        )
+    return next(iter(fitting.values()), best)
 
 
-def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _other_head(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Names of the entries of the one layer whose shapes differ; empty if none or several do."""
+    expected = model.state_dict()
+    differing = [name for name, tensor in expected.items() if name in state and state[name].shape != tensor.shape]
+    layers = {name.rpartition(".")[0] for name in differing}
+    if len(layers) != 1:
+        return set()
+    layer = layers.pop()
+    return {name for name in expected if name.rpartition(".")[0] == layer}
+
+
+def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path, head: set[str]) -> None:
     expected = model.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]
@@ -168,10 +207,13 @@ def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     if differing:
         problems.append(f"another shape: {_some(differing)}")
     if problems:
-        raise ValueError(
-            f"{str(path)!r} does not fit this {type(model).__name__}; {'; '.join(problems)}. "
-            f"Check the network's name and its number of classes; nothing was loaded."
-        )
+        remedy = "Check the network's name and its number of classes; nothing was loaded."
+        if head and not missing and not unexpected:
+            layer = next(iter(head)).rpartition(".")[0]
+            remedy = (
+                f"To keep this network's own {layer!r}, call load_weights with ignore_head=True; nothing was loaded."
+            )
+        raise ValueError(f"{str(path)!r} does not fit this {type(model).__name__}; {'; '.join(problems)}. {remedy}")
 
 
 def _some(names: list[str], shown: int = 5) -> str:
@@ -179,9 +221,10 @@ def _some(names: list[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _numpy_scalars() -> list[Any]:
-    # Training scripts store the best accuracy as a numpy number beside the weights. These globals can only build a
-    # number. numpy 1 and 2 store the function under different module names.
+def _harmless() -> list[Any]:
+    # Training scripts store the best accuracy as a numpy number beside the weights, and their arguments as a Namespace
+    # with paths. These globals can only build a number, a path, or an object with attributes. numpy 1 and 2 store the
+    # function under different module names.
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")}
     return [
@@ -189,7 +232,9 @@ def _numpy_scalars() -> list[Any]:
         (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
         *kinds,
+        argparse.Namespace,
+        type(Path()),
     ]
 
 
-_NUMPY_SCALARS = _numpy_scalars()
+_HARMLESS = _harmless()

@@ -1,6 +1,8 @@
 """Weights from files: layouts of files, and messages about files that do not fit."""
 
+import argparse
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,18 @@ WRAPPINGS = {
     "key_of_its_own": lambda state: {"epoch": 3, "backbone": state, "optimizer": {"state": {}, "param_groups": []}},
     "fully_sharded": lambda state: {f"_fsdp_wrapped_module.{key}": value for key, value in state.items()},
     "compiled": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "distiller": lambda state: {
+        "state_dict": {
+            **{f"module.student.{key}": value for key, value in state.items()},
+            **{f"module.teacher.{key}": value for key, value in build("resnet14", 10).state_dict().items()},
+            "module.loss.weight": torch.ones(3),
+        },
+        "hyper_parameters": {"epochs": 3},
+    },
+    "arguments": lambda state: {
+        "args": argparse.Namespace(lr=0.1, output=Path("runs"), layers=["a"]),
+        "model": state,
+    },
     "old_torch": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
 }
 
@@ -194,3 +208,29 @@ def test_a_script_archive_is_no_file_of_weights(tmp_path, target):
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "net.pt")
         with pytest.raises(ValueError, match="is a TorchScript archive"):
             load_weights(target, tmp_path / "net.pt")
+
+
+def test_two_networks_that_both_fit_need_a_choice(source, target, tmp_path):
+    state = {f"{part}.{key}": value for part in ("student", "teacher") for key, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "distiller.pt")
+    with pytest.raises(ValueError, match=r"holds several networks that fit this ResNet: 'student\.', 'teacher\.'"):
+        load_weights(target, tmp_path / "distiller.pt")
+
+
+def test_another_head_can_be_ignored(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    network = build("resnet8", num_classes=7)
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"keep this network's own 'fc', call load_weights with ignore_head=True"):
+        load_weights(network, tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt", ignore_head=True)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, own[key] if key.startswith("fc.") else source.state_dict()[key])
+
+
+def test_ignore_head_is_for_one_layer(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    network = build("resnet8", num_classes=7)
+    network.conv1 = nn.Conv2d(1, 16, 3, bias=False)
+    with pytest.raises(ValueError, match=r"another shape: conv1.weight .* fc.weight"):
+        load_weights(network, tmp_path / "w.pt", ignore_head=True)
