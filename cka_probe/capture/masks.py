@@ -76,14 +76,27 @@ class TokenMasks:
         self.masks: dict[str, torch.Tensor] = {}
         self.without: dict[str, None] = {}
         self._trials: dict[str, Trial | None] = {}
+        self._zero_is_real: dict[str, bool] = {}
         self._places: dict[str, Place | None] = {}
 
     def start(self, batch: Any, shapes_of: ShapesOf) -> None:
         """Take the masks of a batch. At the first batch with a mask, run the model on fewer tokens."""
-        self.masks = {key: mask for key in MASKS if (mask := _real_tokens(batch, key)) is not None}
+        self.masks = {key: mask for key in MASKS if (mask := self._real_tokens(batch, key)) is not None}
         for key, mask in self.masks.items():
             if key not in self._trials:
                 self._trials[key] = try_fewer_tokens(batch, mask, _key_sets(batch, key, mask), shapes_of)
+
+    def _real_tokens(self, batch: Any, key: str) -> torch.Tensor | None:
+        """Mask (n, t) of a batch, nonzero where a token is real."""
+        mapping = _mapping(batch)
+        mask = mapping.get(key) if isinstance(mapping, Mapping) else None
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+            return None
+        # A mask that is added to the scores is 0 where a token is real. The first batch shows it, which has no 1.
+        if key not in self._zero_is_real:
+            added = mask.dtype.is_floating_point and not bool((mask == 1).any())
+            self._zero_is_real[key] = added or key.endswith("key_padding_mask")
+        return mask == 0 if self._zero_is_real[key] else mask
 
     def keeps_length(self, name: str, shape: Shape) -> bool:
         """Whether axis 0 of a layer is known to keep its length when the batch has fewer samples."""
@@ -146,16 +159,6 @@ class TokenMasks:
 
 def _mapping(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple | list) and batch else batch
-
-
-def _real_tokens(batch: Any, key: str) -> torch.Tensor | None:
-    """Mask (n, t) of a batch, nonzero where a token is real."""
-    mapping = _mapping(batch)
-    mask = mapping.get(key) if isinstance(mapping, Mapping) else None
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
-        return None
-    # Of torch's padding masks, True and -inf stand for padding.
-    return mask == 0 if key.endswith("key_padding_mask") else mask
 
 
 def _key_sets(batch: Any, key: str, mask: torch.Tensor) -> list[set[str]]:

@@ -239,6 +239,18 @@ def test_padding_masks_of_torch_are_true_or_minus_infinity_at_padding(kind):
     assert not result.notes
 
 
+def test_a_mask_that_is_added_to_the_scores_is_zero_at_real_tokens():
+    net = Heads(2, 3)
+    masks = [real_tokens(7, 6, seed) for seed in range(2)]
+    batches = [{"x": numbers(7, 6, 4, seed=s), "attention_mask": m} for s, m in enumerate(masks)]
+    added = [
+        {**batch, "attention_mask": torch.zeros(7, 6).masked_fill(batch["attention_mask"] == 0, -1e9)}
+        for batch in batches
+    ]
+    results = [cp.compare(net, net, data, progress=False) for data in (batches, added)]
+    assert_allclose(results[1].values, results[0].values, atol=1e-12)
+
+
 class Noisy(nn.Module):
     """Counts its calls, keeps a state in a buffer that it replaces, and draws a random number."""
 
