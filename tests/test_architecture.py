@@ -301,7 +301,7 @@ def test_sentences_cite_only_what_a_reader_has():
 
 
 def test_distill_has_one_spelling():
-    wrong = re.compile(r"disti[l]([^l]|$)", re.IGNORECASE)
+    wrong = re.compile(r"disti[l](?!l|bert)", re.IGNORECASE)  # DistilBERT is a name
     found = [f"{path}: {line}" for path, text in _texts() for line in text.splitlines() if wrong.search(line)]
     assert found == []
 

@@ -385,10 +385,7 @@ class LayerRecorder:
         shape = tuple(tensor.shape)
         alone = self._smaller is not None and self._smaller.keeps_length(name, shape)
         if self._fresh and (alone or self._masks.keeps_length(name, shape)):
-            raise UnfitOutputError(
-                f"axis 0 of its output has {len(tensor)} entries as the batch by chance; with fewer samples it has "
-                "another length than these"
-            )
+            raise UnfitOutputError(f"axis 0 of its output has length {len(tensor)} by chance and holds no samples")
 
     def _misplaced(self, tensor: torch.Tensor) -> str:
         return (
