@@ -41,10 +41,12 @@ def known_channels(module: nn.Module, output: torch.Tensor) -> int | None:
     if output.ndim < 3:
         return None
     axis, count = _expected(module)
-    if axis is None or count is None or output.shape[axis] == count:
+    if axis is None or count is None:
         return axis
-    other = -1 if axis == 1 else 1
-    return other if output.shape[other] == count else None
+    fits = [place for place in (1, -1) if output.shape[place] == count]
+    if len(fits) == 2:
+        return None if isinstance(module, nn.LayerNorm) and type(module) is not nn.LayerNorm else axis
+    return fits[0] if fits else None
 
 
 def _expected(module: nn.Module) -> tuple[int | None, int | None]:
@@ -71,8 +73,8 @@ class ChannelAxes:
 
     An activation function, a dropout or a block does not know its axes, but the layers that ran before it or in it do.
     For such a module counts, in this order: the layers inside it whose outputs have its shape, if they agree; the
-    latest layer before it with an output of this shape; the latest layer of all, by its number of channels, if its
-    output is only reshaped or turned.
+    latest layer before it with an output of this shape, or else of this shape but for the channels; the latest layer of
+    all, by its number of channels, if its output is only reshaped or turned.
 
     Parameters
     ----------
@@ -170,6 +172,9 @@ class ChannelAxes:
         if inside:
             self._ambiguous.append(name)
             return None
+        for size, axis in reversed(self._ran):
+            if len(size) == len(shape) and _but(size, axis) == _but(shape, axis):
+                return axis  # half of the channels, of a gated unit
         if not self._ran:
             return None
         size, axis = self._ran[-1]
@@ -177,3 +182,9 @@ class ChannelAxes:
             return None
         fits = [place for place in (1, -1) if shape[place] == size[axis]]
         return fits[0] if len(fits) == 1 else None
+
+
+def _but(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The shape without one axis."""
+    place = axis % len(shape)
+    return shape[:place] + shape[place + 1 :]

@@ -48,6 +48,7 @@ def found(net, x):
         (nn.Linear(3, 4), (2, 4, 4, 3), -1),
         (nn.LayerNorm(4), (2, 4, 4), -1),
         (MapNorm(4), (2, 4, 5, 5), 1),
+        (MapNorm(4), (2, 4, 5, 4), None),
         (nn.ReLU(), (2, 4, 4), None),
         (nn.Linear(3, 4), (2, 3), None),
     ],
@@ -78,6 +79,22 @@ def test_maps_of_which_two_axes_agree():
     assert found(maps, torch.zeros(2, 1, 8, 20)) == {"0": 1, "1": 1, "": 1}
     windows = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU())
     assert set(found(windows, torch.zeros(2, 8, 12, 3)).values()) == {-1}
+
+
+class Gated(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.wide, self.act = nn.Linear(width, 8 * width), nn.GELU()
+
+    def forward(self, x):
+        gate, value = self.wide(x).chunk(2, -1)
+        return self.act(gate) * value
+
+
+def test_half_of_the_channels_have_the_axis_of_the_whole():
+    """The maps (n, h, w, c) of MambaOut, and a norm over maps whose width is its number of channels (EdgeNeXt)."""
+    assert set(found(Gated(3), torch.zeros(2, 5, 7, 3)).values()) == {-1}
+    assert set(found(nn.Sequential(nn.Conv2d(1, 4, 1), MapNorm(4)), torch.zeros(2, 1, 5, 4)).values()) == {1}
 
 
 def test_nothing_is_said_without_a_layer_that_knows():
