@@ -257,6 +257,6 @@ def layer_rows(features: Sequence[Array], name: str, kernel: Kernel, estimator: 
         differ.
     """
     checked = check_layer_features(features, name, minimum=check_estimator(estimator))
-    grams, factors, _ = zip(*(layer_gram(x, kernel) for x in checked), strict=True)
+    grams, factors, *_ = zip(*(layer_gram(x, kernel) for x in checked), strict=True)
     stack, divisors = unit_stack(grams, factors, estimator=estimator)
     return flat_centred(stack, estimator), divisors, checked[0].shape[0]
