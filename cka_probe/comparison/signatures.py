@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from ..estimators.validation import check_estimator
 from ..similarity.matrix import SimilarityMatrix
 from .grams.keeper import GramKeeper
 from .minibatch import centred_rows, minibatch_result
+from .notes import drift_notes, rows_are_samples
 from .places import places
 from .request import ComparedModel, Request
 
@@ -59,6 +60,8 @@ class Signature:
         For each minibatch the upper triangles of the centred Gram matrices, row by row, each divided by its scale.
     scales : tuple of arrays (layers,) of float64
         For each minibatch the divisors of the Gram matrices.
+    undefined : mapping of str to str
+        For layers whose Gram matrices are zero though they are not constant, what they are.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Signature:
     samples: tuple[int, ...]
     grams: tuple[np.ndarray, ...]
     scales: tuple[np.ndarray, ...]
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the signature to an .npz file without pickle, completely or not at all.
@@ -85,7 +89,7 @@ class Signature:
         path = Path(path)
         if path.suffix != ".npz":
             raise ValueError(f"A signature is saved as .npz, got {path}.")
-        texts = ("name", "layers", "order", "kernel", "estimator", "pooling", "notes", "samples")
+        texts = ("name", "layers", "order", "kernel", "estimator", "pooling", "notes", "samples", "undefined")
         header = {"format": FORMAT, **{key: getattr(self, key) for key in texts}}
         arrays: dict[str, Any] = {f"gram_{i}": gram for i, gram in enumerate(self.grams)}
         arrays |= {f"scale_{i}": scale for i, scale in enumerate(self.scales)}
@@ -166,6 +170,8 @@ def signature(
     ('0', '1')
     """
     check_network(model, "`model`")
+    if not isinstance(name, str | None):
+        raise TypeError(f"`name` must be a text, got {name!r}.")
     request = Request(
         data,
         kernel=kernel,
@@ -176,7 +182,8 @@ def signature(
         device=device,
         progress=progress,
     )
-    keeper = GramKeeper(request.kernel)
+    _check_readable(request.kernel)
+    keeper = GramKeeper(request.kernel, drift=rows_are_samples(request.pooling))
     recorder = request.recorder(ComparedModel(model, "model", layers, exclude), keeper)
     order = SampleOrder()
     run = request.make_pass([recorder], check_estimator(estimator), order=order, label="signature")
@@ -205,13 +212,21 @@ def signature(
         pooling=request.pooling_name,
         notes=(
             *run.notes,
-            *keeper.finish(name or type(recorder.model).__name__, recorder.names),
+            *_keeper_notes(keeper, name or type(recorder.model).__name__, recorder.names, recorder.compared),
             *recorder.notes(name=False),
         ),
         samples=tuple(sizes),
         grams=tuple(gram[layers_left] for gram in grams),
         scales=tuple(scale[layers_left] for scale in scales),
+        undefined=keeper.findings.reasons(),
     )
+
+
+def _keeper_notes(keeper: GramKeeper, name: str, layers: Sequence[str], compared: Sequence[str]) -> list[str]:
+    """Notes of the keeper, without the name of the model before them."""
+    notes = [*keeper.finish(name, layers), *keeper.findings.notes(name, layers, compared)]
+    drift = None if keeper.batch_means is None else keeper.batch_means.drift()
+    return [*(note.removeprefix(f"{name}: ") for note in notes), *drift_notes([(name, drift)])]
 
 
 def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
@@ -261,7 +276,19 @@ def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
     sides: Sequence[list[tuple[str, str]]] = [[(s.name, layer) for layer in s.layers] for s in (x, y)]
     notes = [f"{s.name}: {note}" for s in ((x,) if same else (x, y)) for note in s.notes]
     meta = {"pooling": x.pooling, "model_x": x.name, "model_y": y.name, "partial": False}
-    return minibatch_result(statistics, sides[0], sides[1], notes, meta)
+    reasons = {(s.name, layer): why for s in (x, y) for layer, why in s.undefined.items()}
+    return minibatch_result(statistics, sides[0], sides[1], notes, meta, reasons=reasons)
+
+
+def _check_readable(kernel: Kernel) -> None:
+    """Raise ValueError unless the kernel can be read back from its ``repr``, which is what a signature holds of it."""
+    try:
+        kernel_from_name(repr(kernel))
+    except ValueError as error:
+        raise ValueError(
+            f"A signature needs a kernel of cka_probe, because it holds only its name, but got {kernel!r}. `compare` "
+            "takes any function as its kernel."
+        ) from error
 
 
 def _unpack(triangles: np.ndarray, samples: int) -> torch.Tensor:

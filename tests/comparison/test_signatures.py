@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_networks import image_batches, small_network
+from torch import nn
 
 import cka_probe as cp
 
@@ -94,3 +95,27 @@ def test_a_failed_save_leaves_the_old_file(signatures, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "x.npz"]
     with pytest.raises(ValueError, match=r"saved as \.npz"):
         x.save(tmp_path / "x.pt")
+
+
+class TestNotes:
+    def test_sorted_data_and_rounding_are_noted(self, tmp_path):
+        generator = torch.Generator().manual_seed(0)
+        data = [torch.randn(20, 6, generator=generator) + 3 * (i // 3) for i in range(6)]
+
+        class Collapsed(nn.Module):
+            def forward(self, x):
+                return x * 1e-8 + 1
+
+        kept = cp.signature(nn.Sequential(nn.Linear(6, 4), Collapsed()), data, name="net", progress=False)
+        kept.save(tmp_path / "net.npz")
+        notes = cp.compare_signatures(kept, cp.Signature.load(tmp_path / "net.npz")).notes
+        assert any("net: the spread of '1' is so small beside the mean" in note for note in notes)
+        assert any("as in data sorted by class" in note for note in notes)
+        assert not any("net: net:" in note for note in notes)
+
+    def test_one_hot_features_are_not_called_constant(self, tmp_path):
+        data = [torch.eye(6)[torch.randperm(6)] for _ in range(3)]
+        kept = cp.signature(nn.Sequential(nn.Identity()), data, name="net", progress=False)
+        kept.save(tmp_path / "net.npz")
+        (note,) = cp.compare_signatures(cp.Signature.load(tmp_path / "net.npz"), kept).notes
+        assert note.startswith("net: '0' is not constant, but all pairs of its samples are equally similar")

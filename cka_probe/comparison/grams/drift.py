@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,13 @@ class BatchMeans:
     If batches are random subsets, the variance of their means is that of the samples over the batch size, whatever the
     distribution. If the data are sorted by class or come from a slow process, it is many times larger.
 
-    The layer is the last one of the first minibatch. The sums start with the second minibatch, when it is known.
+    The layer is the last one of the first minibatch that varies. The sums start with the second minibatch, when it is
+    known.
     """
 
     def __init__(self) -> None:
         self.layer: str | None = None
-        self._last: str | None = None
+        self._names: list[str] = []
         self._signs: torch.Tensor | None = None
         self._shift: torch.Tensor | None = None
         self._pending: tuple[int, torch.Tensor, torch.Tensor] | None = None
@@ -49,7 +51,8 @@ class BatchMeans:
 
     def see(self, name: str, features: torch.Tensor) -> None:
         """Project the features (n, d) if this is the layer. A second call for a minibatch replaces the first."""
-        self._last = name
+        if self.layer is None:
+            self._names.append(name)
         if name != self.layer:
             return
         x = features[:, :: -(-features.shape[1] // WIDEST)]
@@ -64,10 +67,11 @@ class BatchMeans:
         mean = y.mean(0)
         self._pending = len(y), mean, ((y - mean) ** 2).sum(0)
 
-    def end_batch(self) -> None:
-        """Add the last minibatch that was seen."""
+    def end_batch(self, flat: Collection[str] = ()) -> None:
+        """Add the last minibatch that was seen; ``flat`` are layers whose features do not vary, or only by rounding."""
         if self.layer is None:
-            self.layer = self._last
+            self.layer = next((name for name in reversed(self._names) if name not in flat), None)
+            self._names = []
         if self._pending is None:
             return
         n, mean, within = self._pending

@@ -104,6 +104,7 @@ class Findings:
         self._constant: torch.Tensor | None = None
         self._batches = 0
         self._alike: set[str] = set()
+        self._zero: set[str] = set()
         self._differ: dict[str, torch.Tensor] = {}
 
     def look(self, name: str, features: torch.Tensor, dtype: torch.dtype) -> None:
@@ -111,6 +112,11 @@ class Findings:
         found = coarseness(features, dtype)
         if found > self._coarse.get(name, (0.0, dtype))[0]:
             self._coarse[name] = found, dtype
+
+    @property
+    def flat(self) -> set[str]:
+        """Layers whose features did not vary in the first minibatch, or varied by rounding only."""
+        return self._zero | self._coarse.keys()
 
     def far_sample(self, name: str, batch: int, sample: int, distance: float, error: str = "") -> None:
         """Keep the farthest sample of a layer; the arguments are those of ``FarSample``."""
@@ -131,6 +137,7 @@ class Findings:
         zero = ~rows.any(1)
         if self._batches == 0:
             for place in zero.nonzero()[:, 0].tolist():
+                self._zero.add(names[place])
                 if self._samples_differ(names[place], grams[place].gram):
                     self._alike.add(names[place])
             self._differ = {}
