@@ -316,7 +316,7 @@ class LayerRecorder:
                 raise NotFiniteError  # most keepers find it only at the end on a GPU
             self._kept[name] = self.keep(name, features)
         except NotFiniteError:
-            if masks_by_infinity(module, features):
+            if masks_by_infinity(module, tensor):
                 raise UnfitOutputError("its output holds -inf, as that of a mask does") from None
             raise CaptureError(self._not_finite(name, mask)) from None
         self._rows[name] = features.shape[0]
