@@ -17,6 +17,9 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 NOT_LEAVES = ("container", "transformer", "module", "adaptive", "lazy")
 """Modules of ``torch.nn.modules`` whose classes hold layers; all other classes are layers themselves."""
 
+GRAPH_LAYERS = ("torch_geometric.nn.dense.dense_", "dgl.nn.pytorch.conv.")
+"""Where the layers on graphs are that do not derive from PyG's MessagePassing."""
+
 ADAPTED_LAYER = re.compile("(?i)^lora_?(linear|conv|embedding|layer|dense)|(linear|conv.*|embedding)_?(with_?)?lora$")
 """Names of classes that adapt one layer: LoRALinear, LoraLayer, LinearWithLoRA."""
 
@@ -26,7 +29,7 @@ def leaf_layers(model: nn.Module) -> list[str]:
 
     That is every module without children, and every module whose children only serve it: a layer of ``torch.nn`` that
     was parametrised, adapted (LoRA) or prepared for quantisation, attention, message passing on graphs. A module
-    without a forward (ParameterList) cannot run, so it is none.
+    without a forward (ParameterList) cannot run, so it is none; nor are the observers of torch.ao.
     """
     found: list[str] = []
     seen: set[int] = set()
@@ -40,7 +43,8 @@ def leaf_layers(model: nn.Module) -> list[str]:
                 found.append(path)
             return
         for name, child in children_inside(module):
-            visit(f"{path}.{name}" if path else name, child)
+            if not _watches(child) or _is_functional(module):
+                visit(f"{path}.{name}" if path else name, child)
 
     visit("", model)
     return found
@@ -97,9 +101,16 @@ def has_forward(module: nn.Module) -> bool:
 def _is_unit(module: nn.Module) -> bool:
     """Whether a module is one layer although its children do much of its work, so that it may be a block as well.
 
-    Attention uses the weights of its projection without calling it. PyG's layers call theirs on nodes and on edges.
+    Attention uses the weights of its projection without calling it. Layers on graphs call theirs on nodes and on edges,
+    before the messages are added up.
     """
-    return isinstance(module, nn.MultiheadAttention) or _of(module, "MessagePassing", "torch_geometric")
+    return (
+        isinstance(module, nn.MultiheadAttention)
+        or _of(module, "MessagePassing", "torch_geometric")
+        or any(
+            cls.__module__.startswith(("torch_geometric.nn.dense.dense_", "dgl.nn.")) for cls in type(module).__mro__
+        )
+    )
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -107,8 +118,8 @@ def _is_layer(module: nn.Module) -> bool:
     children = list(children_inside(module))
     if not children:
         return True
-    if _of(module, "FloatFunctional", "torch") or _of(module, "QFunctional", "torch"):
-        return False  # its methods call the child; it is never called itself
+    if _is_functional(module):
+        return False
     if all(_watches(child) for _, child in children):
         return True
     if _is_torch_layer(module):
@@ -135,7 +146,8 @@ def _is_adapted(module: nn.Module) -> bool:
     if _of(module, "BaseTunerLayer", "peft"):
         return _is_leaf(children["base_layer"]) if "base_layer" in children else False
     if _of(module, "AuxiliaryTrainingWrapper", "peft") or _of(module, "ModulesToSaveWrapper", "peft"):
-        return _is_leaf(children["original_module"]) if "original_module" in children else False
+        held = [children["original_module"]] if "original_module" in children else children.values()
+        return all(_is_leaf(child) for child in held)
     names = [*children, *module._parameters]
     adapters = {name for name in names if name.lower().startswith("lora")}
     if not adapters:  # the parts of an adapted layer may have names of their own
@@ -145,6 +157,11 @@ def _is_adapted(module: nn.Module) -> bool:
         child for name, child in children.items() if name not in adapters and any(True for _ in child.parameters())
     ]
     return len(adapted) <= 1 and all(_is_layer(child) for child in adapted)
+
+
+def _is_functional(module: nn.Module) -> bool:
+    """Whether a module computes a sum or product for quantisation: it is never called; its methods call its child."""
+    return _of(module, "FloatFunctional", "torch") or _of(module, "QFunctional", "torch")
 
 
 def _watches(child: nn.Module) -> bool:

@@ -250,6 +250,7 @@ PEFT = {
     "lora": lambda peft: peft.LoraConfig(target_modules=["fc1", "fc2"], init_lora_weights=False),
     "dora": lambda peft: peft.LoraConfig(target_modules=["fc1"], use_dora=True, init_lora_weights=False),
     "saved": lambda peft: peft.LoraConfig(target_modules=["fc1"], modules_to_save=["fc2"], init_lora_weights=False),
+    "tokens": lambda peft: peft.LoraConfig(target_modules=["fc1"], trainable_token_indices={"words": [1, 2]}),
     "ia3": lambda peft: peft.IA3Config(target_modules=["fc1"], feedforward_modules=[]),
     "loha": lambda peft: peft.LoHaConfig(target_modules=["fc1"], init_weights=False),
     "vera": lambda peft: peft.VeraConfig(target_modules=["fc1"]),
@@ -261,12 +262,18 @@ PEFT = {
 def test_peft_keeps_the_leaves_of_the_network(method):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    net = peft.get_peft_model(Mlp(), PEFT[method](peft))
-    result = values_of(net, data(n=6), [f"base_model.model.{name}" for name in ("fc1", "act", "fc2")])
+    net, names = Mlp(), ["fc1", "act", "fc2"]
+    if method == "tokens":
+        net.words, names = nn.Embedding(5, 6), [*names, "words"]
+    net = peft.get_peft_model(net, PEFT[method](peft))
+    assert paths(net) == [f"base_model.model.{name}" for name in names]
+    result = values_of(
+        net, data(n=6), [f"base_model.model.{name}" for name in names[:3]], ["**.fc1", "**.act", "**.fc2"]
+    )
     assert not result.notes
 
 
-@pytest.mark.parametrize("kind", ["GCNConv", "SAGEConv", "GATv2Conv", "GINConv", "TransformerConv"])
+@pytest.mark.parametrize("kind", ["GCNConv", "SAGEConv", "GATv2Conv", "GINConv", "TransformerConv", "DenseGCNConv"])
 def test_message_passing_is_a_leaf_and_a_block(kind):
     geometric = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
@@ -307,6 +314,35 @@ def test_layers_with_observers_of_static_quantisation_are_leaves():
     )
     quantization.prepare(net.eval(), inplace=True)
     values_of(net, data(), ["0.fc1", "0.act", "0.fc2", "1"])
+
+
+@DEPRECATED
+def test_observers_between_layers_are_no_leaves_but_sums_are():
+    quantization = pytest.importorskip("torch.ao.quantization")
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.quant, self.linear, self.add = (
+                quantization.QuantStub(),
+                nn.Linear(6, 6),
+                nn.quantized.FloatFunctional(),
+            )
+
+        def forward(self, x):
+            x = self.quant(x)
+            return self.add.add(x, self.linear(x))
+
+    net = Residual().eval()
+    expected = ["quant", "linear", "add.activation_post_process"]
+    assert paths(net) == expected
+    net.qconfig = quantization.QConfig(
+        activation=quantization.MinMaxObserver, weight=quantization.default_weight_observer
+    )
+    quantization.prepare(net, inplace=True)
+    values_of(net, data(), expected)
+    outer = nn.Sequential(nn.Linear(6, 6), quantization.MinMaxObserver(), nn.ReLU())
+    assert paths(outer) == ["0", "2"]
 
 
 @DEPRECATED
