@@ -116,6 +116,7 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         # The optimiser, and the state of an earlier process.
         parameters = [p for p in [*student.parameters(), *loss.parameters()] if p.requires_grad]
         descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
+        rates = [group["lr"] for group in descent.param_groups]  # groups may have rates of their own
         model, descent = accelerator.prepare(student, descent)
         settings = {
             "steps": steps,
@@ -163,9 +164,9 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             for batch in batches.of_epoch(run.epoch, first=run.step):
                 if run.epoch == 0 and given.output_dir is not None:
                     run.seen["train"].add(batch)
-                rate = given.learning_rate * given.schedule(done, steps)
-                for group in descent.param_groups:
-                    group["lr"] = rate
+                factor = given.schedule(done, steps)
+                for group, own_rate in zip(descent.param_groups, rates, strict=True):
+                    group["lr"] = factor * own_rate
                 terms = task.terms(batch, model, accelerator)
                 accelerator.backward(torch.stack(list(terms.values())).sum())
                 average_gradients(accelerator, loss)
@@ -180,6 +181,7 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
                     means = run.means(accelerator)
                     total = checked_total(means, f"at step {done}", "set clip_norm")
                     seconds = time.perf_counter() - started
+                    rate = factor * given.learning_rate
                     run.add_row({"step": done, "loss": total, **means, "lr": rate, "seconds": seconds})
                     files.save_table("history", run.rows)
                 if done == steps:

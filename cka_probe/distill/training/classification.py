@@ -102,7 +102,7 @@ def distill(
     batch_size : int, optional
         Samples for each step of the optimiser, over all processes (64 if None). Not with DataLoaders.
     learning_rate : float
-        At the start; `schedule` multiplies it.
+        At the start; `schedule` multiplies it, and the rate of each parameter group that the optimiser makes.
     schedule : callable
         ``schedule(epoch, epochs)`` returns the factor of an epoch: `StepDecay` or `CosineDecay`.
     optimizer : callable
@@ -227,6 +227,7 @@ def distill(
         extra = loss if isinstance(loss, nn.Module) else nn.Module()
         parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
         descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
+        rates = [group["lr"] for group in descent.param_groups]  # groups may have rates of their own
         model, descent = accelerator.prepare(pupil, descent)
         gradient = accumulated_gradient if accumulation == "mean" or loss is None else exact_gradient
         settings = {
@@ -274,9 +275,9 @@ def distill(
             seed_everything(seed, epoch, accelerator.process_index)
             if run.random is not None:
                 set_random_states(run.random[accelerator.process_index])
-            rate = learning_rate * schedule(epoch, epochs)
-            for group in descent.param_groups:
-                group["lr"] = rate
+            factor = schedule(epoch, epochs)
+            for group, own_rate in zip(descent.param_groups, rates, strict=True):
+                group["lr"] = factor * own_rate
             bar.set_description(f"epoch {epoch + 1}/{epochs}")
             pupil.train()
             extra.train()
@@ -300,7 +301,7 @@ def distill(
             total_loss = checked_total(means, f"in epoch {epoch + 1}", "the weight of the term that is not finite")
             row = {"epoch": epoch + 1, "train_loss": total_loss, **means, "train_accuracy": right}
             row["test_accuracy"] = _accuracy(pupil, tests, classes, accelerator, None if run.rows else run.seen["test"])
-            row |= {"lr": rate, "seconds": time.perf_counter() - started}
+            row |= {"lr": factor * learning_rate, "seconds": time.perf_counter() - started}
             improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
             run.add_row(row)
             run.next_epoch()

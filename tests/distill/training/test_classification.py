@@ -256,3 +256,17 @@ def test_layers_are_matched_only_for_a_loss_that_needs_features(tmp_path):
         json.loads((tmp_path / name / "settings.json").read_text())["student_layers"] for name in ("needy", "logits")
     ]
     assert layers == [["stem"], []]
+
+
+def test_every_parameter_group_keeps_its_own_learning_rate():
+    made = []
+
+    def grouped(parameters, lr, weight_decay):
+        first, *rest = parameters
+        groups = [{"params": [first], "lr": 0.1 * lr}, {"params": rest}]
+        made.append(torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay))
+        return made[-1]
+
+    result = run(epochs=4, learning_rate=0.05, optimizer=grouped, schedule=StepDecay((2,)))
+    assert result.history["lr"].tolist() == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    assert [group["lr"] for group in made[0].param_groups] == pytest.approx([0.0005, 0.005])
