@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from ..similarity.matrix import SimilarityMatrix
-from .labels import shorten
+from .labels import FULL, shorten
+from .text import as_shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,15 +199,18 @@ def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequenc
     return max(width, 1.0), max(height, 1.0)
 
 
-def names_size(names: Sequence[str]) -> float:
+def names_size(names: Sequence[str], *, full: bool = False) -> float:
     """Inches that the layer names and the axis label need beside a heatmap.
 
     Parameters
     ----------
     names : sequence of str
         Layer names.
+    full : bool
+        Whether they are written in full.
     """
-    return 0.5 + 0.08 * max(map(len, shorten(names)[0]), default=0)
+    written = [as_shown(name, FULL) for name in names] if full else shorten(names)[0]
+    return 0.5 + 0.08 * max(map(len, written), default=0)
 
 
 def is_square(shape: tuple[int, int]) -> bool:

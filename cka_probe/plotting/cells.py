@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection, PathCollection
-from matplotlib.colors import to_rgba_array
+from matplotlib.colors import ListedColormap, to_rgba_array
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -25,15 +25,18 @@ __all__ = [
     "hatch_cells",
     "ink",
     "mark_cells",
+    "may_be_readable",
     "rectangles",
 ]
 
 READABLE = 5.5  # font size in points; smaller numbers are not written
+MOST_HATCHED = 20_000  # marked cells outside of rows and columns that are marked as a whole
+MOST_PIECES = 1_000  # crossings of whole rows and columns
 CHARACTER = 0.62  # width of a digit divided by the font size
 
 
 def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
-    """Rectangles (row, column, height, width) that together cover exactly the marked cells.
+    """Rectangles (row, column, height, width) that together cover exactly the marked cells, and rarely overlap.
 
     A layer whose cells are all undefined becomes one rectangle, not one for each cell, so vector files stay small.
 
@@ -47,8 +50,15 @@ def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
     >>> rectangles(np.array([[False, True], [False, True]]))
     [(0, 1, 2, 1)]
     """
-    left = mask.copy()
     found = []
+    left = mask.copy()
+    whole_rows, whole_columns = _runs(mask.all(axis=1)), _runs(mask.all(axis=0))
+    if len(whole_rows) * len(whole_columns) > MOST_PIECES:
+        # These cross. Cut at the crossings they would be thousands of pieces, which take a minute to draw.
+        found += [(start, 0, count, mask.shape[1]) for start, count in whole_rows]
+        found += [(0, start, mask.shape[0], count) for start, count in whole_columns]
+        for r, c, h, w in found:
+            left[r : r + h, c : c + w] = False
     while left.any():
         row, column = (int(i) for i in np.unravel_index(left.argmax(), left.shape))
         width = int(np.argmin(np.append(left[row, column:], False)))
@@ -61,8 +71,15 @@ def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def _runs(marked: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Start and length of each run of marked places."""
+    steps = np.diff(np.concatenate([[0], marked.astype(np.int8), [0]]))
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    return [(int(start), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+
+
 def hatch_cells(ax: Axes, mask: NDArray[np.bool_], hatch: str = "////", **kwargs: Any) -> PatchCollection | None:
-    """Draw hatched patches over the marked cells; return None if no cell is marked.
+    """Draw hatched patches over the marked cells, or grey if thousands of single cells are marked.
 
     Parameters
     ----------
@@ -76,6 +93,11 @@ def hatch_cells(ax: Axes, mask: NDArray[np.bool_], hatch: str = "////", **kwargs
         Passed to matplotlib's PatchCollection. By default the cells are white with grey lines.
     """
     if not mask.any():
+        return None
+    if np.count_nonzero(mask[np.ix_(~mask.all(axis=1), ~mask.all(axis=0))]) > MOST_HATCHED:
+        # So many single cells are smaller than the lines of a hatch, and would take minutes to draw.
+        plain_style = {"cmap": ListedColormap(["0.85"]), "origin": "lower", "interpolation": "nearest", "zorder": 1.5}
+        ax.imshow(np.ma.masked_array(np.zeros(mask.shape), ~mask), aspect=ax.get_aspect(), **plain_style)
         return None
     style: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.55", "linewidth": 0.0, "zorder": 1.5} | kwargs
     patches = [Rectangle((c - 0.5, r - 0.5), w, h) for r, c, h, w in rectangles(mask)]
@@ -111,6 +133,12 @@ def cell_size(ax: Axes, shape: tuple[int, int]) -> tuple[float, float]:
     box = ax.get_window_extent()
     points = 72 / root_figure(ax).dpi
     return float(box.width) * points / max(shape[1], 1), float(box.height) * points / max(shape[0], 1)
+
+
+def may_be_readable(ax: Axes, shape: tuple[int, int]) -> bool:
+    """Whether a number of four characters, the shortest, is large enough to be kept; numbers of all cells take time."""
+    width, _ = cell_size(ax, shape)
+    return 0.88 * width / (4 * CHARACTER) >= 0.8 * READABLE
 
 
 class CellText(Text):

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from .canvas import HATCHES, PALETTE, check_columns, despine, new_axes, number, plain_log
+from .text import as_shown, legend_name, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def plot_costs(
             "hatch": hatch,
             "edgecolor": "white",
             "linewidth": 0.0,
-            "label": str(peer),
+            "label": legend_name(peer),
         } | kwargs
         ax.barh(places, widths - left, height=0.92 * height, left=left, **bars)
         for place, width, (_, line) in zip(places, widths, lines.iterrows(), strict=True):
@@ -121,7 +122,7 @@ def plot_costs(
         ax.set_xlim(left=0)
     if value == "ratio_to_floor":
         ax.axvline(1.0, color="black", linewidth=1, linestyle="--", zorder=0)
-    ax.set_yticks(range(len(cases)), [str(case) for case in cases])
+    ax.set_yticks(range(len(cases)), [plain(as_shown(str(case))) for case in cases])
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.set_xlabel(_LABELS.get(value, value.replace("_", " ")))
     ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=min(len(peers), 4))

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .canvas import new_axes
 from .labels import LINE, font_size, length
 from .scale import add_bar
+from .text import as_shown, plain, set_given
 
 __all__ = ["centred_gram", "plot_gram", "plot_gram_pairs"]
 
@@ -139,10 +140,10 @@ def plot_gram(
         # Write as many names as have room. The classes are in order, so a reader can infer the others.
         room = length(ax.yaxis) / (LINE * font_size(ax.yaxis))
         step = max(1, int(np.ceil(len(names) / max(room, 1))))
-        ax.set_yticks(centres[::step], [str(name) for name in names[::step]])
+        ax.set_yticks(centres[::step], [plain(as_shown(str(name))) for name in names[::step]])
         ax.tick_params(length=0)
     if title is not None:
-        ax.set_title(title)
+        set_given(ax.title, title)
     return ax
 
 
@@ -232,5 +233,5 @@ def plot_gram_pairs(
             ax = plot_gram(gram, title=title, ax=grid[row, column], **options)
             ax.title.set_fontsize("medium")
             if row == 1 and names is not None:
-                ax.set_yticks(range(count), list(names), fontsize="small")
+                ax.set_yticks(range(count), [plain(as_shown(str(name))) for name in names], fontsize="small")
     return grid

@@ -14,6 +14,7 @@ from .canvas import as_similarity, names_size, picture_size
 from .cells import hatch_cells
 from .heatmap import Drawn, HeatmapOptions, draw_heatmap, finish_heatmaps, plot_heatmap
 from .scale import colour_limits, measure_label
+from .text import LONG, as_shown, set_plain
 
 __all__ = ["plot_before_after", "plot_difference", "plot_heatmap_grid", "plot_heatmap_with_error"]
 
@@ -90,7 +91,9 @@ def plot_heatmap_grid(
     drawn = []
     for i, (ax, panel, title) in enumerate(zip(flat, panels, titles, strict=True)):
         last = i % columns == columns - 1 or i == len(panels) - 1
-        drawn.append(draw_heatmap(panel, ax, options, **{"title": title, "colorbar": last} | scale | kwargs))
+        drawn.append(draw_heatmap(panel, ax, options, **{"colorbar": last} | scale | kwargs))
+        if title is not None and "title" not in kwargs:
+            set_plain(ax.title, as_shown(title, LONG))
     if own:
         _name_once(drawn, columns)
     finish_heatmaps(drawn)

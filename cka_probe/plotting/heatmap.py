@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..similarity.matrix import SimilarityMatrix
 from .canvas import as_similarity, check_fraction, is_square, names_size, new_axes, picture_size
-from .cells import annotate_cells, hatch_cells, mark_cells
+from .cells import annotate_cells, hatch_cells, mark_cells, may_be_readable
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import colour_limits, draw_colorbar
+from .text import LONG, as_shown, plain, set_given, set_plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,10 +44,11 @@ def plot_heatmap(
     """Draw the similarities as colours: rows upwards, columns to the right, the first layers at the lower left.
 
     The input layers meet at the lower left and the output layers at the upper right, as in the CKA literature.
-    Undefined cells are hatched and have no colour. The colours span 0 to 1, or more if values lie outside (unbiased CKA
-    may be negative). Values are clipped only if `vmin` or `vmax` is given; then the colour bar has an arrow. If the
-    matrix holds several models, lines separate them. The mark "chance" on the colour bar is the value that independent
-    layers would give: one line, or two at the smallest and the largest chance level of the cells.
+    Undefined cells are hatched and have no colour, and a line below the picture says so. The colours span 0 to 1, or
+    more if values lie outside (unbiased CKA may be negative). Values are clipped only if `vmin` or `vmax` is given;
+    then the colour bar has an arrow. If the matrix holds several models, lines separate them. The mark "chance" on the
+    colour bar is the value that independent layers would give: one line, or two at the smallest and the largest chance
+    level of the cells.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ def plot_heatmap(
         Layer names. "auto" moves the path that all layers share to the axis label and leaves out names that do not fit;
         True writes every full name; False writes none.
     title : str, optional
-        Title of the axes.
+        Title of the axes. Between dollar signs it may hold mathematics; names of layers and models never do.
     colorbar : bool
         Whether to draw the colour bar.
     significance : float, optional
@@ -99,7 +101,7 @@ def plot_heatmap(
     options.check(matrix)
     if "norm" in kwargs and not (vmin is None and vmax is None):
         raise ValueError("Give either `norm` or `vmin` and `vmax`: the norm holds its own ends.")
-    ax = _sized_axes(matrix) if ax is None else ax
+    ax = _sized_axes(matrix, full=layer_labels is True) if ax is None else ax
     style = {"cmap": cmap, "title": title, "colorbar": colorbar} | kwargs
     finish_heatmaps([draw_heatmap(matrix, ax, options, vmin=vmin, vmax=vmax, **style)])
     return ax
@@ -180,7 +182,7 @@ def draw_heatmap(
     hatch_cells(ax, undefined)
     ax.spines[:].set_visible(False)
     if title is not None:
-        ax.set_title(title)
+        set_given(ax.title, title)
     blocks = _separate_models(ax, matrix)
     if colorbar:
         draw_colorbar(ax, image, matrix, gap=4.0 + blocks)
@@ -208,14 +210,19 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
         _settle([panel.ax for panel in panels])
     for ax, image, matrix, (annotate, _, significance), _ in panels:
         written = []
-        if annotate:
+        if annotate and (annotate not in ("auto", "error") or may_be_readable(ax, matrix.shape)):
             texts = _texts(matrix, error=annotate == "error")
             written = annotate_cells(ax, image, texts, force=annotate not in ("auto", "error"))
+        legend = [ax.get_xlabel()]
         if significance is not None:
             meaning = f"not significant (false discovery rate {significance:g})"
             if mark_cells(ax, image, _insignificant(matrix, significance), meaning, corner=bool(written)) is not None:
-                # Below the picture the legend covers no cell.
-                ax.set_xlabel("\n".join(filter(None, [ax.get_xlabel(), f"× {meaning}"])))
+                legend.append(f"× {meaning}")
+        if not np.isfinite(matrix.values).all():
+            mark = "hatched" if len(ax.images) == 1 else "grey"  # hatch_cells greys thousands of single cells
+            legend.append(f"{mark}: undefined" + (", see its notes" if matrix.notes else ""))
+        # Below the picture the legend covers no cell.
+        ax.xaxis.label.set_text("\n".join(filter(None, legend)))
 
 
 def _settle(axes: Sequence[Axes]) -> None:
@@ -233,10 +240,10 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def _sized_axes(matrix: SimilarityMatrix) -> Axes:
+def _sized_axes(matrix: SimilarityMatrix, *, full: bool) -> Axes:
     """Axes of a new figure, large enough to read the names of up to about 60 layers."""
     width, height = picture_size(matrix.shape, [1, 6, 18, 60, 120], [1.8, 3.4, 6.0, 6.6, 7.6])
-    size = (width + names_size(matrix.rows) + 1.2, height + names_size(matrix.columns) + 0.3)
+    size = (width + names_size(matrix.rows, full=full) + 1.2, height + names_size(matrix.columns, full=full) + 0.3)
     return new_axes(size)
 
 
@@ -279,7 +286,7 @@ def _separate_models(ax: Axes, matrix: SimilarityMatrix) -> float:
             draw(end - 0.5, color="black", linewidth=2.2)
             draw(end - 0.5, color="white", linewidth=1.2)
         centres = ends - counts / 2 - 0.5
-        names = [name for name, _ in runs]
+        names = [plain(as_shown(name)) for name, _ in runs]
         if side == "x":
             second = ax.secondary_xaxis("top")
             second.set_xticks(centres, names)
@@ -302,4 +309,7 @@ def _name_axes(ax: Axes, matrix: SimilarityMatrix, *, full: bool) -> None:
         alone = models is None or len(set(models)) < 2
         model = (models[0] if models else str(matrix.meta.get(key) or "")) if alone else ""
         prefix = "" if full else shorten(layers)[1]
-        axis.set_label_text(": ".join(filter(None, [model, f"{prefix}.*" if prefix else ""])))
+        set_plain(
+            axis.label,
+            ": ".join(filter(None, [as_shown(model, LONG), as_shown(f"{prefix}.*", LONG) if prefix else ""])),
+        )

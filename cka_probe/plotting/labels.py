@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, Locator
 
+from .text import as_shown, plain
+
 __all__ = [
+    "FULL",
     "LINE",
-    "LONGEST",
     "SMALLEST",
     "LayerLocator",
     "font_size",
@@ -26,7 +28,7 @@ __all__ = [
 
 LINE = 1.15  # height of a line of text divided by its font size
 SMALLEST = 6.0  # font size in points; smaller names cannot be read in print
-LONGEST = 30  # characters of a name
+FULL = 150  # characters of a name that is written in full; longer ones would leave no room for the picture
 
 
 class LayerLocator(Locator):
@@ -134,15 +136,7 @@ def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
                 break
             shared += 1
     short = [".".join(path[shared:]) for path in paths]
-    return [_squeeze(label) for label in short], ".".join(paths[0][:shared]) if paths else ""
-
-
-def _squeeze(label: str) -> str:
-    """The label, cut in the middle if it is too long. More of the end is kept: it tells layers apart."""
-    if len(label) <= LONGEST:
-        return label
-    head = LONGEST // 3
-    return f"{label[:head]}…{label[head + 1 - LONGEST :]}"
+    return [as_shown(label) for label in short], ".".join(paths[0][:shared]) if paths else ""
 
 
 def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool = False) -> None:
@@ -170,7 +164,7 @@ def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool
         axis.set_tick_params(rotation=0 if level <= pitch else 90)
     axis.set_tick_params(labelsize=size, length=2 if pitch < 2 * largest else 3.5)
     axis.set_major_locator(LayerLocator(len(labels), 0.0 if every else room))
-    names = list(labels)
+    names = [plain(as_shown(label, FULL)) for label in labels]
 
     def name(position: float, _: int | None = None) -> str:
         index = round(position)

@@ -19,11 +19,15 @@ from numpy.typing import NDArray
 from ..atomic_write import atomic_write
 from ..capture.extras import require
 from ..similarity.matrix import SimilarityMatrix
+from ..similarity.text import P_RESOLUTION, printable
 from .canvas import check_fraction
 from .heatmap import CMAP
 from .scale import colour_limits, measure_label
 
 __all__ = ["write_report"]
+
+LARGE = 1_000_000
+"""Cells of a result from which on a page holds only the values; more would be hundreds of megabytes."""
 
 
 def write_report(
@@ -37,7 +41,8 @@ def write_report(
 
     The file holds an interactive heatmap (the mouse shows layers, value, interval and p-value), selectors for measures
     and pairs of models if there are several, a table of all pairs of layers to sort and filter, the notes, and how the
-    numbers were made. It contains plotly.js (about 5 MB) and loads nothing from the network.
+    numbers were made. A result of more than a million cells is shown without errors and p-values. The file contains
+    plotly.js (about 5 MB) and loads nothing from the network.
 
     Parameters
     ----------
@@ -92,6 +97,7 @@ def write_report(
     same = {m: [other for other in named.values() if other.measure == m] for m in {x.measure for x in named.values()}}
     data = {
         "level": f"{100 * level:g} %",
+        "p_resolution": P_RESOLUTION,
         "colours": _colours(CMAP),
         "error_colours": _colours("cividis"),
         "results": [_result(str(name), matrix, same[matrix.measure], level) for name, matrix in named.items()],
@@ -158,14 +164,22 @@ def _result(name: str, matrix: SimilarityMatrix, same: list[SimilarityMatrix], l
         chance_range = [[first, "chance"]] if first == last else [[first, "chance from"], [last, "chance to"]]
     errors = [m.standard_error for m in same if m.standard_error is not None]
     finite = [error[np.isfinite(error)].max(initial=0) for error in errors]
+    notes = list(map(printable, matrix.notes))
+    if matrix.values.size > LARGE:
+        arrays = {key: array if key == "values" else None for key, array in arrays.items()}
+        chance_range = None
+        notes.append(
+            f"This result has {matrix.values.size:,} cells, so this page holds its values only: errors, intervals, "
+            "p-values and chance levels are in the result itself"
+        )
     return {
         **{key: None if array is None else _listed(array) for key, array in arrays.items()},
-        "rows": matrix.rows,
-        "columns": matrix.columns,
-        "row_labels": matrix.row_labels,
-        "column_labels": matrix.column_labels,
+        "rows": list(map(printable, matrix.rows)),
+        "columns": list(map(printable, matrix.columns)),
+        "row_labels": list(map(printable, matrix.row_labels)),
+        "column_labels": list(map(printable, matrix.column_labels)),
         "measure": measure_label(matrix),
-        "notes": matrix.notes,
+        "notes": notes,
         "chance_range": chance_range,
         "limits": {
             "values": colour_limits(same),
@@ -185,12 +199,12 @@ def _made(name: str, matrix: SimilarityMatrix) -> list[tuple[str, str]]:
     """Name and text of each row of the table "How it was made"."""
 
     def text(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
     try:
         written_by = f"cka_probe {version('cka-probe')}"
     except PackageNotFoundError:  # the package is used without being installed
         written_by = "cka_probe"
-    lines = [("result", name), ("measure", measure_label(matrix))]
-    lines += [(key.replace("_", " "), text(value)) for key, value in matrix.meta.items()]
+    lines = [("result", printable(name)), ("measure", measure_label(matrix))]
+    lines += [(printable(key.replace("_", " ")), text(value)) for key, value in matrix.meta.items()]
     return lines + [("report written by", written_by)]

@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 
 from ..similarity.matrix import SimilarityMatrix
 from .labels import LINE, font_size, length, root_figure
+from .text import LONG, as_shown, set_plain
 
 __all__ = ["Beside", "EndsLocator", "add_bar", "colour_limits", "draw_colorbar", "measure_label"]
 
@@ -151,7 +152,8 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
     values: Any = np.ma.masked_invalid(np.ma.asarray(image.get_array())).compressed()
     below, above = bool((values < low).any()), bool((values > high).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
-    bar = root_figure(ax).colorbar(image, cax=cax, extend=extend, label=label)
+    bar = root_figure(ax).colorbar(image, cax=cax, extend=extend)
+    set_plain(bar.ax.yaxis.label, as_shown(label, LONG))
     bar.outline.set_visible(False)
     if type(image.norm) is Normalize:  # other norms, such as a logarithmic one, set their own ticks
         bar.ax.yaxis.set_major_locator(EndsLocator(low, high))

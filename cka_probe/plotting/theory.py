@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .canvas import DASHES, MARKERS, PALETTE, check_columns, despine, new_axes, plain_log
+from .text import legend_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,7 @@ def plot_corridor(
         chosen = np.ones(len(table), dtype=bool) if source is None else (table[by] == source).to_numpy()
         style: dict[str, Any] = {"s": 14, "linewidths": 0.4, "edgecolors": "white"}
         style |= {"marker": MARKERS[i % len(MARKERS)], "facecolors": PALETTE[i % len(PALETTE)]}
-        style["label"] = None if source is None else str(source)
+        style["label"] = None if source is None else legend_name(source)
         ax.scatter(alignment[chosen], squared[chosen], **style | kwargs)
     ranks = table["rank"].to_numpy(dtype=float) if "rank" in table else np.full(len(table), rank or np.inf)
     # 1e-9 allows for float64 rounding. At rank 0 the Gram matrices are equal: c = 1 and MMD = 0.
@@ -160,7 +161,11 @@ def plot_bound_slack(
     for i, name in enumerate(dict.fromkeys(table[by])):
         groups = table[table[by] == name].groupby(x)[slack]
         middle, low, high = groups.median(), groups.min(), groups.max()
-        style = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)], "label": str(name)} | kwargs
+        style = {
+            "color": PALETTE[i % len(PALETTE)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "label": legend_name(name),
+        } | kwargs
         ax.plot(middle.index, middle.to_numpy(), **style)
         if (groups.size() > 1).any():
             ax.fill_between(middle.index, low, high, color=PALETTE[i % len(PALETTE)], alpha=0.18, linewidth=0)
@@ -227,7 +232,7 @@ def plot_bounds_along_training(
     ax = new_axes((4.8, 3.4)) if ax is None else ax
     for i, column in enumerate(columns):
         name = "MMD²" if column == "mmd_squared" else column.replace("_", " ")
-        style: dict[str, Any] = {"color": "black", "linewidth": 2.0, "linestyle": "-", "label": name}
+        style: dict[str, Any] = {"color": "black", "linewidth": 2.0, "linestyle": "-", "label": legend_name(name)}
         if i:
             dashes = DASHES[1 + (i - 1) % (len(DASHES) - 1)]
             style |= {"color": PALETTE[(i - 1) % len(PALETTE)], "linewidth": 1.4, "linestyle": dashes}

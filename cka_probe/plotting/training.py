@@ -15,6 +15,7 @@ from .canvas import PALETTE, check_columns, check_fraction, despine, new_axes
 from .heatmap import CMAP
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import measure_label
+from .text import LONG, as_shown, legend_name, plain, set_given, set_plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,8 @@ def plot_training_curves(
     legend = ax.get_legend()
     if legend is not None:
         legend.set_title(_spread(histories, by, errorbar))
+        for text in legend.get_texts():  # seaborn writes the names of the methods
+            set_plain(text, as_shown(text.get_text()))
         legend.set_frame_on(False)
     despine(ax)
     return ax
@@ -182,7 +185,12 @@ def plot_layer_trends(
     colours = mpl.colormaps[CMAP](np.linspace(0.05, 0.85, len(pairs)))
     markers = "os^Dv<>pPX*h"
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        style = {"color": colour, "marker": markers[i % len(markers)], "markersize": 3.5, "label": name} | kwargs
+        style = {
+            "color": colour,
+            "marker": markers[i % len(markers)],
+            "markersize": 3.5,
+            "label": legend_name(name),
+        } | kwargs
         ax.plot(places, values[:, i], **style)
     if all(matrix.standard_error is not None for matrix in matrices.values()):
         ends = [matrix.interval(level) for matrix in matrices.values()]
@@ -191,7 +199,8 @@ def plot_layer_trends(
             ax.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
     if not numeric:
         label_axis(ax.xaxis, [str(name) for name in matrices], font_size(ax.xaxis))
-    ax.set(xlabel=xlabel, ylabel=measure_label(first))
+    set_given(ax.xaxis.label, xlabel)
+    set_plain(ax.yaxis.label, as_shown(measure_label(first), LONG))
     if len(pairs) <= 12:
         ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
@@ -235,7 +244,7 @@ def _name_some(ax: Axes, names: Sequence[str]) -> None:
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), colours)
     bar = root_figure(ax).colorbar(scale, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)))
     places = np.linspace(0, len(names) - 1, 6).round().astype(int)
-    bar.set_ticks([float(i) for i in places], labels=[names[i] for i in places])
+    bar.set_ticks([float(i) for i in places], labels=[plain(names[i]) for i in places])
     bar.ax.tick_params(labelsize="small")
 
 
@@ -318,7 +327,7 @@ def plot_accuracies(
         # Seeds with equal values are drawn at different heights, so that all can be seen.
         offsets = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
         ax.plot(values, i + offsets, "o", markersize=3.5, markerfacecolor="white", markeredgecolor="black", zorder=4)
-    ax.set_yticks(range(len(methods)), [str(method) for method in methods])
+    ax.set_yticks(range(len(methods)), [plain(as_shown(str(method))) for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.5)
     percent = max(float(values.max()) for values in seeds) <= 1 and min(float(values.min()) for values in seeds) >= 0
     if percent:
@@ -336,7 +345,7 @@ def plot_accuracies(
         )
     dashes = ("--", ":", "-.")
     for i, (name, reference) in enumerate((references or {}).items()):
-        text = f"{name} {scale * reference:.1f}"
+        text = f"{legend_name(name)} {scale * reference:.1f}"
         ax.axvline(reference, color="black", linestyle=dashes[i % 3], linewidth=1, label=text)
     if references:
         ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..atomic_write import atomic_write
+from ..safe_read import open_npz
 
 if TYPE_CHECKING:
     from .matrix import SimilarityMatrix
@@ -84,22 +86,28 @@ def read_matrix(path: Path, make: Callable[..., Matrix]) -> Matrix:
     ValueError
         If ``write_matrix`` did not write the file, it is damaged, or its version is newer.
     """
-    with path.open("rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                fields: dict[str, Any] = json.loads(str(archive["header"]))
-                fields |= {name: archive[name] for name in ARRAYS if name in archive}
-            if fields.pop("format") != FORMAT:
-                raise ValueError("another format")
-            version = fields.pop("version")
-            if version == VERSION:
-                return make(**fields)
-        # A damaged file raises one of a dozen exceptions of zipfile, zlib, json, numpy and `make`.
-        except Exception as error:
-            raise ValueError(
-                f"{path} is not a similarity matrix saved by cka_probe, or the file is damaged "
-                f"({type(error).__name__}: {error}). Save it again with SimilarityMatrix.save."
-            ) from error
+    try:
+        with open_npz(path) as archive:
+            fields: dict[str, Any] = archive.header()
+            size = len(fields["rows"]) * len(fields["columns"])
+            for name in ARRAYS:
+                if name in archive:
+                    if math.prod(archive.shape(name)) > max(size, 1):
+                        raise ValueError(f"{name!r} is larger than its {size} pairs of layers")
+                    fields[name] = archive[name]
+        if fields.pop("format") != FORMAT:
+            raise ValueError("another format")
+        version = fields.pop("version")
+        if version == VERSION:
+            return make(**fields)
+    except FileNotFoundError:
+        raise
+    # A damaged file raises one of a dozen exceptions of zipfile, zlib, json, numpy and `make`.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a similarity matrix saved by cka_probe, or the file is damaged "
+            f"({type(error).__name__}: {error}). Save it again with SimilarityMatrix.save."
+        ) from error
     raise ValueError(
         f"{path} was saved in version {version} of the format; this cka_probe reads version {VERSION}. "
         "Update cka_probe to read it."

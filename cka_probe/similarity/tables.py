@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .text import P_RESOLUTION, p_text, printable
+from .text import P_RESOLUTION, latex_escaped, p_text, printable
 
 if TYPE_CHECKING:
     from .matrix import SimilarityMatrix
@@ -32,23 +32,6 @@ NAMES = ("row_model", "row", "column_model", "column")
 
 # A spreadsheet runs a cell that starts with one of these as a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-}
 
 
 def axis_index(layers: tuple[str, ...], models: tuple[str, ...] | None) -> pd.Index:
@@ -287,7 +270,7 @@ def latex_text(matrix: SimilarityMatrix, table: str, digits: int, error: bool, l
 
 
 def _wide(matrix: SimilarityMatrix, digits: int, error: bool) -> tuple[list[str], list[list[str]]]:
-    head = ["", *map(_latex, matrix.column_labels)]
+    head = ["", *map(latex_escaped, matrix.column_labels)]
     lines = []
     for r, label in enumerate(matrix.row_labels):
         cells = [_number(value, digits) for value in matrix.values[r].tolist()]
@@ -297,18 +280,13 @@ def _wide(matrix: SimilarityMatrix, digits: int, error: bool) -> tuple[list[str]
                 rf"{cell} $\pm$ {_number(e, digits)}" if math.isfinite(e) and cell != "--" else cell
                 for cell, e in zip(cells, errors, strict=True)
             ]
-        lines.append([_latex(label), *cells])
+        lines.append([latex_escaped(label), *cells])
     return head, lines
-
-
-def _latex(text: str) -> str:
-    """The text as LaTeX shows it letter by letter: no character of it is a command."""
-    return "".join(LATEX.get(character, character) for character in printable(text))
 
 
 def _latex_cell(column: Any, value: Any, digits: int) -> str:
     if column in NAMES:
-        return _latex(value) if isinstance(value, str) else "--"
+        return latex_escaped(value) if isinstance(value, str) else "--"
     if column == "p_value" and math.isfinite(value):
         exponent = round(math.log10(P_RESOLUTION))
         return rf"$< 10^{{{exponent}}}$" if value < P_RESOLUTION else p_text(value)

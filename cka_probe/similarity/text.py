@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-__all__ = ["P_RESOLUTION", "p_text", "printable"]
+__all__ = ["P_RESOLUTION", "latex_escaped", "p_text", "printable"]
 
 P_RESOLUTION = 1e-16
 """Smaller p-values are not printed as numbers: the null distribution is an approximation, and its tail ends in 0."""
@@ -15,6 +15,23 @@ P_RESOLUTION = 1e-16
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Joiners, which Persian, Indian scripts and emoji need.
 JOINERS = "\u200c\u200d"
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -40,6 +57,22 @@ def printable(text: str, *, keep: str = "") -> str:
         else repr(character)[1:-1]
         for character in text
     )
+
+
+def latex_escaped(text: str) -> str:
+    r"""The text as LaTeX shows it letter by letter: no character of it is a command.
+
+    Parameters
+    ----------
+    text : str
+        A layer name.
+
+    Examples
+    --------
+    >>> print(latex_escaped("conv_1 50%"))
+    conv\_1 50\%
+    """
+    return "".join(LATEX.get(character, character) for character in printable(text))
 
 
 def p_text(value: float) -> str:

@@ -93,3 +93,25 @@ class TestNumbers:
         contrast = (np.maximum(own, luminance) + 0.05) / (np.minimum(own, luminance) + 0.05)
         assert contrast.min() > 4.5  # WCAG 2 AA
         assert {text.get_color() for text in ax.texts} == {"black", "white"}
+
+
+class TestManyLayers:
+    def test_hundreds_of_undefined_layers_are_few_rectangles(self):
+        mask = np.zeros((600, 500), dtype=bool)
+        mask[::9], mask[:, ::7] = True, True
+        mask[5, 5] = True
+        found = rectangles(mask)
+        assert len(found) == len(range(0, 600, 9)) + len(range(0, 500, 7)) + 1
+        covered = np.zeros(mask.shape, dtype=bool)
+        for r, c, h, w in found:
+            covered[r : r + h, c : c + w] = True
+        np.testing.assert_array_equal(covered, mask)
+
+    def test_thousands_of_single_undefined_cells_are_grey(self):
+        rng = np.random.default_rng(0)
+        values = np.where(rng.random((400, 400)) < 0.3, np.nan, 0.5)
+        ax = plot_heatmap(heatmap_matrix(400, values=values))
+        assert not ax.collections
+        grey = ax.images[1].get_array()
+        np.testing.assert_array_equal(grey.mask, np.isfinite(values))
+        assert ax.get_xlabel() == "grey: undefined"

@@ -102,6 +102,27 @@ class TestContent:
         assert "alert(1)&lt;/script&gt;" in text  # the title
         assert data_of(path)["results"][0]["rows"] == [evil]
 
+    def test_control_characters_of_names_and_notes_are_shown_as_escapes(self, tmp_path):
+        matrix = SimilarityMatrix([[1.0]], ["a\x1b[31m"], ["b\n"], notes=["\x1b]0;x"], meta={"kernel": "\x07"})
+        found = data_of(write_report(matrix, tmp_path / "r.html"))["results"][0]
+        assert found["rows"] == [r"a\x1b[31m"]
+        assert found["columns"] == [r"b\n"]
+        assert found["notes"] == [r"\x1b]0;x"]
+        assert ["kernel", r"\x07"] in found["made"]
+
+    def test_thousands_of_layers_leave_out_errors_and_say_so(self, tmp_path):
+        names = [f"layer{i}" for i in range(1001)]
+        values = np.random.default_rng(0).random((1001, 1001))
+        matrix = SimilarityMatrix(values, names, names, standard_error=values, p_value=values, notes=["a note"])
+        path = write_report(matrix, tmp_path / "r.html")
+        found = data_of(path)["results"][0]
+        np.testing.assert_allclose(found["values"], values, atol=1e-6)
+        assert found["p_value"] is None
+        assert found["low"] is None
+        assert found["notes"][0] == "a note"
+        assert "This result has 1,002,001 cells, so this page holds its values only" in found["notes"][1]
+        assert path.stat().st_size < 30e6
+
     def test_marks_of_the_template_in_names_are_left_alone(self, tmp_path):
         marks = "@PLOTLY@ @DATA@ @TITLE@"
         path = write_report(make((1, 1), notes=[marks]), tmp_path / "r.html", title=marks)
