@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["check_movable", "check_network", "check_weights", "device_of"]
 
-ORDER = "The order of the arguments is compare(model_x, model_y, data)."
+ORDER = "Networks come before the data: compare(model_x, model_y, data)."
 
 
 def check_network(model: Any, what: str) -> None:

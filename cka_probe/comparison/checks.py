@@ -80,18 +80,25 @@ def check_process_group() -> None:
         )
 
 
-def check_checkpoint(checkpoint: Any) -> None:
-    """Raise an error unless ``checkpoint`` is the path of a file that can be written.
+def check_checkpoint(checkpoint: Any, kernel: Kernel) -> None:
+    """Raise an error unless ``checkpoint`` is the path of a file that can be written, for a comparison with ``kernel``.
 
     Raises
     ------
     TypeError
         If it is no path.
+    ValueError
+        If another process could not tell that it has the same kernel.
     OSError
         If it is a folder, or its folder is missing or read-only.
     """
     if not isinstance(checkpoint, str | os.PathLike):
         raise TypeError(f"`checkpoint` must be the path of a file, got {checkpoint!r}.")
+    if " at 0x" in repr(kernel):
+        raise ValueError(
+            f"`checkpoint` holds the kernel by its repr. That of {kernel!r} differs in the next process, which could not "
+            "resume. Make the kernel a frozen dataclass with __call__, or leave `checkpoint` out."
+        )
     path = Path(checkpoint)
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir():

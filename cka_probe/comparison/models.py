@@ -211,7 +211,7 @@ def compare_many(
     Parameters
     ----------
     models : mapping of str to torch.nn.Module
-        At least one model by name, for example the checkpoints of one run.
+        At least one model by name, for example the checkpoints of one run. Names that are numbers become texts.
     data, exclude, kernel, estimator, scope, measure, pooling, forward, sample_axis, device, autocast, checkpoint,
     distributed, backend, tf32, overlap, progress
         As ``compare``.
@@ -243,6 +243,9 @@ def compare_many(
         raise ValueError("`models` is empty: give at least one model by name.")
     for name, model in models.items():
         check_network(model, f"`models[{name!r}]`")
+    if isinstance(layers, Mapping):
+        layers = {str(key) if key in models else key: chosen for key, chosen in layers.items()}
+    models = _by_text(models)
     request = Request(
         data,
         kernel=kernel,
@@ -279,6 +282,14 @@ def _run(models: list[ComparedModel], request: Request, meta: dict[str, Any]) ->
     notes = sharing_notes(networks)
     run = run_minibatch if request.scope == "minibatch" else run_dataset
     return with_notes(run(models, request, meta), notes)
+
+
+def _by_text(models: Mapping[Any, nn.Module]) -> dict[str, nn.Module]:
+    """The models by the text of their names: the checkpoints of a run may be named by their steps."""
+    named = {str(name): model for name, model in models.items()}
+    if len(named) < len(models):
+        raise ValueError(f"Two names in `models` are the same as text: {', '.join(map(repr, models))}.")
+    return named
 
 
 def _class_name(model: nn.Module) -> str:

@@ -99,7 +99,7 @@ class Request:
         if self.distributed:
             check_process_group()
         if self.checkpoint is not None:
-            check_checkpoint(self.checkpoint)
+            check_checkpoint(self.checkpoint, self.kernel)
 
     @property
     def pooling_name(self) -> str:
@@ -183,6 +183,6 @@ def _check_device(device: torch.device | str) -> None:
     """Raise ValueError if torch cannot use the device."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`device`: {str(device)!r} cannot be used here. torch says: {reason}") from error

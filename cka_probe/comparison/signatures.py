@@ -7,7 +7,6 @@ models, up to float32 rounding.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..capture.streaming import SampleOrder
 from ..estimators.kernels import Kernel, kernel_from_name
 from ..estimators.minibatch import MinibatchCKA
 from ..estimators.validation import check_estimator
+from ..safe_read import open_npz
 from ..similarity.matrix import SimilarityMatrix
 from .grams.keeper import GramKeeper
 from .minibatch import centred_rows, minibatch_result
@@ -110,18 +110,23 @@ class Signature:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path}.")
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(str(archive["header"]))
+            with open_npz(path) as archive:
+                header = archive.header()
                 if header.pop("format") != FORMAT:
                     raise KeyError("format")
-                count = len(header["samples"])
-                grams = tuple(archive[f"gram_{i}"] for i in range(count))
-                scales = tuple(archive[f"scale_{i}"] for i in range(count))
+                layers, samples = len(header["layers"]), header["samples"]
+                if len(archive) != 1 + 2 * len(samples):
+                    raise ValueError(f"it names {len(samples)} minibatches and holds {len(archive) - 1} arrays")
+                for i, n in enumerate(samples):
+                    if archive.shape(f"gram_{i}") != (layers, n * (n + 1) // 2):
+                        raise ValueError(f"the Gram matrices of minibatch {i} have another shape than {n} samples give")
+                grams = tuple(archive[f"gram_{i}"] for i in range(len(samples)))
+                scales = tuple(archive[f"scale_{i}"] for i in range(len(samples)))
             texts: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in header.items()
             }
             return cls(**texts, grams=grams, scales=scales)
-        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a signature written by cka_probe, or is damaged: {error}") from error
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.comparison.checks import check_checkpoint, checked_kernel
+from cka_probe.comparison.history import SimilarityHistory
 
 
 class Untouched:
@@ -19,6 +20,10 @@ class Untouched:
 
 def network():
     return nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+
+def own_kernel(x, y=None):
+    return x @ (x if y is None else y).mT
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,8 @@ def network():
         ({"checkpoint": "no/such/folder/run.npz"}, FileNotFoundError, "the folder .*no/such/folder does not exist"),
         ({"checkpoint": "."}, IsADirectoryError, r"`checkpoint`: \. is a folder"),
         ({"checkpoint": True}, TypeError, "`checkpoint` must be the path of a file, got True"),
+        ({"checkpoint": "run.npz", "kernel": own_kernel}, ValueError, "the next process"),
+        ({"device": ["cuda"]}, ValueError, "`device`: .* cannot be used here"),
         ({"layers_y": "conv*"}, ValueError, "conv"),
         ({"names": ("a", 2)}, ValueError, "`names` must be two"),
         ({"names": ("a", "b", "c")}, ValueError, "`names` must be two"),
@@ -51,10 +58,7 @@ def test_options_are_checked_before_a_batch_is_read(options, error, message):
 
 
 def test_a_kernel_of_ones_own_passes():
-    def kernel(x, y=None):
-        return x @ (x if y is None else y).T
-
-    assert checked_kernel(kernel) is kernel
+    assert checked_kernel(own_kernel) is own_kernel
     assert checked_kernel(None) == cp.Linear()
     assert checked_kernel(cp.RBF(0.5)) == cp.RBF(0.5)
 
@@ -82,11 +86,11 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr("cka_probe.comparison.checks.tempfile.TemporaryFile", refuse)
     with pytest.raises(PermissionError, match="no file can be written in"):
-        check_checkpoint(tmp_path / "run.npz")
+        check_checkpoint(tmp_path / "run.npz", cp.Linear())
 
 
 def test_the_check_leaves_nothing_in_the_folder(tmp_path):
-    check_checkpoint(str(tmp_path / "run.npz"))
+    check_checkpoint(str(tmp_path / "run.npz"), cp.Linear())
     assert not list(Path(tmp_path).iterdir())
 
 
@@ -101,3 +105,41 @@ def test_equal_names_of_two_networks_are_told_apart_in_messages():
     assert (result.meta["model_x"], result.meta["model_y"]) == ("net", "net")
     [note] = [note for note in result.notes if "constant" in note]
     assert note.startswith("net (columns)")
+
+
+def test_models_may_be_named_by_their_training_steps():
+    nets = {0: network(), 100: network()}
+    result = cp.compare_many(nets, [torch.randn(8, 6)], layers={0: "leaves", 100: ["0"]}, progress=False)
+    assert result.row_models == ("0", "0", "100")
+    with pytest.raises(ValueError, match="the same as text: 0, '0'"):
+        cp.compare_many({0: network(), "0": network()}, Untouched(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernel": own_kernel}, ValueError, "A signature needs a kernel of cka_probe"),
+        ({"kernel": "rbf"}, TypeError, "`kernel` is the text 'rbf'"),
+        ({"name": 3}, TypeError, "`name` must be a text, got 3"),
+    ],
+)
+def test_options_of_a_signature_are_checked_before_a_batch_is_read(options, error, message):
+    with pytest.raises(error, match=message):
+        cp.signature(network(), Untouched(), progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("reference", "data", "options", "error", "message"),
+    [
+        (network(), [], {"layer": "0"}, TypeError, r"`compare` has no option 'layer'\. Did you mean 'layers'"),
+        (network(), [], {"kernel": cp.RBF}, TypeError, "`kernel` is the class RBF"),
+        (network(), [], {"layers": "conv1"}, ValueError, "has no layer 'conv1'"),
+        (network().state_dict(), [], {}, TypeError, "`reference` is a state dict"),
+        (network(), iter([torch.ones(8, 6)]), {}, TypeError, "can be read only once"),
+    ],
+)
+def test_a_history_checks_its_options_when_it_is_made_and_not_after_the_first_epoch(
+    reference, data, options, error, message
+):
+    with pytest.raises(error, match=message):
+        SimilarityHistory(reference, data, **options)
