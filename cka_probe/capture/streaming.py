@@ -19,10 +19,11 @@ from .dropped import notes_on_dropped, notes_on_withheld
 from .hooks import CaptureError
 from .joining import joined_batches, none_is_small
 from .own_state import OwnState
+from .random_draws import RandomDraws
 from .recorder import LayerRecorder
 from .sources import checked_samples, cut, is_one_batch, one_batch, paired
-from .state import borrowed, device_of, full_precision
-from .trees import copied, leaves, move, tensors
+from .state import borrowed, device_of, full_precision, random_states_restored
+from .trees import copied, leaves, move, shape_text, tensors
 
 __all__ = ["Consume", "Pass", "SampleOrder"]
 
@@ -247,9 +248,14 @@ class Pass:
             own = self._sent(own, device)
             with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
                 try:
+                    state = self._states.pop(id(recorder.model), None)
+                    draws = None if state is None else RandomDraws(recorder.name)
                     results, count = recorder.run(own, index, samples)
-                    if (state := self._states.pop(id(recorder.model), None)) is not None:
-                        state.after_first(partial(_unrecorded, recorder, own))
+                    if state is not None and draws is not None:
+                        again = partial(_unrecorded, recorder, own)
+                        with random_states_restored():
+                            state.after_first(again)
+                        self.notes += draws.notes(again, recorder.model, recorder.compared)
                 except CaptureError:
                     raise
                 except Exception as error:  # of the network, which names neither itself nor the batch
@@ -276,7 +282,7 @@ class Pass:
     def _where(self, name: str, index: int, batch: Any, items: int) -> str:
         """Note for an error inside a network: which network, which batch."""
         found = list(tensors(batch))
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in found) or "no tensors"
+        shapes = ", ".join(shape_text(tensor) for tensor in found) or "no tensors"
         text = f"This was {name} on batch {index}, of shape {shapes}."
         if items > 1 and found and found[0].ndim <= 3:
             text += (

@@ -49,3 +49,4 @@ def test_noise_that_each_forward_draws():
     result = cp.compare(net, net, batches, progress=False)
     torch.manual_seed(5)
     check(result, net, batches)
+    check_notes(result, r"draws random numbers, on which '2', '3', '4', '5' depend")
