@@ -104,13 +104,9 @@ def _is_unit(module: nn.Module) -> bool:
     Attention uses the weights of its projection without calling it. Layers on graphs call theirs on nodes and on edges,
     before the messages are added up.
     """
-    return (
-        isinstance(module, nn.MultiheadAttention)
-        or _of(module, "MessagePassing", "torch_geometric")
-        or any(
-            cls.__module__.startswith(("torch_geometric.nn.dense.dense_", "dgl.nn.")) for cls in type(module).__mro__
-        )
-    )
+    if isinstance(module, nn.MultiheadAttention) or _of(module, "MessagePassing", "torch_geometric"):
+        return True
+    return any(cls.__module__.startswith(GRAPH_LAYERS) for cls in type(module).__mro__)
 
 
 def _is_layer(module: nn.Module) -> bool:
