@@ -86,7 +86,9 @@ def _lengths(tree: Any, axis: int = 0) -> Iterator[tuple[int | None, torch.Tenso
 
     The length of a single number is None.
     """
-    if isinstance(tree, torch.Tensor) or _is_numbers(tree):
+    if isinstance(tree, torch.Tensor) and tree.is_nested:
+        yield int(tree.size(0)), tree
+    elif isinstance(tree, torch.Tensor) or _is_numbers(tree):
         yield int(tree.shape[axis if axis < tree.ndim else 0]) if tree.ndim else None, tree
     elif isinstance(tree, PackedSequence):
         yield int(tree.batch_sizes[0]), tree.data  # its rows are time steps; `batch_sizes` stays on the CPU

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .batches import accepted, passed_part
-from .trees import tensors
+from .masks import MASKS
+from .trees import shape_text, tensors
 
 __all__ = ["notes_on_dropped", "notes_on_withheld"]
 
@@ -67,8 +68,8 @@ def notes_on_dropped(name: str, model: nn.Module, batch: Any) -> list[str]:
             f"{name} was not given {', '.join(map(repr, keys))} of the batch: its forward has no "
             f"argument{'s' * many} of {'these names' if many else 'this name'}"
         )
-        if any(_MASK.search(key) for key in keys):
-            text += f". {_about_masks(model, accepted(model, inputs))}"
+        if any(_MASK.search(str(key)) for key in keys):
+            text += f". {_about_masks(model, accepted(model, inputs), pooled=not set(MASKS).isdisjoint(inputs))}"
         else:
             text += (
                 ". If it needs them, rename the keys or pass forward="
@@ -77,7 +78,7 @@ def notes_on_dropped(name: str, model: nn.Module, batch: Any) -> list[str]:
             )
         notes.append(text)
     if inputs is not batch and (parts := _dropped_parts(model, inputs, batch)):
-        listed = " and ".join(f"part {place + 1}, of shape {tuple(batch[place].shape)}" for place in parts)
+        listed = " and ".join(f"part {place + 1}, of shape {shape_text(batch[place])}" for place in parts)
         text = f"{name} was given only the first of the {len(batch)} parts of each batch, and not {listed}"
         if any(_looks_like_mask(inputs, batch[place]) for place in parts):
             text += f", which looks like a mask. {_about_masks(model, ())}"
@@ -108,17 +109,20 @@ def _decoder_reads_labels(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     return "labels" in inputs and given[0] in _arguments(model) and not any(inputs.get(k) is not None for k in given)
 
 
-def _about_masks(model: nn.Module, given: Any) -> str:
-    """What to do so that a mask is used."""
+def _about_masks(model: nn.Module, given: Any, pooled: bool = False) -> str:
+    """What to do so that a mask is used; ``pooled`` if the pooling uses it already."""
     free = [name for name in _arguments(model) if _MASK.search(name) and name not in given]
     if free:
         known = "The forward has " + " and ".join(map(repr, free[:3]))
     else:
         known = "Common names are 'mask', 'padding_mask', 'src_key_padding_mask' and 'attention_mask'"
+    takes = "the network takes" if pooled else "the network and the pooling take"
+    reads = (
+        "" if pooled else "; the pooling reads 'attention_mask' (1 is real) and 'src_key_padding_mask' (1 is padding)"
+    )
     return (
-        "Without it the network and the pooling take padded tokens for real ones. Let the batches be dicts whose keys "
-        f"are the arguments of the forward, or pass forward=. {known}; the pooling reads 'attention_mask', 1 for real "
-        "tokens"
+        f"Without it {takes} padded tokens for real ones. Let the batches be dicts whose keys are the arguments of the "
+        f"forward, or pass forward=. {known}{reads}"
     )
 
 
@@ -133,6 +137,9 @@ def _arguments(model: nn.Module) -> dict[str, inspect.Parameter]:
 
 def _dropped_keys(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
     used = accepted(model, inputs)
+    if _free_masks(model, used) and not any(_MASK.search(str(key)) for key in used if key in _arguments(model)):
+        # Among **kwargs a mask with a wrong name is accepted and does nothing.
+        used = {key: value for key, value in used.items() if key in _arguments(model) or not _MASK.search(str(key))}
     largest = max((tensor for tensor in tensors(inputs)), key=lambda tensor: tensor.ndim, default=None)
     found = []
     for key, value in inputs.items():
@@ -142,7 +149,7 @@ def _dropped_keys(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
         if _TARGET.search(name) and not _INPUT.search(name):
             continue
         if _MASK.search(name):
-            if not (_is_map_beside(largest, value) and not _free_masks(model, used)):
+            if not (_is_map_beside(largest, value) and not any("att" not in free for free in _free_masks(model, used))):
                 found.append(name)
         elif not _is_one_number_each(value) or _LENGTH.search(name) or _INPUT.search(name):
             found += [] if _is_constant(value) else [name]
@@ -150,16 +157,20 @@ def _dropped_keys(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _is_one_number_each(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim <= 1
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        return False
+    return value.ndim <= 1 or value.shape[1:].numel() == 1
 
 
 def _free_masks(model: nn.Module, given: Any) -> list[str]:
-    return [name for name in _arguments(model) if _MASK.search(name) and name not in given and "att" not in name]
+    return [name for name in _arguments(model) if _MASK.search(name) and name not in given]
 
 
 def _is_map_beside(image: torch.Tensor | None, value: Any) -> bool:
     """Whether a tensor has one number for each pixel of the image, as the target of a segmentation has."""
-    if image is None or not isinstance(value, torch.Tensor) or image.ndim < 4 or value.ndim < 3:
+    if image is None or not isinstance(value, torch.Tensor) or image.is_nested or value.is_nested:
+        return False
+    if image.ndim < 4 or value.ndim < 3:
         return False
     return value.shape[-2:] == image.shape[-2:]
 
@@ -177,7 +188,7 @@ def _dropped_parts(model: nn.Module, inputs: Any, batch: Any) -> list[int]:
     if len(batch) == 2:
         return [place for place, part in parts.items() if not _is_target(model, inputs, part)]
     # One part of several is the target: the first with one number for each sample, or else the last.
-    single = [place for place, part in parts.items() if part.ndim == 1 or part.shape[1:].numel() == 1]
+    single = [place for place, part in parts.items() if _is_one_number_each(part)]
     target = single[0] if single else max(parts, default=None)
     return [
         place for place, part in parts.items() if place != target or (part.ndim > 1 and _looks_like_mask(inputs, part))
@@ -193,7 +204,7 @@ def _is_target(model: nn.Module, inputs: Any, part: torch.Tensor) -> bool:
         return True
     if _MASK.search(use):
         return not (part.ndim > 1 and "att" not in use and _is_binary(part))
-    if part.ndim == 1 or part.shape[1:].numel() == 1:
+    if _is_one_number_each(part):
         return _LENGTH.search(use) is None
     return not _INPUT.search(use) and not use.startswith(("cond", "context"))
 

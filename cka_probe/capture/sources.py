@@ -77,6 +77,7 @@ def _problem(data: Any) -> str | None:
     return f"must be an iterable of batches, such as a DataLoader, got {kind}."
 
 
+_CHANNELS = (1, 3, 4)
 _SIZE = "batch_size=64"
 _WRAP = f"Wrap it: torch.utils.data.DataLoader(data, {_SIZE})."
 
@@ -92,7 +93,8 @@ def checked_samples(batches: Iterable[Any], notes: list[str]) -> Iterator[Any]:
     for index, batch in enumerate(batches):
         if index == 0 and (shape := _shape_beside_one_label(batch)) is not None:
             pair = f"an input of shape {tuple(shape)} beside a single number as its label"
-            if len(shape) == 1 or (len(shape) == 3 and (shape[0] in (1, 3, 4) or shape[2] in (1, 3, 4))):
+            is_image = len(shape) == 3 and (shape[0] in _CHANNELS or (shape[2] in _CHANNELS and shape[0] == shape[1]))
+            if len(shape) == 1 or is_image:
                 raise TypeError(f"Item 0 of `data` looks like one sample, not like a batch: {pair}. {_WRAP}")
             notes.append(
                 f"item 0 of the data is {pair}; it was taken as a batch of {shape[0]} samples. If it is one sample, "

@@ -181,7 +181,7 @@ class Pass:
                 hooks.enter_context(recorder.probe)
             self._states = {id(r.model): OwnState(r.model, r.name) for r in reversed(self.recorders)}
             for state in self._states.values():
-                hooks.callback(lambda state=state: self.notes.extend(state.finish()))
+                hooks.callback(self._end_state, state)
             # Inside the block: the first step into a DataLoader draws from the random generator of the caller.
             if data_y is None and none_is_small(data, self.minimum):
                 joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
@@ -205,6 +205,9 @@ class Pass:
                     raise
                 self.interrupted = True
                 self.notes.append(f"stopped by the user after {self.used} batches: a partial result")
+
+    def _end_state(self, state: OwnState) -> None:
+        self.notes += state.finish()
 
     def require_batches(self) -> None:
         """Raise ValueError if no batch was used; the message says why."""

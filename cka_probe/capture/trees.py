@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["alike", "copied", "first_tensor", "leaves", "move", "parts", "samples_first", "tensors"]
+__all__ = ["alike", "copied", "first_tensor", "leaves", "move", "parts", "samples_first", "shape_text", "tensors"]
 
 
 def parts(tree: Any) -> Collection[Any] | None:
@@ -44,6 +44,17 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
         return
     for part in parts(tree) or ():
         yield from tensors(part)
+
+
+def shape_text(tensor: torch.Tensor) -> str:
+    """Shape of a tensor for a message; a nested tensor may have none.
+
+    Examples
+    --------
+    >>> shape_text(torch.ones(2, 3))
+    '(2, 3)'
+    """
+    return f"nested, of {tensor.size(0)} samples" if tensor.is_nested else str(tuple(tensor.shape))
 
 
 def leaves(tree: Any) -> Iterator[Any]:

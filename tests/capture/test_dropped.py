@@ -127,7 +127,10 @@ def test_a_part_that_is_no_target(signature, batch, part):
 def test_a_mask_under_a_name_that_the_forward_does_not_have(key):
     (note,) = notes("x, key_padding_mask=None", {"x": ids(), key: token_mask(), "labels": torch.arange(N)})
     assert note.startswith(f"x (Net) was not given {key!r} of the batch: its forward has no argument of this name. ")
-    assert "The forward has 'key_padding_mask'; the pooling reads 'attention_mask'" in note
+    assert "The forward has 'key_padding_mask'" in note
+    read = key in ("attention_mask", "src_key_padding_mask")
+    assert ("; the pooling reads 'attention_mask' (1 is real) and 'src_key_padding_mask'" in note) == (not read)
+    assert ("Without it the network takes padded tokens" in note) == read
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,23 @@ def test_a_mask_under_a_name_that_the_forward_does_not_have(key):
 def test_other_keys_that_the_forward_does_not_take(signature, batch, keys):
     (note,) = notes(signature, batch)
     assert note.startswith(f"x (Net) was not given {keys} of the batch")
+
+
+def test_a_mask_that_would_vanish_among_any_keywords():
+    batch = {"input_ids": ids(), "mask": token_mask()}
+    (note,) = notes("input_ids, attention_mask=None, **kwargs", batch)
+    assert note.startswith("x (Net) was not given 'mask' of the batch: its forward has no argument of this name. ")
+    assert notes("input_ids, attention_mask=None, **kwargs", {**batch, "attention_mask": token_mask()}) == []
+    assert notes("input_ids, **kwargs", batch) == []
+
+
+def test_nested_parts():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+    assert notes("x", (torch.ones(2, 5), nested)) == []
+    (note,) = notes("x", (nested, torch.ones(2), nested))
+    assert "and not part 3, of shape nested, of 2 samples" in note
+    (note,) = notes("x", {"x": torch.ones(2, 5), "more": nested})
+    assert "was not given 'more'" in note
 
 
 def test_the_notes_are_in_the_result_once_for_each_model():
