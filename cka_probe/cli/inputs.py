@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..capture.extras import require
+from ..safe_read import open_npz, read_npy
 
 __all__ = ["FEATURE_FILES", "data_notes", "load_arrays", "load_data"]
 
@@ -42,10 +43,10 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
             return load_file(path)
         if path.suffix == ".npy":
-            return {path.stem: np.load(path, allow_pickle=False)}
+            return {path.stem: read_npy(path)}
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+            with open_npz(path) as archive:
+                return dict(archive)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     raise ValueError(f"{path} is not one of {', '.join(FEATURE_FILES)}.")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import typer
 
 from .terminal import say
@@ -71,10 +69,11 @@ def kind_of_file(source: str) -> str:
 
 def _format(path: Path) -> str:
     """Name of the format in the header of a file of ours; "" for other files."""
+    from ..safe_read import open_npz
+
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            header = json.loads(str(archive["header"])) if "header" in archive else {}
-            return str(header.get("format", "")) if isinstance(header, dict) else ""
+        with open_npz(path) as archive:
+            return str(archive.header().get("format", ""))
     except Exception:  # a damaged file: what reads it later says so
         return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from ..atomic_write import atomic_write
+from ..safe_read import open_npz
 
 __all__ = ["FORMAT", "Checkpoint"]
 
@@ -67,18 +67,18 @@ class Checkpoint:
         """
         ours = False
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                header = json.loads(str(archive["header"]))
+            with open_npz(path) as archive:
+                header = archive.header()
                 ours = header.pop("format") == FORMAT
                 if not ours:
                     raise KeyError("format")
                 sums = {
                     name.removeprefix("sum_"): torch.from_numpy(archive[name]).to(device)
-                    for name in archive.files
+                    for name in archive
                     if name != "header"
                 }
             own = {key: header.pop(key) for key in ("done", "order", "layers", "modes")}
-        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             if ours:
                 raise ValueError(f"The checkpoint {path} is damaged ({error}). Delete it to start again.") from error
             raise ValueError(
