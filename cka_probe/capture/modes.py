@@ -175,7 +175,7 @@ class _Snapshot:
         for module in _modules([module for module in own if _may_change_weights(module)]):
             for place in (module._parameters, module._buffers):
                 for name, tensor in place.items():
-                    if id(tensor) in seen or not _is_plain(tensor):
+                    if tensor is None or id(tensor) in seen or not _is_plain(tensor):
                         continue
                     seen.add(id(tensor))
                     data = tensor.data

@@ -102,8 +102,9 @@ def moved(models: Sequence[nn.Module], device: torch.device | str | None) -> Ite
     ValueError
         If accelerate's hooks decide where a model runs. Then no model is moved.
     """
-    for model in models if device is not None else ():
-        check_movable(model, device)
+    if device is not None:
+        for model in models:
+            check_movable(model, device)
     homes = [] if device is None else [(model, device_of(model)) for model in models]
     try:
         for model, _ in homes:

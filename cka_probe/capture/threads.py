@@ -71,7 +71,7 @@ def _parts(models: Iterable[nn.Module]) -> frozenset[int]:
 def _owners(parts: Iterable[int]) -> set[int]:
     """Threads that use one of the parts. A thread that has ended, for example inside a Probe, uses nothing."""
     owners = {_holders[part][0] for part in parts if part in _holders}
-    return owners & {thread.ident for thread in threading.enumerate()} if owners else owners  # type: ignore[return-value]
+    return owners & {thread.ident for thread in threading.enumerate()} if owners else owners
 
 
 def _waits_for(me: int, threads: Iterable[int]) -> bool:

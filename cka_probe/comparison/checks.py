@@ -42,7 +42,7 @@ def checked_kernel(kernel: Any) -> Kernel:
         raise TypeError(f"`kernel` is the text {kernel!r}. Pass the kernel itself: kernel=cka_probe.{found}().")
     if not callable(kernel):
         raise TypeError(f"`kernel` must be a kernel such as cka_probe.RBF(), got {type(kernel).__name__}.")
-    return kernel  # type: ignore[no-any-return]
+    return kernel
 
 
 def check_forward(forward: Any) -> None:
@@ -96,8 +96,8 @@ def check_checkpoint(checkpoint: Any, kernel: Kernel) -> None:
         raise TypeError(f"`checkpoint` must be the path of a file, got {checkpoint!r}.")
     if " at 0x" in repr(kernel):
         raise ValueError(
-            f"`checkpoint` holds the kernel by its repr. That of {kernel!r} differs in the next process, which could not "
-            "resume. Make the kernel a frozen dataclass with __call__, or leave `checkpoint` out."
+            f"`checkpoint` holds the kernel by its repr, and that of {kernel!r} differs in the next process. So it "
+            "could not resume. Make the kernel a frozen dataclass with __call__, or leave `checkpoint` out."
         )
     path = Path(checkpoint)
     folder = Path(os.path.realpath(path)).parent

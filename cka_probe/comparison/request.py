@@ -18,7 +18,7 @@ from ..capture.pooling import Pooling, check_pooling
 from ..capture.recorder import Keep, LayerRecorder
 from ..capture.state import device_of
 from ..capture.streaming import Pass, SampleOrder
-from ..estimators.kernels import Kernel, Linear
+from ..estimators.kernels import Linear
 from ..estimators.validation import check_estimator
 from .checks import check_autocast, check_checkpoint, check_forward, check_process_group, checked_kernel
 
@@ -61,7 +61,7 @@ class Request:
 
     data: Iterable[Any]
     data_y: Iterable[Any] | None = None
-    kernel: Kernel | None = None
+    kernel: Any = None  # a Kernel in a finished request
     estimator: str = "unbiased"
     scope: str | None = None
     measure: str = "cka"
