@@ -11,7 +11,17 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .trees import parts
 
-__all__ = ["OutputReader", "SampleAxisError", "UnfitOutputError", "candidates", "masks_by_infinity", "of_dtype"]
+__all__ = [
+    "OutputReader",
+    "SampleAxisError",
+    "UnfitOutputError",
+    "by_chance",
+    "candidates",
+    "check_fit",
+    "masks_by_infinity",
+    "misplaced",
+    "of_dtype",
+]
 
 PREFERRED = ("last_hidden_state", "logits")
 """Names that come first in an output with named parts."""
@@ -63,6 +73,28 @@ def candidates(output: Any) -> Iterator[torch.Tensor | PackedSequence]:
 def of_dtype(tensor: torch.Tensor) -> str:
     """The reason to leave out an output that holds no real numbers."""
     return f"its output is of dtype {tensor.dtype}"
+
+
+def by_chance(length: int) -> str:
+    """The reason to leave out an output whose axis 0 does not become shorter when the batch does."""
+    return f"axis 0 of its output has length {length} by chance and holds no samples"
+
+
+def misplaced(tensor: torch.Tensor, samples: int | None) -> str:
+    """The reason to leave out an output that does not have the samples on axis 0."""
+    return f"its output has shape {tuple(tensor.shape)}, so axis 0 does not hold the {samples} samples of the batch"
+
+
+def check_fit(tensor: torch.Tensor, samples: int | None, *, by_function: bool) -> None:
+    """Raise UnfitOutputError if an output cannot be compared; a pooling function takes any dtype and axis 0."""
+    if not tensor.dtype.is_floating_point and not by_function:
+        raise UnfitOutputError(of_dtype(tensor))
+    if tensor.ndim == 0:
+        raise UnfitOutputError("its output is a single number")
+    if tensor.numel() == 0:
+        raise UnfitOutputError(f"its output is empty, of shape {tuple(tensor.shape)}")
+    if samples not in (None, tensor.shape[0]) and not by_function:
+        raise UnfitOutputError(misplaced(tensor, samples))
 
 
 def masks_by_infinity(module: nn.Module, output: torch.Tensor) -> bool:

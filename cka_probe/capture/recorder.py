@@ -16,11 +16,20 @@ from .layers import Layers, unwrap
 from .masks import TokenMasks
 from .networks import check_network, check_weights
 from .notes import left_out_notes
-from .outputs import OutputReader, SampleAxisError, UnfitOutputError, masks_by_infinity, of_dtype
+from .outputs import (
+    OutputReader,
+    SampleAxisError,
+    UnfitOutputError,
+    by_chance,
+    check_fit,
+    masks_by_infinity,
+    misplaced,
+    of_dtype,
+)
 from .pooling import Pooling, check_pooling, pool, reads_positions
 from .state import device_of, full_precision, reduces_products
 from .trees import copied
-from .trial import Trial, try_fewer_samples, without_trace
+from .trial import ChanceLengths, without_trace
 from .unchanged import UNCHANGED, UnchangedOutputs
 from .wrappers import called_model
 
@@ -127,7 +136,7 @@ class LayerRecorder:
         embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
         self._doubtful = embeds or self._reader.has_time_first or sample_axis != 0
         self._unchanged = UnchangedOutputs()
-        self._smaller: Trial | None = None
+        self._lengths = ChanceLengths(sample_axis)
         self._trial: dict[str, tuple[int, ...]] | None = None
         self._fresh = True
         """Whether no batch has been run yet."""
@@ -173,6 +182,9 @@ class LayerRecorder:
         if self._unchanged.watching:
             for name in self._unchanged.end():
                 self._leave_out(name, UNCHANGED)
+        if self._fresh and not self._masks.masks:
+            for name, length in self._lengths.found_later(batch, self._samples, self._shapes):
+                self._leave_out(name, by_chance(length))
         if not self.names:
             self._set_names()
         self._leave_out_odd()
@@ -198,7 +210,7 @@ class LayerRecorder:
         if not callable(self.pooling):
             self._masks.start(batch, self._shapes)
         if self._fresh and not self._masks.masks and self._doubtful:
-            self._smaller = try_fewer_samples(batch, self._samples, self._shapes, self.sample_axis)
+            self._lengths.run(batch, self._samples, self._shapes)
 
     def _shapes(self, batch: Any, samples: int) -> dict[str, tuple[int, ...]]:
         """Shape of the output of each call on the batch of a trial."""
@@ -343,7 +355,7 @@ class LayerRecorder:
         if not features.dtype.is_floating_point:
             raise UnfitOutputError(of_dtype(tensor))
         if callable(self.pooling) and self._samples not in (None, tensor.shape[0], features.shape[0]):
-            raise UnfitOutputError(self._misplaced(tensor))
+            raise UnfitOutputError(misplaced(tensor, self._samples))
         return features
 
     def _with_tokens(self, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -370,28 +382,15 @@ class LayerRecorder:
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         """Raise UnfitOutputError if an output cannot be compared. A pooling function may be given more than others."""
-        if not tensor.dtype.is_floating_point and not callable(self.pooling):
-            raise UnfitOutputError(of_dtype(tensor))
-        if tensor.ndim == 0:
-            raise UnfitOutputError("its output is a single number")
-        if tensor.numel() == 0:
-            raise UnfitOutputError(f"its output is empty, of shape {tuple(tensor.shape)}")
-        if self._samples is None and tensor.dtype.is_floating_point:
+        if self._samples is None and tensor.dtype.is_floating_point and tensor.ndim:
             self._samples = tensor.shape[0]
-        if callable(self.pooling):
+        check_fit(tensor, self._samples, by_function=callable(self.pooling))
+        if not self._fresh or callable(self.pooling):
             return
-        if self._samples not in (None, tensor.shape[0]):
-            raise UnfitOutputError(self._misplaced(tensor))
         shape = tuple(tensor.shape)
-        alone = self._smaller is not None and self._smaller.keeps_length(name, shape)
-        if self._fresh and (alone or self._masks.keeps_length(name, shape)):
-            raise UnfitOutputError(f"axis 0 of its output has length {len(tensor)} by chance and holds no samples")
-
-    def _misplaced(self, tensor: torch.Tensor) -> str:
-        return (
-            f"its output has shape {tuple(tensor.shape)}, so axis 0 does not hold the {self._samples} samples of the "
-            "batch"
-        )
+        if self._lengths.is_chance(name, shape) or self._masks.keeps_length(name, shape):
+            raise UnfitOutputError(by_chance(shape[0]))
+        self._lengths.see(name, shape)
 
 
 def _version(output: Any) -> int | None:

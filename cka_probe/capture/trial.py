@@ -15,7 +15,7 @@ from .hooks import CaptureError
 from .state import buffers_restored, random_states_restored
 from .trees import alike, parts
 
-__all__ = ["FEW", "Shape", "ShapesOf", "Trial", "try_fewer_samples", "try_fewer_tokens", "without_trace"]
+__all__ = ["FEW", "ChanceLengths", "Shape", "ShapesOf", "Trial", "try_fewer_tokens", "without_trace"]
 
 FEW = 2
 """Number of samples of a trial."""
@@ -47,16 +47,52 @@ class Trial:
 
     def keeps_length(self, name: str, shape: Shape) -> bool:
         """Whether axis 0 of a layer has as many entries as the batch has samples, but not with fewer samples."""
-        before = self.shapes.get(name, ())
-        return len(before) == len(shape) and self.samples < self.of == shape[0] and before[0] != self.samples
+        fewer = self.shapes.get(name, ())
+        if len(fewer) != len(shape) or not self.samples < self.of == shape[0] or fewer[0] == self.samples:
+            return False
+        # The smaller batch may hold parts that could not be cut. So this layer or another one must have followed it.
+        own = any(a == self.of and b == self.samples for a, b in zip(shape[1:], fewer[1:], strict=True))
+        return own or any(one[:1] == (self.samples,) for one in self.shapes.values())
 
 
-def try_fewer_samples(batch: Any, samples: int | None, shapes_of: ShapesOf, axis: int = 0) -> Trial | None:
-    """The trial of a batch without masks; None if the model does not run on fewer samples."""
-    if samples is None or samples <= FEW:
-        return None
-    shapes = _shapes(_fewer_samples(batch, samples, FEW, axis), FEW, samples, shapes_of)
-    return None if shapes is None else Trial(FEW, samples, 0, shapes)
+class ChanceLengths:
+    """Find layers whose axis 0 has the length of the batch by chance, by a run on a few samples.
+
+    Parameters
+    ----------
+    sample_axis : int
+        Axis of the batch that holds the samples.
+    """
+
+    def __init__(self, sample_axis: int = 0) -> None:
+        self.sample_axis = sample_axis
+        self._ran = False
+        self._trial: Trial | None = None
+        self._doubtful: dict[str, Shape] = {}
+
+    def run(self, batch: Any, samples: int | None, shapes_of: ShapesOf) -> None:
+        """Run the model on a few samples of a batch, if it holds more."""
+        self._ran = True
+        if samples is not None and samples > FEW:
+            smaller = _fewer_samples(batch, samples, FEW, self.sample_axis)
+            shapes = _shapes(smaller, FEW, shapes_of)
+            self._trial = None if shapes is None else Trial(FEW, samples, 0, shapes)
+
+    def is_chance(self, name: str, shape: Shape) -> bool:
+        """Whether axis 0 is known not to follow the samples."""
+        return self._trial is not None and self._trial.keeps_length(name, shape)
+
+    def see(self, name: str, shape: Shape) -> None:
+        """Take the shape of a layer. It is doubtful if another axis is as long as axis 0."""
+        if shape[0] in shape[1:]:
+            self._doubtful[name] = shape
+
+    def found_later(self, batch: Any, samples: int | None, shapes_of: ShapesOf) -> list[tuple[str, int]]:
+        """Names and lengths of the doubtful layers that hold no samples. Runs the model if there are doubtful ones."""
+        if self._ran or not self._doubtful:
+            return []
+        self.run(batch, samples, shapes_of)
+        return [(name, shape[0]) for name, shape in self._doubtful.items() if self.is_chance(name, shape)]
 
 
 def try_fewer_tokens(
@@ -80,7 +116,7 @@ def try_fewer_tokens(
         for few, tokens in ((FEW, t // 2), (FEW, t - 1), (n, t // 2), (n, t - 1)):
             few = min(few + (few == tokens), n)
             if 0 < tokens < t:
-                shapes = _shapes(_shorter(_fewer_samples(batch, n, few), keys, t, tokens), few, n, shapes_of)
+                shapes = _shapes(_shorter(_fewer_samples(batch, n, few), keys, t, tokens), few, shapes_of)
                 if shapes is not None:
                     return Trial(few, n, tokens, shapes)
     return None
@@ -137,16 +173,14 @@ def _fewer_samples(tree: Any, samples: int, few: int, axis: int = 0) -> Any:
     return alike(tree, [_fewer_samples(part, samples, few, axis) for part in inside])
 
 
-def _shapes(batch: Any, few: int, samples: int, shapes_of: ShapesOf) -> Mapping[str, tuple[int, ...]] | None:
-    """Shapes of the layers on a batch of a trial; None if the model does not run on it, or not on its samples alone."""
+def _shapes(batch: Any, few: int, shapes_of: ShapesOf) -> Mapping[str, tuple[int, ...]] | None:
+    """Shapes of the layers on a batch of a trial; None if the model does not run on it."""
     try:
-        shapes = shapes_of(batch, few)
+        return shapes_of(batch, few) or None
     except CaptureError:
         raise
     except Exception:  # the model has its own demands on a batch, and may raise whatever it likes
         return None
-    fits = few == samples or any(shape[:1] == (few,) for shape in shapes.values())
-    return shapes if shapes and fits else None
 
 
 def _shorter(batch: Any, keys: set[str], t: int, tokens: int) -> Any:

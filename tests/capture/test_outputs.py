@@ -353,3 +353,39 @@ def test_a_position_embedding_is_no_row_even_in_a_single_batch(count):
     with pytest.raises(cp.CaptureError, match=r"Layer 'table' .* cannot be compared"):
         cp.compare(net, net, batches, layers=["tokens", "table"], progress=False)
     assert np.isfinite(result.values).all()
+
+
+class Turned(nn.Module):
+    """Layers of plain modules on (t, n, d), as in fairseq."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.inner, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        steps = self.stem(x).transpose(0, 1)
+        return self.head(self.inner(steps.cumsum(0)).mean(0))
+
+
+@pytest.mark.parametrize("time", [6, 7])
+@pytest.mark.parametrize("count", [1, 3])
+def test_plain_layers_on_time_first_hold_no_samples_also_if_time_is_as_long_as_the_batch(time, count):
+    net, batches = Turned(), [numbers(7, time, 4, seed=seed) for seed in range(count)]
+    result = cp.compare(net, net, batches, progress=False)
+    assert result.rows == ("stem", "head")
+    assert "'inner' was left out: " in result.notes[0]
+    alone = cp.compare(net, net, batches, layers=["stem", "head"], progress=False)
+    assert_allclose(result.values, alone.values, atol=1e-12)
+    with pytest.raises(cp.CaptureError, match=r"Layer 'inner' .* cannot be compared"):
+        cp.compare(net, net, batches, layers=["inner"], progress=False)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 5, 5), (6, 3, 6, 6)])
+def test_channels_or_sides_as_many_as_samples_have_no_note(shape):
+    net = nn.Sequential(nn.Conv2d(shape[1], 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.LazyLinear(6))
+    net(torch.zeros(shape))
+    batches = [numbers(*shape, seed=seed) for seed in range(2)]
+    result = cp.compare(net, net, batches, progress=False)
+    assert result.rows == ("0", "1", "2", "3", "4")
+    assert not result.notes
