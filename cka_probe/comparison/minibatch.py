@@ -29,6 +29,9 @@ ONE_BATCH = 0.5
 
 One batch then has two thirds of the weight or more; the sum is 1 over the number of batches if all weigh alike."""
 
+MANY_BATCHES, MANY_SAMPLES = 6, 8
+"""Fewer batches, or fewer samples in each, reach `ONE_BATCH` by chance: the spread of four samples is hardly known."""
+
 CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
 
@@ -276,7 +279,7 @@ def minibatch_result(
         for named, total in zip(side, weight, strict=True):
             if total <= 0:
                 undefined[named] = (reasons or {}).get(named, "constant over the samples of every batch")
-        if statistics.batches >= 4:
+        if statistics.batches >= MANY_BATCHES and statistics.samples >= MANY_SAMPLES * statistics.batches:
             with np.errstate(divide="ignore", invalid="ignore"):
                 share = _numpy(statistics.sums[square]).ravel() / weight / weight
             one_batch |= dict.fromkeys(named for named, part in zip(side, share, strict=True) if ONE_BATCH < part < 1.1)
