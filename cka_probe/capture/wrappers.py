@@ -49,7 +49,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         inner = _inside(model)
         if inner is None and isinstance(model, nn.Module) and _only_delegates(model):
-            inner = model.module
+            inner = model._modules["module"]
         if not isinstance(inner, nn.Module):
             return model
         model = inner
@@ -216,11 +216,12 @@ def _uncompiled(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, torch.jit.ScriptModule):
         return {}
     own = vars(module)
+    kind: Any = type(module)
     inner = own.get("_modules", {}).get("_orig_mod")
     if inner is not None:  # torch.compile(module)
         return {"forward": inner} if own.get("forward") is not inner else {}
     attributes: dict[str, Any] = {
-        name: MethodType(original, module) for name, original in _compiled_methods(type(module)) if name not in own
+        name: MethodType(original, module) for name, original in _compiled_methods(kind) if name not in own
     }
     for name, value in own.items():  # module.forward = torch.compile(module.forward)
         if isinstance(value, FunctionType) and (original := _original(value)) is not None:
@@ -231,7 +232,7 @@ def _uncompiled(module: nn.Module) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _compiled_methods(kind: type) -> tuple[tuple[str, Any], ...]:
+def _compiled_methods(kind: Any) -> tuple[tuple[str, Any], ...]:
     """Methods of a class that stand under ``@torch.compile``, and what they compile."""
     found: dict[str, Any] = {}
     for cls in kind.__mro__:
