@@ -170,8 +170,15 @@ def as_tensors(batch: Any, dtype: torch.dtype | None = None) -> Any:
         A batch; it is not changed.
     dtype : torch.dtype, optional
         Arrays of floating numbers become tensors of this dtype.
+
+    Raises
+    ------
+    TypeError
+        If an array has masked entries, which a tensor cannot have.
     """
     if _is_numbers(batch):
+        if np.ma.is_masked(batch):
+            raise TypeError("An array of the batch has masked entries. Fill them first: array.filled(0).")
         native = np.array(batch, dtype=batch.dtype.newbyteorder("="), order="C")
         tensor = torch.from_numpy(native)
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
@@ -208,6 +215,12 @@ def call_model(model: nn.Module, batch: Any) -> Any:
             raise TypeError(
                 f"The forward of {type(model).__name__} takes none of the keys {', '.join(map(repr, inputs))} of the "
                 f"batch{_names_of(model)}. {_OWN_FORWARD}"
+            )
+        lists = [key for key, value in keywords.items() if _are_numbers(value)]
+        if lists and next(tensors(keywords), None) is None:
+            raise TypeError(
+                f"The batch holds lists of Python numbers: {', '.join(map(repr, lists))}. Make tensors of them: "
+                'torch.tensor(...), or tokenizer(..., return_tensors="pt").'
             )
         return _call(model, batch, (), keywords)
     if isinstance(inputs, tuple | list) and next(tensors(inputs), None) is not None:
@@ -270,10 +283,20 @@ def _remedy(batch: Any) -> str:
     """What to do about a batch that no model takes."""
     if hasattr(batch, "edge_index") and hasattr(batch, "x"):
         return "A graph needs forward=lambda model, batch: model(batch.x, batch.edge_index)."
-    found = list(leaves(batch))
-    if found and all(isinstance(leaf, int | float) for leaf in found):
+    if isinstance(batch, int | float) or _are_numbers(batch):
         return "It holds Python numbers. Make it a tensor: torch.tensor(batch)."
+    first = passed_part(batch)
+    if type(first).__module__.startswith("PIL."):
+        return "It holds a picture. Make tensors of pictures, and batches of those: ToTensor() and a DataLoader."
+    if first is not batch and next(tensors(batch), None) is not None:
+        return f"Its first part, which is the input, is of type {type(first).__name__}. {_OWN_FORWARD}"
     return _OWN_FORWARD
+
+
+def _are_numbers(tree: Any) -> bool:
+    """Whether a part of a batch is a list, or lists in a list, of Python numbers."""
+    found = list(leaves(tree)) if isinstance(tree, list | tuple) else []
+    return bool(found) and all(isinstance(leaf, int | float) for leaf in found)
 
 
 def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,10 +104,13 @@ def joined_batches(
     """
     held: list[tuple[Any, int]] = []  # at most one batch that is large enough; a small one may still join it
     small: list[tuple[Any, int]] = []  # at most one batch that is too small so far
+    empty = others = False
     for batch in data:
         size = size_of(batch)
         if size == 0:
+            empty = True
             continue
+        others = True
         if minimum <= 1:
             yield batch, 1
             continue
@@ -135,6 +138,8 @@ def joined_batches(
             held = [larger]
         else:
             notes.append(_dropped(size_of(small[0][0]), minimum))
+    if empty and not others:
+        notes.append("every batch is empty")
     yield from held
 
 

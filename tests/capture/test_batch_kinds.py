@@ -84,11 +84,23 @@ def test_errors_of_torch_on_the_dtype_name_the_model_and_the_batch(dtype):
     assert caught.value.__notes__ == ["This was model_x (Linear) on batch 1, of shape (7, 5)."]
 
 
+class Sized(nn.Module):
+    def forward(self, x, sizes):
+        return sizes
+
+
 def test_python_numbers_and_graphs_are_named():
     net = nn.Linear(2, 2)
     for numbers in ([[0.1, 0.2], [0.3, 0.4]], [0.1, 0.2]):
         with pytest.raises(TypeError, match=r"It holds Python numbers\. Make it a tensor: torch\.tensor\(batch\)"):
             call_model(net, numbers)
+    lists = {"input": [[0.1, 0.2], [0.3, 0.4]], "labels": [0, 1]}
+    with pytest.raises(
+        TypeError, match=r"'input' of the batch is a list of Python numbers\. Make tensors of them: torch"
+    ):
+        call_model(net, lists)
+    with pytest.raises(TypeError, match=r"Its first part, which is the input, is of type int\. Pass forward=lambda"):
+        call_model(net, (0, torch.ones(3, 2)))
     graph = type("Graph", (), {"x": 1, "edge_index": 2})()
     with pytest.raises(
         TypeError, match=r"A graph needs forward=lambda model, batch: model\(batch\.x, batch\.edge_index"
@@ -133,6 +145,24 @@ def test_batches_of_arrays(form, dtype, scope):
     assert_allclose(result.values, expected, atol=1e-6)
     assert result.meta["samples"] == 20
     assert not [note for note in result.notes if "route" not in note]
+
+
+def test_masked_entries_are_refused():
+    net = nn.Sequential(nn.Linear(5, 4))
+    values = np.ones((9, 5))
+    masked = np.ma.masked_array(values, mask=np.eye(9, 5, dtype=bool))
+    with pytest.raises(TypeError, match=r"An array of the batch has masked entries\. Fill them first: array\.filled"):
+        cp.compare(net, net, [masked], progress=False)
+    assert cp.extract(net, [np.ma.masked_array(values)], progress=False)["0"].shape == (9, 4)
+
+
+def test_pictures_are_named():
+    image = pytest.importorskip("PIL.Image").new("RGB", (6, 6))
+    for batch in (image, (image, 3)):
+        with pytest.raises(
+            TypeError, match=r"It holds a picture\. Make tensors of pictures, and batches of those: ToT"
+        ):
+            call_model(nn.Linear(2, 2), batch)
 
 
 def test_signatures_of_arrays_tell_the_samples_apart():

@@ -225,3 +225,10 @@ def test_an_empty_batch_is_passed_over(minimum):
     found = list(joined_batches([torch.ones(0, 2), torch.ones(5, 2), torch.ones(0, 2)], minimum, notes))
     assert [len(batch) for batch, _ in found] == [5]
     assert not notes
+
+
+@pytest.mark.parametrize("scope", ["minibatch", "dataset"])
+def test_only_empty_batches(scope):
+    net = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="No batch could be used: every batch is empty"):
+        cp.compare(net, net, [torch.ones(0, 3)], layers="", scope=scope, progress=False)
