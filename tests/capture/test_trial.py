@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from cka_probe.capture.trial import FEW, try_fewer_samples, without_trace
+from cka_probe.capture.trial import FEW, ChanceLengths, without_trace
 
 
 class Lazy(nn.Module):
@@ -39,13 +39,38 @@ def test_hooks_attributes_buffers_and_lists_are_as_before():
 
 
 def test_an_axis_that_is_not_as_long_as_the_fewer_samples_holds_no_samples():
-    def shapes(_batch, few):
+    def shapes(batch, few):
+        assert len(batch) == few == FEW
         return {"samples": (few, 4), "time": (8, few, 4), "fewer time": (5, few, 4), "other": (3, 4)}
 
-    trial = try_fewer_samples(torch.zeros(8, 8, 4), 8, shapes)
-    assert trial.samples == FEW
-    assert not trial.keeps_length("samples", (8, 4))
-    assert trial.keeps_length("time", (8, 8, 4))
-    assert trial.keeps_length("fewer time", (8, 8, 4))
-    assert not trial.keeps_length("other", (3, 4))
-    assert not trial.keeps_length("unknown", (8, 4))
+    lengths = ChanceLengths()
+    lengths.run(torch.zeros(8, 8, 4), 8, shapes)
+    assert not lengths.is_chance("samples", (8, 4))
+    assert lengths.is_chance("time", (8, 8, 4))
+    assert lengths.is_chance("fewer time", (8, 8, 4))
+    assert not lengths.is_chance("other", (3, 4))
+    assert not lengths.is_chance("unknown", (8, 4))
+
+
+def test_a_run_that_follows_nothing_says_nothing():
+    """The batch holds what could not be cut, and the network ran on all of it."""
+    lengths = ChanceLengths()
+    lengths.run(torch.zeros(8, 4), 8, lambda _batch, _few: {"layer": (8, 8), "head": (8, 3)})
+    assert not lengths.is_chance("layer", (8, 8))
+
+
+def test_doubtful_layers_are_looked_at_once():
+    runs = []
+
+    def shapes(_batch, few):
+        runs.append(few)
+        return {"plain": (few, 4), "time": (8, few, 4)}
+
+    lengths = ChanceLengths()
+    lengths.see("plain", (8, 4))
+    assert lengths.found_later(torch.zeros(8, 4), 8, shapes) == []
+    assert not runs
+    lengths.see("time", (8, 8, 4))
+    assert lengths.found_later(torch.zeros(8, 4), 8, shapes) == [("time", 8)]
+    assert lengths.found_later(torch.zeros(8, 4), 8, shapes) == []
+    assert runs == [FEW]
