@@ -30,7 +30,7 @@ _SEQUENCE = (nn.RNNBase, nn.MultiheadAttention)
 _TRANSFORMER_LAYER = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _TRANSFORMER = (nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer)
 
-_AXES = {
+_AXES: dict[type[nn.Module], int] = {
     kind: axes
     for axes, kinds in {
         2: (nn.Linear,),

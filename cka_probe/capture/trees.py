@@ -78,7 +78,8 @@ def move(tree: Any, device: torch.device) -> Any:
         return moved if moved is tree else _require_grad_as(tree, moved)
     # BatchEncoding.to would change the caller's batch in place, and so would the `to` of a PyG graph.
     if callable(getattr(tree, "to", None)) and not isinstance(tree, Mapping):
-        return (tree if isinstance(tree, tuple) else _shallow(tree)).to(device)
+        movable: Any = tree if isinstance(tree, tuple) else _shallow(tree)
+        return movable.to(device)
     inside = parts(tree)
     return tree if inside is None else alike(tree, [move(part, device) for part in inside])
 
@@ -108,12 +109,14 @@ def _copied(tree: Any, known: dict[int, tuple[Any, Any]]) -> Any:
         return tree
     if id(tree) in known:
         return known[id(tree)][1]
+    copy_: Any
     if isinstance(tree, torch.Tensor):
         copy_ = _require_grad_as(tree, tree.detach().clone())
     elif isinstance(tree, np.ndarray):
         copy_ = tree.copy(order="K")
     elif isinstance(tree, PackedSequence):
-        copy_ = PackedSequence(*(None if part is None else _copied(part, known) for part in tree))
+        sequence: Any = tree
+        copy_ = PackedSequence(*[_copied(part, known) for part in sequence])
     elif (inside := parts(tree)) is not None:
         copy_ = alike(tree, [_copied(part, known) for part in inside])
     elif isinstance(tree, type | FunctionType | ModuleType | nn.Module):

@@ -96,9 +96,10 @@ def test_python_numbers_and_graphs_are_named():
             call_model(net, numbers)
     lists = {"input": [[0.1, 0.2], [0.3, 0.4]], "labels": [0, 1]}
     with pytest.raises(
-        TypeError, match=r"'input' of the batch is a list of Python numbers\. Make tensors of them: torch"
+        TypeError, match=r"The batch holds lists of Python numbers: 'input'\. Make tensors of them: torch"
     ):
         call_model(net, lists)
+    assert call_model(Sized(), {"x": torch.ones(3), "sizes": [1, 2]}) == [1, 2], "a list beside a tensor is an argument"
     with pytest.raises(TypeError, match=r"Its first part, which is the input, is of type int\. Pass forward=lambda"):
         call_model(net, (0, torch.ones(3, 2)))
     graph = type("Graph", (), {"x": 1, "edge_index": 2})()
