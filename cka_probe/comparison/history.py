@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from ..capture.extras import require
-from ..capture.layers import select_layers, unwrap
+from ..capture.layers import layer_parts, select_layers, unwrap
 from ..capture.nearest import nearest_hint
 from ..capture.networks import check_network
 from ..similarity.matrix import SimilarityMatrix
@@ -64,7 +64,8 @@ class SimilarityHistory:
             )
         self.reference = reference
         self.data = data
-        self.settings = {"progress": False, **settings}
+        several = {name: list(value) for name, value in settings.items() if isinstance(value, Iterator)}
+        self.settings = {"progress": False, **settings, **several}  # an iterator could be read only once
         _check_settings(reference, data, self.settings)
         self.matrices: dict[int, SimilarityMatrix] = {}
 
@@ -110,9 +111,10 @@ def _check_settings(reference: nn.Module, data: Iterable[Any], settings: Mapping
     options = set(inspect.signature(compare).parameters) - {"model_x", "model_y", "data"}
     if unknown := [name for name in settings if name not in options]:
         raise TypeError(f"`compare` has no option {unknown[0]!r}. {nearest_hint(unknown[0], options, kind='They')}")
-    known = {field.name for field in fields(Request)}
+    # The process group and the folder of a checkpoint may come later. What `exclude` names may be in the model only.
+    known = {field.name for field in fields(Request)} - {"distributed", "checkpoint"}
     Request(data, **{name: value for name, value in settings.items() if name in known})
-    select_layers(reference, settings.get("layers", "leaves"), settings.get("exclude"))
+    select_layers(reference, layer_parts(settings.get("layers", "leaves")))
 
 
 def trainer_callback(history: SimilarityHistory) -> Any:

@@ -53,8 +53,9 @@ def compare(
 ) -> SimilarityMatrix:
     """CKA, or another measure, of every layer of one network with every layer of another.
 
-    Both networks run in eval mode without gradients, in one pass over the data. Modes, hooks, devices and random number
-    generators are restored afterwards, also after an error.
+    Both networks run in eval mode without gradients, in one pass over the data. Weights, buffers, modes, hooks, devices
+    and random number generators are as before afterwards, also after an error. Other threads that compare one of the
+    networks wait meanwhile.
 
     Parameters
     ----------
@@ -120,7 +121,8 @@ def compare(
     -------
     SimilarityMatrix
         Values in float64; standard errors, p-values under the permutation null and chance levels if scope and measure
-        have them. Notes name layers that are constant or were left out. After Ctrl-C the result covers the batches
+        have them. Notes name layers that are constant or were left out, weights that the models share, and state that a
+        forward keeps. After Ctrl-C the result covers the batches
         until then.
 
     Raises
@@ -129,11 +131,12 @@ def compare(
         If a layer or option is unknown, two options contradict each other, ``data`` is empty, its batches are too
         small, or a checkpoint belongs to another comparison.
     TypeError
-        If ``data`` is not an iterable of batches.
+        If a model is not a network, ``data`` is not an iterable of batches, or an option is of the wrong kind.
     CaptureError
         If a layer gives NaN or infinity, or cannot be compared; the message names model, layer and batch.
     ModuleNotFoundError, RuntimeError
-        If ``backend="cupy"`` and CuPy or the GPU is missing.
+        If ``backend="cupy"`` and CuPy or the GPU is missing. RuntimeError also if ``distributed`` is set without a
+        process group, or if two threads inside comparisons wait for each other's networks.
     OSError
         If the checkpoint cannot be written.
 

@@ -105,6 +105,25 @@ def test_a_thread_that_only_runs_the_network_does_not_disturb_a_comparison():
     assert all(np.array_equal(values, right) for values in found)
 
 
+def test_probes_of_one_network_in_several_threads_record_their_own_forwards():
+    net = network(0).eval()
+    inputs = [torch.randn(5 + seed, 24) for seed in range(6)]
+
+    def probed(x):
+        found = []
+        for _ in range(10):
+            with cp.Probe(net) as probe, torch.no_grad():
+                net(x)
+            found.append(probe.features)
+        return found
+
+    for x, found in zip(inputs, in_threads([partial(probed, x) for x in inputs]), strict=True):
+        right = cloned(net, x)
+        for features in found:
+            assert list(features) == list(right)
+            assert all(np.allclose(features[name], right[name], atol=1e-6) for name in right)
+
+
 def test_other_models_run_at_the_same_time():
     """Each comparison waits until both are in their forward: with one lock for all this would never end."""
     both = threading.Barrier(2, timeout=30)

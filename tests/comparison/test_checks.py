@@ -143,3 +143,10 @@ def test_a_history_checks_its_options_when_it_is_made_and_not_after_the_first_ep
 ):
     with pytest.raises(error, match=message):
         SimilarityHistory(reference, data, **options)
+
+
+def test_what_may_come_later_is_not_asked_of_a_history(tmp_path):
+    SimilarityHistory(network(), [], distributed=True, checkpoint=tmp_path / "later" / "run.npz", exclude="adapter")
+    history = SimilarityHistory(network(), [torch.randn(8, 6)], layers=iter(["0"]))
+    model = network()
+    assert all(history.measure(model, step).rows == ("0",) for step in range(2))
