@@ -52,7 +52,7 @@ def rectangles(mask: NDArray[np.bool_]) -> list[tuple[int, int, int, int]]:
     """
     found = []
     left = mask.copy()
-    whole_rows, whole_columns = _runs(mask.all(axis=1)), _runs(mask.all(axis=0))
+    whole_rows, whole_columns = _runs(np.all(mask, axis=1)), _runs(np.all(mask, axis=0))
     if len(whole_rows) * len(whole_columns) > MOST_PIECES:
         # These cross. Cut at the crossings they would be thousands of pieces, which take a minute to draw.
         found += [(start, 0, count, mask.shape[1]) for start, count in whole_rows]
@@ -96,8 +96,8 @@ def hatch_cells(ax: Axes, mask: NDArray[np.bool_], hatch: str = "////", **kwargs
         return None
     if np.count_nonzero(mask[np.ix_(~mask.all(axis=1), ~mask.all(axis=0))]) > MOST_HATCHED:
         # So many single cells are smaller than the lines of a hatch, and would take minutes to draw.
-        plain_style = {"cmap": ListedColormap(["0.85"]), "origin": "lower", "interpolation": "nearest", "zorder": 1.5}
-        ax.imshow(np.ma.masked_array(np.zeros(mask.shape), ~mask), aspect=ax.get_aspect(), **plain_style)
+        grey: dict[str, Any] = {"cmap": ListedColormap(["0.85"]), "origin": "lower", "interpolation": "nearest"}
+        ax.imshow(np.ma.masked_array(np.zeros(mask.shape), ~mask), aspect=ax.get_aspect(), zorder=1.5, **grey)
         return None
     style: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.55", "linewidth": 0.0, "zorder": 1.5} | kwargs
     patches = [Rectangle((c - 0.5, r - 0.5), w, h) for r, c, h, w in rectangles(mask)]

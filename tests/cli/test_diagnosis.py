@@ -1,5 +1,7 @@
 """A network that does not run on the data: the message says on what it runs."""
 
+import json
+
 import numpy as np
 import pytest
 from command_line import run
@@ -106,3 +108,16 @@ def test_mistakes_before_the_forward_keep_their_message(capsys):
     assert code == 2
     assert "nope" in err
     assert "does not run" not in err
+
+
+def test_a_network_of_transformers_knows_its_size(capsys):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    transformers.ViTConfig(**sizes, image_size=48, patch_size=16).save_pretrained("vit")
+    small = ("--samples", 8, "--batch-size", 4, "--layers", "blocks", "--json")
+    code, _, err = run(capsys, "compare", "hf:vit", *small)
+    assert code == 2
+    assert "It runs on images of 3 x 48 x 48: --image-size 48." in err
+    code, out, _ = run(capsys, "compare", "hf:vit", *small, "--image-size", 48)
+    assert code == 0
+    assert json.loads(out)["notes"][0] == "no weights given: hf:vit has random weights (seed 0)"

@@ -93,7 +93,8 @@ def load_network(source: str, weights: str | Path | None = None, *, num_classes:
     # On Windows a path may hold a colon itself.
     file, _, function = source.rpartition(":")
     library, colon, name = source.partition(":")
-    untrained, notes = True, []
+    untrained = True
+    notes: list[str] = []
     if file.endswith(".py"):
         model, untrained = from_function(file, function), False
     elif colon and library == "hf":
