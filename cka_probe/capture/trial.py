@@ -128,17 +128,25 @@ def without_trace(model: nn.Module) -> Iterator[None]:
 
     Hooks and the attribute that says that they are installed go together: transformers installs its hooks in the first
     forward. The random generators are restored too. What a forward changes in place inside a tensor or array of an
-    attribute is not restored.
+    attribute is not restored. If it changed weights, nothing is put back: the attribute that says so must stay with
+    them, or the next forward would change them again (RWKV divides weights in its first forward in eval mode).
     """
+    versions = [(weight, _version(weight)) for weight in model.parameters()]
     before = [(module.__dict__, dict(module.__dict__), _contents(module)) for module in model.modules()]
     try:
         with buffers_restored(model), random_states_restored():
             yield
     finally:
-        for attributes, old, contents in before:
-            _refill(attributes, old)
-            for container, held in contents:
-                _refill(container, held)
+        if all(_version(weight) == version for weight, version in versions):
+            for attributes, old, contents in before:
+                _refill(attributes, old)
+                for container, held in contents:
+                    _refill(container, held)
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Number of changes in place; None in inference mode, where torch does not count them."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:

@@ -74,3 +74,27 @@ def test_doubtful_layers_are_looked_at_once():
     assert lengths.found_later(torch.zeros(8, 4), 8, shapes) == [("time", 8)]
     assert lengths.found_later(torch.zeros(8, 4), 8, shapes) == []
     assert runs == [FEW]
+
+
+class Rescales(nn.Linear):
+    """Halves its weights in its first forward in eval mode and remembers it, as RWKV does."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.rescaled = False
+
+    def forward(self, x):
+        if not (self.training or self.rescaled):
+            with torch.no_grad():
+                self.weight.div_(2)
+            self.rescaled = True
+        return super().forward(x)
+
+
+def test_an_attribute_stays_beside_the_weights_that_changed_with_it():
+    net = Rescales().eval()
+    weight = net.weight.detach().clone()
+    with without_trace(net):
+        net(torch.zeros(2, 3))
+    net(torch.zeros(2, 3))
+    assert torch.equal(net.weight, weight / 2), "halved once, not twice"
