@@ -62,8 +62,9 @@ def compare(
     model_x, model_y : torch.nn.Module
         Rows and columns of the result. If both are the same model, it runs once.
     data : iterable of batches
-        A batch is a tensor, an (input, target) tuple, or a dict or BatchEncoding, whose items are passed as keywords
-        and whose attention mask is used; with ``forward`` it may be anything. A single tensor or dict is one batch.
+        A batch is a tensor or numpy array, an (input, target) tuple, or a dict or BatchEncoding, whose items are passed
+        as keywords and whose attention mask is used; with ``forward`` it may be anything. Each model gets a copy of its
+        own. A single tensor, dict or (input, target) is cut into minibatches if it has more than 512 samples.
     layers, layers_y : str, type, callable, mapping or sequence
         "leaves" (every module that is a layer of its own), "blocks", module paths, globs (``*`` stays between two dots,
         ``**`` crosses them), "re:..." patterns, classes or a predicate; the names of another result, such as

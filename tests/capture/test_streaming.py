@@ -8,6 +8,7 @@ import torch
 from activations import cloned, reference_cka
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
+from torch.utils.data import DataLoader
 
 import cka_probe as cp
 from cka_probe.capture.recorder import LayerRecorder
@@ -74,7 +75,12 @@ def batches_of(count=3, size=10):
     return [torch.randn(size, 8, generator=generator) for _ in range(count)]
 
 
+def new_shape(x):
+    return (x.unsqueeze_(1).squeeze(1) - 0.5) / 0.25  # the values stay, the shape does not
+
+
 CHANGES = {
+    "the shape": (lambda seed: Net(seed, new_shape), lambda seed: Net(seed, out_of_place)),
     "in place": (lambda seed: Net(seed, in_place), lambda seed: Net(seed, out_of_place)),
     "through .data": (lambda seed: Net(seed, through_data), lambda seed: Net(seed, out_of_place)),
     "through numpy": (lambda seed: Net(seed, through_numpy), lambda seed: Net(seed, out_of_place)),
@@ -227,7 +233,18 @@ def one_pair(batches, after):
         pair.clear()
 
 
-LOADERS = pytest.mark.parametrize("loader", [one_tensor, one_array, one_pair])
+def one_collate(batches, after):
+    """A DataLoader whose collate function writes into one buffer; its last batch is smaller than the others."""
+    buffer = torch.full_like(batches[0], after)
+
+    def collate(samples):
+        buffer.fill_(after)
+        return {"x": torch.stack(samples, out=buffer[: len(samples)]), "names": ["a"] * len(samples)}
+
+    return DataLoader(torch.cat(batches), batch_size=len(batches[0]), collate_fn=collate)
+
+
+LOADERS = pytest.mark.parametrize("loader", [one_tensor, one_array, one_pair, one_collate])
 AFTER = pytest.mark.parametrize("after", [0.0, float("nan")])
 
 
@@ -243,10 +260,11 @@ def test_one_buffer_for_all_batches(loader, after, scope):
     assert_allclose(result.values, reference_cka(*features), atol=1e-6)
 
 
-def test_one_buffer_and_a_small_last_batch_that_is_joined():
+@pytest.mark.parametrize("loader", [one_pair, one_collate])
+def test_one_buffer_and_a_small_last_batch_that_is_joined(loader):
     x, y = Net(0, out_of_place), Net(1, out_of_place)
     batches = [*batches_of(), batches_of()[0][:2]]
-    result = compared(x, y, one_pair(batches, float("nan")))
+    result = compared(x, y, loader(batches, float("nan")))
     joined = [*batches[:2], torch.cat(batches[2:])]
     assert_allclose(result.values, reference_cka(*([cloned(net, b) for b in joined] for net in (x, y))), atol=1e-6)
 
