@@ -157,3 +157,39 @@ class TestCupy:
     def test_a_kernel_of_the_estimators(self, cupy):
         x = torch.randn(32, 7, device="cuda")
         assert_allclose(by_cupy(cp.RBF(), x).cpu().numpy(), cp.RBF()(x).cpu().numpy(), atol=1e-6)
+
+
+class OnTwoDevices(nn.Module):
+    """Its first part is on the CPU, its second on the GPU."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(12, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 6)).cuda()
+
+    def forward(self, x):
+        return self.second(self.first(x).to(next(self.second.parameters()).device))
+
+
+@pytest.mark.parametrize("scope", ["minibatch", "dataset"])
+def test_a_network_that_is_spread_over_devices_equals_the_same_network_on_one(scope):
+    data = [torch.randn(16, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    spread, whole = OnTwoDevices(), OnTwoDevices().cpu()
+    result = cp.compare(spread, spread, data, scope=scope, progress=False)
+    expected = cp.compare(whole, whole, data, scope=scope, progress=False)
+    assert_allclose(result.values, expected.values, atol=1e-5)
+    assert next(spread.second.parameters()).is_cuda
+    assert not next(spread.first.parameters()).is_cuda
+
+
+def test_an_offloaded_network_runs_on_the_gpu_and_stays_offloaded():
+    accelerate = pytest.importorskip("accelerate")
+    data = [torch.randn(16, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(12, 8), nn.ReLU(inplace=True), nn.Linear(8, 6))
+    torch.manual_seed(0)
+    offloaded = nn.Sequential(nn.Linear(12, 8), nn.ReLU(inplace=True), nn.Linear(8, 6))
+    accelerate.cpu_offload(offloaded, execution_device=torch.device("cuda"))
+    result = cp.compare(offloaded, plain, data, progress=False)
+    assert_allclose(result.values, cp.compare(plain, plain, data, progress=False).values, atol=1e-5)
+    assert all(parameter.is_meta for parameter in offloaded.parameters())

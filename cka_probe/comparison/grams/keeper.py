@@ -119,6 +119,7 @@ class GramKeeper:
         self._mean_squares: dict[str, torch.Tensor | None] = {}
         self._finite: dict[str, torch.Tensor] = {}
         self._far: dict[str, tuple[int, float]] = {}
+        self._home: torch.device | None = None
         self._batches: list[int] = []
         self._measures: list[torch.Tensor] = []
 
@@ -135,6 +136,9 @@ class GramKeeper:
         ValueError
             If ``overlap`` is set and the features are not on an NVIDIA GPU.
         """
+        self._home = self._home or features.device
+        if features.device != self._home:  # the network is spread over several devices
+            features = features.to(self._home)
         if self.overlap and self._side_stream is None:
             self._side_stream = SideStream(self._streams(features.device))
         if self.batch_means is not None:
