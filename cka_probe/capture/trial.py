@@ -15,7 +15,7 @@ from .hooks import CaptureError
 from .state import buffers_restored, random_states_restored
 from .trees import alike, parts
 
-__all__ = ["FEW", "ChanceLengths", "Shape", "ShapesOf", "Trial", "try_fewer_tokens", "without_trace"]
+__all__ = ["FEW", "ChanceLengths", "Shape", "ShapesOf", "Trial", "loose_lengths", "try_fewer_tokens", "without_trace"]
 
 FEW = 2
 """Number of samples of a trial."""
@@ -83,8 +83,8 @@ class ChanceLengths:
         return self._trial is not None and self._trial.keeps_length(name, shape)
 
     def see(self, name: str, shape: Shape) -> None:
-        """Take the shape of a layer. It is doubtful if another axis is as long as axis 0."""
-        if shape[0] in shape[1:]:
+        """Take the shape of a layer. It is doubtful if it may be (time, samples, width) with two equal lengths."""
+        if len(shape) == 3 and shape[0] == shape[1]:
             self._doubtful[name] = shape
 
     def found_later(self, batch: Any, samples: int | None, shapes_of: ShapesOf) -> list[tuple[str, int]]:
@@ -93,6 +93,20 @@ class ChanceLengths:
             return []
         self.run(batch, samples, shapes_of)
         return [(name, shape[0]) for name, shape in self._doubtful.items() if self.is_chance(name, shape)]
+
+
+def loose_lengths(model: nn.Module) -> set[int]:
+    """Lengths of the axes of weights and buffers that a network holds itself, outside of layers of ``torch.nn``.
+
+    A layer may run on these weights instead of samples (a hypernetwork on its codes, a graph's learnt nodes).
+    """
+    found: set[int] = set()
+    for module in model.modules():
+        base = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
+        if base is nn.Module:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                found.update(() if tensor is None else tensor.shape)
+    return found
 
 
 def try_fewer_tokens(
