@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,9 +19,23 @@ from ..estimators.dataset.blocks import blocked_cka
 from ..estimators.dataset.moments import MomentCKA
 from ..estimators.dataset.routes import SKETCH_SIZE, Route, choose_route
 from ..estimators.inference import jackknife_matrix
+from ..estimators.kernels import Linear
 from ..similarity.matrix import SimilarityMatrix
+from .grams.findings import coarse_layers, coarse_notes, undefined_reason
+from .notes import undefined_notes
 from .places import filled_features, places
 from .request import ComparedModel, Request
+from .undefined import (
+    CONSTANT_AT_FIRST,
+    alike,
+    by_spread,
+    far_notes,
+    has_no_bandwidth,
+    reasons_of,
+    some_samples,
+    spread_by_features,
+    undefined_layers,
+)
 
 __all__ = ["MEMORY", "DatasetPass", "Side", "keep_features", "run_dataset"]
 
@@ -111,13 +126,17 @@ class _Features:
 
 @dataclass(frozen=True)
 class _Values:
-    """Values that a route computed; the other fields are None or empty if the route does not compute them."""
+    """Values that a route computed; the other fields are None or empty if the route does not compute them.
+
+    ``reasons`` tells for rows and columns why a layer has no value, as far as its features or sums tell.
+    """
 
     values: torch.Tensor
     standard_error: torch.Tensor | None = None
     degrees_of_freedom: int | None = None
     chance: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
+    reasons: tuple[Sequence[str | None], Sequence[str | None]] = ((), ())
 
 
 class DatasetPass:
@@ -146,6 +165,9 @@ class DatasetPass:
         self.statistics: Any = None
         self.left, self.right = _Features(), _Features()
         self._widths: list[list[int]] = []
+        self._sizes: list[int] = []
+        self._flat: list[bool] = []
+        self._coarse: list[dict[str, tuple[float, torch.dtype]]] = []
 
     def consume(self, _index: int, kept: list[list[torch.Tensor | None]], samples: int) -> None:
         """Add one batch: for each side the features (samples, d) of its layers; None for one that was left out since.
@@ -157,10 +179,15 @@ class DatasetPass:
         """
         self._widths = self._widths or [[x.shape[1] for x in side if x is not None] for side in kept]
         full = [filled_features(side, widths) for side, widths in zip(kept, self._widths, strict=True)]
+        if not self._coarse and samples >= 4:
+            # Once: how coarsely a dtype holds a layer is a property of the network.
+            self._coarse = [
+                coarse_layers(side.names, features) for side, features in zip(self.sides, full, strict=True)
+            ]
         sides = [[x.to(self.home) for x in side] for side in full]
         xs, ys = (sides[0], sides[1]) if self.two_sided else ([x for side in sides for x in side], None)
         if self.route is None:
-            self._choose(samples, [x.shape[1] for x in xs], None if ys is None else [y.shape[1] for y in ys])
+            self._choose(xs, ys)
         if self.statistics is not None:
             self.statistics.update(xs, ys)
         else:
@@ -169,10 +196,12 @@ class DatasetPass:
                 self.right.append(ys)
         self.samples += samples
         self.batches += 1
+        self._sizes.append(samples)
 
-    def _choose(self, first: int, widths_x: list[int], widths_y: list[int] | None) -> None:
-        """Choose the route by a first batch of ``first`` samples and the widths of its layers."""
-        request = self.request
+    def _choose(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None) -> None:
+        """Choose the route by the first batch."""
+        request, first = self.request, len(xs[0])
+        widths_x, widths_y = [x.shape[1] for x in xs], None if ys is None else [y.shape[1] for y in ys]
         expected = expected_samples(request.data, first) if request.sample_axis == 0 else None
         if request.measure != "cka":
             self.route = Route("features", f"{request.measure} needs the features of all samples")
@@ -189,6 +218,7 @@ class DatasetPass:
             from ..estimators.dataset.sketch import SketchCKA
 
             self.statistics = SketchCKA(size=SKETCH_SIZE, kernel=request.kernel)
+            self._flat = [bool((x == x[:1]).all()) for x in [*xs, *(ys or [])]]
 
     def _named_layers(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Model and layer of each row, and of each column."""
@@ -220,12 +250,11 @@ class DatasetPass:
         rows, columns = self._named_layers()
         notes = [*notes, f"route {route.name}: {route.reason}", *found.notes]
         notes += [note for side in self.sides for note in side.notes()]
-        for named, axis in ((rows, 1), (columns, 0)) if self.two_sided else ((rows, 1),):
-            notes += [
-                f"{model}: {layer!r} is constant over all samples, so its similarity is undefined"
-                for (model, layer), dead in zip(named, np.isnan(values).all(axis=axis), strict=True)
-                if dead
-            ]
+        for side, coarse in zip(self.sides, self._coarse, strict=False):
+            notes += coarse_notes(side.name, {name: coarse[name] for name in side.compared if name in coarse})
+        otherwise = alike(request.kernel, request.measure)
+        named = (rows, columns) if self.two_sided else (rows,)
+        notes += undefined_notes(undefined_layers(named, found.reasons, np.isnan(values), otherwise))
         unbiased = request.measure == "cka" and request.estimator == "unbiased"
         return SimilarityMatrix(
             values,
@@ -249,15 +278,37 @@ class DatasetPass:
             column_models=[model for model, _ in columns] if request.square else None,
         )
 
+    def _spread(self, rows: list[int], columns: list[int]) -> tuple[tuple[Any, ...], list[str]]:
+        """Why layers of the sums have no value, by rows and columns, and notes on far samples."""
+        if self.samples < 4:
+            return ([None] * len(rows), [None] * len(columns)), []
+        spread = self.statistics.spread()
+        named, places_of = self._named_layers()[0], rows
+        by_place = by_spread(spread)
+        for place, width in enumerate(getattr(self.statistics, "bandwidths", [])):
+            if math.isnan(width):
+                flat = f"{CONSTANT_AT_FIRST}, from which the bandwidth is taken"
+                why = f"not constant, but {undefined_reason(self.request.kernel)}"
+                by_place[place] = flat if self._flat[place] else why
+        if self.two_sided:
+            split = len(self._widths[0])
+            columns = [split + column for column in columns]
+            named, places_of = [*named, *self._named_layers()[1]], [*rows, *columns]
+        reasons = [by_place[row] for row in rows], [by_place[column] for column in columns]
+        return reasons, far_notes(spread, named, places_of, self._sizes)
+
     def _values(self, route: Route) -> _Values:
         request = self.request
         rows, columns = (places([side]) for side in self.sides) if self.two_sided else (places(self.sides),) * 2
         if route.name == "moments":
             statistics = self.statistics
             values, error = statistics.compute(request.estimator), statistics.standard_error(request.estimator)
-            return _Values(values[rows][:, columns], error[rows][:, columns], statistics.degrees_of_freedom)
+            reasons, notes = self._spread(rows, columns)
+            values, error = values[rows][:, columns], error[rows][:, columns]
+            return _Values(values, error, statistics.degrees_of_freedom, notes=tuple(notes), reasons=reasons)
         if route.name == "sketch":
-            return _Values(self.statistics.compute()[rows][:, columns])
+            reasons, notes = self._spread(rows, columns)
+            return _Values(self.statistics.compute()[rows][:, columns], notes=tuple(notes), reasons=reasons)
         every = self.left.arrays()
         xs = [every[row] for row in rows]
         ys = None
@@ -272,11 +323,31 @@ class DatasetPass:
             def bar(blocks: Iterator[Any], total: int) -> Iterator[Any]:
                 return iter(tqdm(blocks, desc="blocks", total=total, disable=not request.progress, dynamic_ncols=True))
 
-            return _Values(blocked_cka(xs, ys, kernel=request.kernel, estimator=request.estimator, progress=bar))
+            return self._blocked(xs, ys, bar)
         from ..estimators.measures.catalogue import MEASURES
 
         found = MEASURES[request.measure].matrix(xs, ys)
-        return _Values(found.values, chance=found.chance)
+        return _Values(found.values, chance=found.chance, reasons=reasons_of(found.values, xs, ys, request.kernel))
+
+    def _blocked(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None, bar: Callable[..., Any]) -> _Values:
+        """CKA block by block; NaN for layers without a median bandwidth, which would end the computation."""
+        kernel = self.request.kernel
+        good_x, good_y = (
+            [place for place, x in enumerate(side or []) if not has_no_bandwidth(some_samples(x), kernel)]
+            for side in (xs, ys)
+        )
+        good_y = good_x if ys is None else good_y
+        values = torch.full((len(xs), len(xs if ys is None else ys)), math.nan, dtype=torch.float64, device=self.home)
+        if good_x and good_y:
+            some_x, some_y = [xs[place] for place in good_x], None if ys is None else [ys[place] for place in good_y]
+            part = blocked_cka(some_x, some_y, kernel=kernel, estimator=self.request.estimator, progress=bar)
+            values[torch.tensor(good_x)[:, None], torch.tensor(good_y)] = part.to(values.device)
+        notes: list[str] = []
+        for layers, features in zip(self._named_layers(), (xs, ys or []), strict=True):
+            if features and isinstance(kernel, Linear):
+                spread = spread_by_features(features)
+                notes += far_notes(spread, layers, range(len(features)), self._sizes)
+        return _Values(values, notes=tuple(notes), reasons=reasons_of(values, xs, ys, kernel))
 
     def _jackknife(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None) -> _Values:
         """CKA with the exact jackknife over samples, and a note on each layer whose values depend on a few samples.
@@ -289,7 +360,8 @@ class DatasetPass:
         for outliers in found.outliers:
             model, layer = named[outliers.side][outliers.layer]
             notes.append(f"{model}: {outliers.message(repr(layer))}")
-        return _Values(found.value, found.standard_error, self.samples - 1, notes=tuple(notes))
+        reasons = reasons_of(found.value, xs, ys, self.request.kernel)
+        return _Values(found.value, found.standard_error, self.samples - 1, notes=tuple(notes), reasons=reasons)
 
 
 def _about_measure(request: Request) -> dict[str, str]:
@@ -307,7 +379,8 @@ def _p_value(values: np.ndarray, samples: int) -> np.ndarray:
     from scipy import stats
 
     # The permutation variance of unbiased CKA is 2 / (n (n - 3)) for any data (docs/theory.md, section 4).
-    return stats.norm.sf(values * np.sqrt(samples * (samples - 3) / 2))
+    p = stats.norm.sf(values * np.sqrt(samples * (samples - 3) / 2))
+    return np.maximum(p, np.finfo(np.float64).tiny)  # the exact value is above 0; NaN stays NaN
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

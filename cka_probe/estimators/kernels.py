@@ -111,13 +111,13 @@ class _Bandwidth:
     def width(self, x: Array, y: Array | None = None) -> Array | float:
         """The bandwidth in units of the features: ``fraction`` times the given number, or times the median distance.
 
-        It is NaN where the median distance is 0 although samples differ: half of all pairs or more are equal.
+        It is NaN where the median distance is 0: half of all pairs or more are equal.
         """
         if self.bandwidth != "median":
             return self.fraction * float(self.bandwidth)
         xp = array_namespace(x)
         squared, scale = scaled_distances(x if y is None else xp.concat([x, y], axis=-2))
-        return self._of_median(xp, squared, scale) * xp.where(scale > 0, scale, xp.ones_like(scale))
+        return self._of_median(xp, squared, scale) * xp.where(scale > 0, scale, xp.full_like(scale, math.nan))
 
     def _of_median(self, xp: ModuleType, squared: Array, scale: Array) -> Array:
         """Bandwidth (..., 1, 1) in units of ``scale``, from the squared distances of all samples in these units."""
@@ -153,7 +153,7 @@ class _Bandwidth:
         """
         width = self.width(x)
         width = width if isinstance(width, float) else float(width[0, 0])
-        if math.isnan(width) or not bool(array_namespace(x).any(x != x[:1, :])):
+        if math.isnan(width):
             raise ValueError(f"The median distance is 0: {MEDIAN_ZERO}. Pass a number as `bandwidth`.")
         return dataclasses.replace(self, bandwidth=width, fraction=1.0)
 
@@ -345,8 +345,8 @@ def check_defined(values: Array, sides: Sequence[tuple[str, Array, Kernel]]) -> 
         return
     for name, x, kernel in sides:
         if isinstance(kernel, _Bandwidth) and kernel.bandwidth == "median":
-            width = constant(kernel.width(x))
-            if bool(xp.any(xp.isnan(width))):
+            differ = xp.any(x != x[..., :1, :], axis=(-2, -1), keepdims=True)
+            if bool(xp.any(xp.isnan(constant(kernel.width(x))) & differ)):
                 raise ValueError(
                     f"The median distance of `{name}` is 0: {MEDIAN_ZERO}. Pass a number as `bandwidth`, such as "
                     f"{type(kernel).__name__}(bandwidth=1.0)."

@@ -116,6 +116,10 @@ def _with_one_bandwidth(x: Array, y: Array, kernel: Kernel) -> tuple[Array, Arra
         return x, y, kernel
     some = [z[..., :: math.ceil(z.shape[-2] / MEDIAN_SAMPLES), :] for z in (x, y)]
     width = kernel.width(*some)
+    xp = array_namespace(x)
+    pooled = xp.concat([x, y], axis=-2)
+    # Without any distance, every bandwidth gives the same Gram matrix.
+    width = xp.where(xp.any(pooled != pooled[..., :1, :], axis=(-2, -1), keepdims=True), width, xp.ones_like(width))
     return x / width, y / width, dataclasses.replace(kernel, bandwidth=1.0, fraction=1.0)
 
 

@@ -127,6 +127,10 @@ def upper_tail(z: Array, skewness: Array | None = None) -> Array:
     """One-sided p-values of z-scores, in the library of ``z``: Pearson III if ``skewness`` is given, else normal."""
     xp = array_namespace(z)
     p = pearson3_sf(as_numpy(z), 0.0 if skewness is None else as_numpy(skewness))
+    if skewness is None:
+        import numpy as np
+
+        p = np.maximum(p, np.finfo(np.float64).tiny)  # the exact value is above 0; NaN stays NaN
     return xp.asarray(p, dtype=xp.float64, device=z.device)
 
 

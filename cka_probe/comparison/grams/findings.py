@@ -18,6 +18,7 @@ __all__ = [
     "FEW_CONSTANT",
     "FarSample",
     "Findings",
+    "coarse_layers",
     "coarse_notes",
     "coarseness",
     "undefined_note",
@@ -39,6 +40,12 @@ def coarseness(features: torch.Tensor, dtype: torch.dtype) -> float:
     found = float(resolution(features, torch.finfo(dtype).eps))
     limit = COARSE if dtype in (torch.float32, torch.float64) else 10 * COARSE
     return found if limit < found < math.inf else 0.0
+
+
+def coarse_layers(names: Sequence[str], features: Sequence[torch.Tensor]) -> dict[str, tuple[float, torch.dtype]]:
+    """The ``coarseness`` and dtype of the layers for which it is not 0."""
+    found = {name: (coarseness(x, x.dtype), x.dtype) for name, x in zip(names, features, strict=True)}
+    return {name: part for name, part in found.items() if part[0]}
 
 
 def coarse_notes(model: str, coarse: dict[str, tuple[float, torch.dtype]]) -> list[str]:

@@ -14,7 +14,14 @@ from array_api_compat import array_namespace
 from ..alignment import ratio
 from ..hsic import pairwise_inner, scaled_features
 from ..kernels import Kernel, Linear, given_kernel
-from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples
+from ..validation import (
+    Array,
+    check_estimator,
+    check_layer_features,
+    check_layer_lists,
+    check_same_samples,
+    constant,
+)
 
 __all__ = ["blocked_cka"]
 
@@ -105,7 +112,30 @@ def blocked_cka(
         self_x = self_y = xp.linalg.diagonal(cross)
     assert self_x is not None
     assert self_y is not None
-    return ratio(xp, cross, self_x[:, None], self_y[None, :])
+    floor_x, floor_y = (
+        xp.stack([xp.zeros_like(cross[0, 0]) + layer.floor for layer in side], axis=0) for side in (left, right)
+    )
+    return ratio(xp, cross, self_x[:, None], self_y[None, :], floor_x[:, None], floor_y[None, :])
+
+
+def _one_is_far(z: Array) -> bool:
+    """Whether one of the centred samples has more than half of all squared distances from the mean."""
+    xp = array_namespace(z)
+    norms = xp.sum(constant(z) ** 2, axis=1, dtype=xp.float64)
+    return bool(xp.max(norms) > xp.sum(norms) / 2)
+
+
+def _less_median(x: Array) -> Array:
+    """Features in float64 minus their median, divided by their largest magnitude."""
+    xp = array_namespace(x)
+    x = xp.astype(x, xp.float64)
+    x = x - xp.sort(constant(x), axis=0)[x.shape[0] // 2, :]
+    largest = xp.max(xp.abs(constant(x)))
+    return x / xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
+NOISE = 4.0
+"""A self term below the square of this many roundings of the Gram matrix is rounding only, and counts as 0."""
 
 
 class _Layer:
@@ -119,12 +149,16 @@ class _Layer:
         self.linear = isinstance(kernel, Linear)
         # Centring and scaling leave linear CKA unchanged and keep the Gram entries near 1.
         self.x = scaled_features(x)[0] if self.linear else x
+        if self.linear and _one_is_far(self.x):
+            # As for other kernels, in float64: in float32 the square of that sample would leave nothing of the others.
+            self.x, self.linear = _less_median(x), False
         fixed = getattr(kernel, "fixed", None)
         self.constant = not bool(array_namespace(x).any(x != x[:1, :]))
         # Samples from all over the data: its first block may hold one class only.
         some = self.x[:: -(-self.x.shape[0] // block), :]
         self.kernel = kernel if fixed is None or self.constant else fixed(some)
         self.scale = 1.0
+        self.floor: Array | float = 0.0
         self.rows: Array = None
         self.total: Array = None
 
@@ -144,6 +178,8 @@ class _Layer:
         else:
             for start, stop in spans:
                 own = self._block(xp, (start, stop))
+                if estimator == "unbiased":
+                    own = own * (1 - xp.eye(own.shape[0], dtype=own.dtype, device=own.device))
                 diagonals.append(xp.astype(xp.linalg.diagonal(own), xp.float64))
                 sums = [self._block(xp, (start, stop), span) for span in spans if span != (start, stop)]
                 whole = xp.sum(own, axis=1, dtype=xp.float64)
@@ -170,10 +206,14 @@ class _Layer:
         """One block of the centred (unbiased: U-centred) Gram matrix, flattened; exactly 0 for a constant layer."""
         if self.constant:
             size = (rows[1] - rows[0]) * (columns[1] - columns[0])
-            return xp.zeros((size,), dtype=self.x.dtype, device=self.x.device)
+            return xp.zeros((size,), dtype=self.x.dtype if self.linear else xp.float64, device=self.x.device)
         gram = self._block(xp, rows, None if rows == columns else columns) / self.scale
+        on_diagonal = rows == columns and estimator == "unbiased"
+        counted = 1 - xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device) if on_diagonal else 1.0
+        gram = gram * counted
+        eps = float(xp.finfo(gram.dtype).eps)
+        squares = xp.sum(gram * gram, dtype=xp.float64) * (1.0 if rows == columns else 2.0)
+        self.floor = self.floor + (NOISE * eps) ** 2 * squares
         shift = self.rows[rows[0] : rows[1], None] + self.rows[None, columns[0] : columns[1]] - self.total
-        gram = gram - xp.astype(shift, gram.dtype)
-        if rows == columns and estimator == "unbiased":
-            gram = gram * (1 - xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device))
+        gram = (gram - xp.astype(shift, gram.dtype)) * counted
         return xp.reshape(gram, (-1,))

@@ -67,6 +67,9 @@ class MomentSums:
         self.strips: list[Array] = []
         self.rows: Array = None
         self.keys = np.empty(0)
+        self.largest: Array = None
+        self.farthest: Array = None
+        self._taken = 0
         self._pending: list[tuple[Array, bool]] = []
 
     def add(self, x: Array, *, single: bool) -> None:
@@ -169,6 +172,7 @@ class MomentSums:
         v = self.scaled(xp, x)
         spans = self.layout.part_spans
         norms = self.layout.cut(spans, (0, v.shape[1])).sum_columns(xp, v * v)
+        self._compare_farthest(xp, self.layout.gather_parts(xp, norms))
         w = xp.concat([xp.ones_like(v[:, :1]), norms], axis=1)
         self.ww += xp.matrix_transpose(w) @ w
         self.wu += xp.matrix_transpose(w) @ v
@@ -187,6 +191,16 @@ class MomentSums:
         for i, (rows, columns) in enumerate(self.layout.strips):
             for u in pieces:
                 self.strips[i] += xp.matrix_transpose(u[:, slice(*rows)]) @ u[:, slice(*columns)]
+
+    def _compare_farthest(self, xp: ModuleType, squares: Array) -> None:
+        """Keep the largest squared distance (layers,) from the shift, and its sample. They are not merged or saved."""
+        largest, place = xp.max(squares, axis=0), xp.argmax(squares, axis=0) + self._taken
+        self._taken += squares.shape[0]
+        if self.largest is not None:
+            farther = largest > self.largest
+            largest = xp.where(farther, largest, self.largest)
+            place = xp.where(farther, place, self.farthest)
+        self.largest, self.farthest = largest, place
 
     def merge(self, other: MomentSums) -> None:
         """Add the samples of ``other``: same layout, library and device; its shift and scale may differ."""

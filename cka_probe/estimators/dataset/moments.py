@@ -12,6 +12,7 @@ from ..alignment import ratio
 from ..hsic import normalizer
 from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples, constant
 from .centred_sums import CentredSums, centre_sums
+from .far_samples import Spread, spread_of
 from .moment_layout import Layout
 from .moment_sums import MomentSums
 
@@ -229,6 +230,16 @@ class MomentCKA:
             v = centred.of_samples(kept[start : min(start + size, kept.shape[0]), :])
             values.append(self._ratio(xp, centred.without_each(v, estimator), floor))
         return jackknife_error(xp, xp.concat(values, axis=0), n)
+
+    def spread(self) -> Spread:
+        """The spread of each layer, of ``xs`` and then ``ys``, with its farthest sample and the rounding error.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 4 samples were added.
+        """
+        return spread_of(self._centred(4))
 
     @property
     def degrees_of_freedom(self) -> int:

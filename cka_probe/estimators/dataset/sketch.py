@@ -18,6 +18,7 @@ from ..centring import u_center_gram
 from ..kernels import RBF, Kernel, Linear, given_kernel
 from ..validation import Array, as_numpy
 from .centred_sums import CentredSums, centre_sums
+from .far_samples import Spread, spread_of
 from .moment_layout import Layout
 from .moment_sums import MomentSums
 from .moments import check_layout, checked_layers, jackknife_error
@@ -138,7 +139,7 @@ class SketchCKA:
                     "A median bandwidth needs at least 2 samples in the first batch, got 1. Pass a number as "
                     "`bandwidth`, or larger batches."
                 )
-            # NaN if more than half of all pairs coincide, as in a constant layer; CKA of the layer is NaN then.
+            # NaN if half of all pairs or more are equal, as in a constant layer; CKA of the layer is NaN then.
             self.bandwidths = [_number(self.kernel.width(x)) for x in features]
         self.features = layout
         self.sums = self._new_sums(layout, unit)
@@ -238,6 +239,16 @@ class SketchCKA:
         cross = centred.layers(centred.inner("unbiased"))
         own = xp.linalg.diagonal(cross) - xp.sum(self._units(centred), axis=1)
         return self._ratio(xp, cross, own, own, centred.floor(), (self.size, self.size))
+
+    def spread(self) -> Spread:
+        """The spread of the projections of each layer, as ``MomentCKA.spread``.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 4 samples were added.
+        """
+        return spread_of(self._centred())
 
     def projection_error(self) -> Array:
         """Standard error of ``compute()`` as an estimate of the exact CKA of these samples.
