@@ -108,7 +108,7 @@ class TokenMasks:
             return self._places[name]
         found = [place for key in self.masks if (place := self._find(key, name, shape)) is not None]
         place = min(found, key=lambda one: one.axis, default=None)
-        if place is None and len(shape) == 3:
+        if place is None and len(shape) == 3 and shape[1] > 1:  # one position, as in generation, is no padding
             self.without[name] = None
         self._places[name] = place
         return place
