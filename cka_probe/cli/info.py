@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..similarity.text import printable
-
 __all__ = ["info"]
 
 # Optional libraries, and the extra that installs each.
@@ -51,6 +49,8 @@ def info(
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ..similarity.text import printable
 
     # As Text, a name in square brackets is not read as a style.
     shown = Table(title=Text(printable(f"Layers of {model}")), title_justify="left")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from ..similarity.text import printable
-
 __all__ = ["say"]
 
 
@@ -21,4 +19,6 @@ def say(text: str, *, error: bool = False, end: str = "\n") -> None:
     end : str
         What follows the text.
     """
+    from ..similarity.text import printable
+
     typer.echo(printable(text, keep="\n\t") + end, err=error, nl=False)

@@ -88,8 +88,13 @@ def _from_file(path: Path) -> ModuleType:
     # Dataclasses and pickle look their module up here.
     sys.modules.setdefault(path.stem, module)
     loader = spec.loader
-    with _first_on_path(path.resolve().parent):  # a file may import its neighbours, as when Python runs it
-        _run(str(path), str(path), lambda: loader.exec_module(module))
+    try:
+        with _first_on_path(path.resolve().parent):  # a file may import its neighbours, as when Python runs it
+            _run(str(path), str(path), lambda: loader.exec_module(module))
+    except BaseException:
+        if sys.modules.get(path.stem) is module:  # half of a module must not be imported later
+            del sys.modules[path.stem]
+        raise
     return module
 
 

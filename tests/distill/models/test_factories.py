@@ -1,6 +1,7 @@
 """Networks from the user's Python code: what works, and messages that name file, line and function."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -113,6 +114,7 @@ def test_what_is_wrong_with_the_file(tmp_path, monkeypatch, code, kind, message)
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(kind, match=message):
         load_model(f"{tmp_path / 'mine.py'}:make")
+    assert ("mine" in sys.modules) == (code == "x = 3\n")  # half of a module does not stay
     # The same file as a module in the working directory.
     (tmp_path / "mine.py").rename(tmp_path / "mine_as_module.py")
     monkeypatch.chdir(tmp_path)
