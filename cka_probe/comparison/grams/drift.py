@@ -59,7 +59,8 @@ class BatchMeans:
         if self._signs is None or len(self._signs) != x.shape[1]:
             generator = torch.Generator().manual_seed(0)
             signs = torch.randint(0, 2, (x.shape[1], DIRECTIONS), generator=generator) * 2 - 1
-            self._signs = signs.to(x.device, torch.float32 if x.dtype != torch.float64 else x.dtype)
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            self._signs = signs.to(x.device, dtype, non_blocking=True)  # otherwise the host would wait for a GPU
         y = (x.to(self._signs.dtype) @ self._signs).double()
         if self._shift is None:
             self._shift = y[0]
