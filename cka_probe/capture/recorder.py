@@ -29,7 +29,7 @@ from .outputs import (
 from .pooling import Pooling, check_pooling, pool, reads_positions
 from .state import device_of, full_precision, reduces_products
 from .trees import copied
-from .trial import ChanceLengths, without_trace
+from .trial import ChanceLengths, loose_lengths, without_trace
 from .unchanged import UNCHANGED, UnchangedOutputs
 from .wrappers import called_model
 
@@ -135,6 +135,7 @@ class LayerRecorder:
         # Position embeddings have no samples; transformers and RNNs may put time before them.
         embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
         self._doubtful = embeds or self._reader.has_time_first or sample_axis != 0
+        self._loose = loose_lengths(self.model)
         self._unchanged = UnchangedOutputs()
         self._lengths = ChanceLengths(sample_axis)
         self._trial: dict[str, tuple[int, ...]] | None = None
@@ -209,7 +210,7 @@ class LayerRecorder:
             self._unchanged.start(batch)
         if not callable(self.pooling):
             self._masks.start(batch, self._shapes)
-        if self._fresh and not self._masks.masks and self._doubtful:
+        if self._fresh and not self._masks.masks and (self._doubtful or self._samples in self._loose):
             self._lengths.run(batch, self._samples, self._shapes)
 
     def _shapes(self, batch: Any, samples: int) -> dict[str, tuple[int, ...]]:

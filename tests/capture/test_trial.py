@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from cka_probe.capture.trial import FEW, ChanceLengths, without_trace
+from cka_probe.capture.trial import FEW, ChanceLengths, loose_lengths, without_trace
 
 
 class Lazy(nn.Module):
@@ -98,3 +98,14 @@ def test_an_attribute_stays_beside_the_weights_that_changed_with_it():
         net(torch.zeros(2, 3))
     net(torch.zeros(2, 3))
     assert torch.equal(net.weight, weight / 2), "halved once, not twice"
+
+
+def test_weights_outside_of_layers_of_torch():
+    class Codes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes, self.layer, self.norm = nn.Parameter(torch.zeros(7, 3)), nn.Linear(11, 13), nn.BatchNorm1d(5)
+            self.register_buffer("nothing", None)
+
+    assert loose_lengths(Codes()) == {7, 3}
+    assert loose_lengths(nn.Sequential(nn.Linear(11, 13), nn.BatchNorm1d(5))) == set()

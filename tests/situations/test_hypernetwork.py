@@ -37,4 +37,13 @@ def test_the_maker_of_the_weights_is_left_out():
 def test_also_where_it_makes_as_many_rows_as_the_batch_has_samples():
     result = compare(outputs=12)
     assert result.rows == ("act", "head")
-    check_notes(result, r"'maker'.* left out: .*same in every batch")
+    check_notes(result, r"'maker'.* left out: .*by chance")
+
+
+def test_also_in_a_single_batch():
+    torch.manual_seed(0)
+    net, batch = Hyper(12), torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    result = cp.compare(net, net, batch, progress=False)
+    assert result.rows == ("act", "head")
+    check(result, net, [batch])
+    check_notes(result, r"'maker' was left out: .*by chance")
