@@ -12,6 +12,7 @@ from torch import nn
 from .batches import Forward, expected_samples
 from .buffers import Budget, FeatureBuffer, as_cupy, require_cupy
 from .layers import Layers
+from .networks import check_device
 from .pooling import Pooling
 from .recorder import LayerRecorder, NotFiniteError
 from .streaming import Pass
@@ -82,6 +83,8 @@ def extract(
         raise ValueError(f'`backend` must be "torch" or "cupy", got {backend!r}.')
     if backend == "cupy":
         require_cupy()
+    if device is not None:
+        check_device(device)
     shared = Budget(budget)
     buffers: dict[str, FeatureBuffer] = {}
     rows = expected_samples(data) if pooling not in ("spatial", "all") and sample_axis == 0 else None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["check_movable", "check_network", "check_weights", "device_of"]
+__all__ = ["check_device", "check_movable", "check_network", "check_weights", "device_of"]
 
 ORDER = "Networks come before the data: compare(model_x, model_y, data)."
 
@@ -117,6 +117,15 @@ def check_movable(model: nn.Module, device: torch.device | str) -> None:
         f"`device`: {type(model).__name__} is offloaded or spread over devices by accelerate's hooks, which run it on "
         f"{hooked}; it cannot be moved to {device}. Leave `device` out."
     )
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise ValueError if torch cannot use the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device`: {str(device)!r} cannot be used here. torch says: {reason}") from error
 
 
 def device_of(model: nn.Module) -> torch.device:

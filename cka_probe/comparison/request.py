@@ -14,6 +14,7 @@ from ..capture.batches import Forward
 from ..capture.buffers import require_cupy
 from ..capture.layers import Layers
 from ..capture.nearest import nearest_hint
+from ..capture.networks import check_device
 from ..capture.pooling import Pooling, check_pooling
 from ..capture.recorder import Keep, LayerRecorder
 from ..capture.state import device_of
@@ -92,7 +93,7 @@ class Request:
         if self.backend == "cupy":
             require_cupy()
         if self.device is not None:
-            _check_device(self.device)
+            check_device(self.device)
         check_pooling(self.pooling)
         check_forward(self.forward)
         check_autocast(self.autocast)
@@ -177,12 +178,3 @@ class Request:
             label=label,
             order=order,
         )
-
-
-def _check_device(device: torch.device | str) -> None:
-    """Raise ValueError if torch cannot use the device."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`device`: {str(device)!r} cannot be used here. torch says: {reason}") from error

@@ -249,6 +249,8 @@ def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
 
     Raises
     ------
+    TypeError
+        If one is no signature.
     ValueError
         If the signatures differ in kernel or estimator, in their samples, or in the order or batches of the samples.
 
@@ -259,6 +261,9 @@ def compare_signatures(x: Signature, y: Signature) -> SimilarityMatrix:
     >>> compare_signatures(left, left).shape
     (2, 2)
     """
+    for side in (x, y):
+        if not isinstance(side, Signature):
+            raise TypeError(f"`compare_signatures` takes two signatures, got {type(side).__name__}.")
     for what in ("kernel", "estimator"):
         if getattr(x, what) != getattr(y, what):
             raise ValueError(

@@ -53,7 +53,10 @@ def namespace(*arrays: Array, names: tuple[str, ...]) -> ModuleType:
     if len(kinds) > 1:
         listed = " and ".join(f"`{name}` is from {library}" for library, name in kinds.items())
         raise TypeError(f"The arrays must come from one library: {listed}. Convert one of them first.")
-    return array_namespace(*arrays)
+    try:
+        return array_namespace(*arrays)
+    except TypeError as error:  # numpy.float32(2): a number that looks like an array
+        raise TypeError(f"{' and '.join(f'`{name}`' for name in names)} must be arrays, not single numbers.") from error
 
 
 def as_real(xp: ModuleType, x: Array, name: str) -> Array:

@@ -44,7 +44,10 @@ def as_names(names: Sequence[str], name: str, count: int | None = None) -> tuple
     """
     if isinstance(names, str):
         raise TypeError(f"`{name}` must be a sequence of strings, got the single string {names!r}. Write [{names!r}].")
-    result = tuple(names)
+    try:
+        result = tuple(names)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a sequence of strings, got {type(names).__name__}.") from None
     for item in result:
         if not isinstance(item, str):
             raise TypeError(f"`{name}` must hold strings, got {item!r} of type {type(item).__name__}.")
