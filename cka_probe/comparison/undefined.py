@@ -97,7 +97,7 @@ def undefined_layers(
     """
     found: dict[tuple[str, str], str] = {}
     for axis, layers in enumerate(sides):
-        for layer, why, gone in zip(layers, reasons[axis], empty.all(1 - axis), strict=True):
+        for layer, why, gone in zip(layers, reasons[axis], np.atleast_1d(empty.all(1 - axis)), strict=True):
             # If every layer of the other side is without a value of its own, this one may be in order.
             if gone and why != LOST and (why is not None or len(sides) == 1 or None in reasons[1 - axis]):
                 found[layer] = why or otherwise

@@ -276,8 +276,8 @@ class GramKeeper:
         self.findings.observe(names, grams, rows)
         if self.batch_means is not None:
             self.batch_means.end_batch(self.findings.flat)
-        for name, (sample, distance) in self._far.items():
-            self.findings.far_sample(name, batch, sample, distance)
+        for name, far in self._far.items():
+            self.findings.far_sample(name, batch, *far)
         self._far = {}
         if not self._defers(stack.device):
             return

@@ -112,9 +112,8 @@ def blocked_cka(
         self_x = self_y = xp.linalg.diagonal(cross)
     assert self_x is not None
     assert self_y is not None
-    floor_x, floor_y = (
-        xp.stack([xp.zeros_like(cross[0, 0]) + layer.floor for layer in side], axis=0) for side in (left, right)
-    )
+    zero = xp.zeros_like(self_x[0])
+    floor_x, floor_y = (xp.stack([zero + layer.floor for layer in side], axis=0) for side in (left, right))
     return ratio(xp, cross, self_x[:, None], self_y[None, :], floor_x[:, None], floor_y[None, :])
 
 
