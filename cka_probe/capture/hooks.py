@@ -168,7 +168,7 @@ class Probe:
         return self._compiled
 
     def _enter_model(self, _module: nn.Module, _inputs: Any) -> None:
-        if self._managed or self._outputs or self._thread != get_ident():
+        if self._managed or self._outputs or not self._in_thread():
             return
         if not self._depth:
             self._begin()
@@ -176,13 +176,17 @@ class Probe:
         self._depth += 1
 
     def _leave_model(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if not self._managed and self._thread == get_ident():
+        if not self._managed and self._in_thread():
             self._depth = max(0, self._depth - 1)
+
+    def _in_thread(self) -> bool:
+        """Whether this is the thread whose calls are recorded. torch.compile cannot trace the question."""
+        return torch.compiler.is_compiling() or self._thread == get_ident()
 
     def _records(self) -> bool:
         """Whether a call belongs to a pass."""
         alone = not self._outputs and (self._depth > 0 or not self._whole)
-        return self._thread == get_ident() and (self._managed or alone)
+        return self._in_thread() and (self._managed or alone)
 
     def _hook(self, path: str) -> Callable[..., None]:
         only, never = self.selection.only.get(path), self.selection.never.get(path, ())

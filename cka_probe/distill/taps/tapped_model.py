@@ -13,7 +13,7 @@ from ...capture.batches import call_model
 from ...capture.hooks import Probe
 from ...capture.layers import unknown_layer, unwrap
 from ...capture.trees import first_tensor
-from ...capture.wrappers import named_layers
+from ...capture.wrappers import compiled_parts, named_layers
 from ..losses.contract import Outputs
 
 __all__ = ["TappedModel", "check_layer_names"]
@@ -111,6 +111,11 @@ class TappedModel(nn.Module):
                 raise ValueError(
                     f"The {self.role}'s layer {layer!r} is called more than once in one forward pass, so its "
                     "activation is ambiguous. Tap a layer that is called once."
+                )
+            if layer not in kept and compiled_parts(self.model):
+                raise ValueError(
+                    f"The {self.role}'s layer {layer!r} ran in a graph of torch.compile that was made before the taps "
+                    "and runs no hooks. Call torch.compiler.reset() before training, or pass the network uncompiled."
                 )
             if layer not in kept:
                 raise ValueError(

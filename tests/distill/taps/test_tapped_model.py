@@ -97,3 +97,22 @@ def test_taps_on_tuples_dicts_and_repeated_layers():
         tapped(x)
     with pytest.raises(TypeError, match="returns a str without a tensor"), TappedModel(Text()) as tapped:
         tapped(x)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore:Dynamo")  # torch's own, while it traces hooks
+def test_a_network_that_was_compiled_and_ran_before_the_taps():
+    """Its graph has no hooks. The error says what to do, and that helps."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, 2)), torch.randn(4, 6)
+    torch.compile(net, backend="eager")(x)
+    compiled = torch.compile(net, backend="eager")
+    with TappedModel(net, ["0.0"]) as tapped:
+        tapped(x)
+    with TappedModel(compiled, ["0.0"]) as tapped:
+        try:
+            outputs = tapped(x)
+        except ValueError as error:
+            assert "ran in a graph of torch.compile that was made before the taps" in str(error)  # noqa: PT017
+            torch.compiler.reset()
+            outputs = tapped(x)
+    torch.testing.assert_close(outputs.features[0], net[0][0](x))
