@@ -32,6 +32,8 @@ class SeenData:
     """
 
     def __init__(self, saved: Iterable[Any] | None = None, most: int | None = MOST) -> None:
+        self._text: str
+        self.samples: int
         self._text, self.samples = ("", 0) if saved is None else saved
         self._most = most
         self._waiting: list[tuple[Tensor, Tensor]] = []
