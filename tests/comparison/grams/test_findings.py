@@ -243,3 +243,51 @@ class TestConstantLayers:
             "'0' is constant over the samples of 4 of 6 batches"
             in compared(nn.Sequential(linear(0)), nn.Sequential(linear(0)), data).notes[0]
         )
+
+
+class TestSecondExamples:
+    """Another situation of each kind, chosen after the first was mended."""
+
+    def test_a_saturated_sigmoid_is_a_rank_collapse(self, path):
+        net = nn.Sequential(linear(0), nn.Sigmoid())
+        with torch.no_grad():
+            net[0].weight.mul_(1e-6)
+            net[0].bias.fill_(3.0)
+        notes = compared(net, nn.Sequential(linear(1)), batches()).notes
+        assert any("the spread of '0', '1' is so small" in note for note in notes)
+
+    def test_two_far_samples_in_one_batch(self):
+        data = batches()
+        data[1][3] *= 1e7
+        data[1][9] *= 1e12
+        x, y = nn.Sequential(linear(0)), nn.Sequential(linear(1))
+        sums = np.zeros(3)
+        for batch in data:
+            z = [net(batch).detach().double().numpy() for net in (x, y)]
+            K, L = (f @ f.T for f in (one - np.median(one, axis=0) for one in z))
+            sums += [reference.hsic1(K, L), reference.hsic1(K, K), reference.hsic1(L, L)]
+        result = compared(x, y, data)
+        assert_allclose(result.values[0, 0], sums[0] / np.sqrt(sums[1] * sums[2]), atol=1e-5)
+        assert any("sample 9 of batch 1" in note for note in result.notes)
+
+    def test_a_slow_process_cut_into_batches_is_like_sorted_data(self, path):
+        generator = torch.Generator().manual_seed(0)
+        state, frames = torch.zeros(8), []
+        for _ in range(200):
+            state = 0.97 * state + 0.24 * torch.randn(8, generator=generator)
+            frames.append(state)
+        frames = torch.stack(frames)
+        x, y = nn.Sequential(linear(0)), nn.Sequential(linear(1))
+        notes = compared(x, y, list(frames.split(20))).notes
+        assert any("the batches differ more than random ones" in note for note in notes)
+        shuffled = frames[torch.randperm(200, generator=generator)]
+        assert compared(x, y, list(shuffled.split(20))).notes == ()
+
+    def test_a_kernel_of_the_user_that_overflows(self, path):
+        def exponential(x, _y=None):
+            return torch.exp(x @ x.T)
+
+        data = [50 * batch for batch in batches()]
+        result = compared(nn.Sequential(linear(0)), nn.Sequential(linear(1)), data, kernel=exponential)
+        assert np.isnan(result.values).all()
+        assert all("gives NaN or infinity for their features" in note for note in result.notes)
