@@ -24,6 +24,7 @@ from .recorder import LayerRecorder
 from .sources import checked_samples, cut, is_one_batch, one_batch, paired
 from .state import borrowed, device_of, full_precision, random_states_restored
 from .trees import copied, leaves, move, shape_text, tensors
+from .trial import without_trace
 
 __all__ = ["Consume", "Pass", "SampleOrder"]
 
@@ -255,9 +256,9 @@ class Pass:
                     draws = None if state is None else RandomDraws(recorder.name)
                     results, count = recorder.run(own, index, samples)
                     if state is not None and draws is not None:
-                        again = partial(_unrecorded, recorder, own)
                         with random_states_restored():
-                            state.after_first(again)
+                            state.after_first(partial(_unrecorded, recorder, own))
+                        again = partial(_unrecorded, recorder, own, trace=False)
                         self.notes += draws.notes(again, recorder.model, recorder.compared)
                 except CaptureError:
                     raise
@@ -315,11 +316,15 @@ class Pass:
         return tqdm(chain(batches), desc=self.label, total=total, unit="batch", dynamic_ncols=True)
 
 
-def _unrecorded(recorder: LayerRecorder, batch: Any) -> Any:
-    """Output of the model on a batch, of which the recorder sees nothing."""
+def _unrecorded(recorder: LayerRecorder, batch: Any, *, trace: bool = True) -> Any:
+    """Output of the model on a batch, of which the recorder sees nothing.
+
+    Without ``trace``, what the forward changes in the model (a counter, a cache) is undone.
+    """
     recorder.probe.__exit__(None, None, None)
     try:
-        return recorder.forward(recorder.called, copied(batch))
+        with nullcontext() if trace else without_trace(recorder.model):
+            return recorder.forward(recorder.called, copied(batch))
     finally:
         recorder.probe.__enter__()
 
