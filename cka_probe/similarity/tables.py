@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from .text import P_RESOLUTION, latex_escaped, p_text, printable
+from .text import P_RESOLUTION, csv_cell, latex_escaped, p_text, printable, safe_csv
 
 if TYPE_CHECKING:
     from .matrix import SimilarityMatrix
@@ -29,9 +29,6 @@ __all__ = [
 
 TABLES = ("values", "pairs", "best_match")
 NAMES = ("row_model", "row", "column_model", "column")
-
-# A spreadsheet runs a cell that starts with one of these as a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def axis_index(layers: tuple[str, ...], models: tuple[str, ...] | None) -> pd.Index:
@@ -216,17 +213,8 @@ def csv_text(matrix: SimilarityMatrix, table: str, level: float) -> str:
     ValueError
         As :func:`pair_table`, or if ``table`` is unknown.
     """
-
-    def name(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return f"'{printable(value)}" if value.startswith(FORMULA) else printable(value)
-
     frame = _chosen(matrix, table, level)
-    if table == "values":
-        return str(with_names(frame, name).to_csv())
-    frame = frame.assign(**{column: frame[column].map(name) for column in NAMES if column in frame})
-    return str(frame.to_csv(index=False))
+    return str(with_names(frame, csv_cell).to_csv()) if table == "values" else safe_csv(frame)
 
 
 def latex_text(matrix: SimilarityMatrix, table: str, digits: int, error: bool, level: float) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["P_RESOLUTION", "latex_escaped", "p_text", "printable"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["P_RESOLUTION", "csv_cell", "latex_escaped", "p_text", "printable", "safe_csv"]
 
 P_RESOLUTION = 1e-16
 """Smaller p-values are not printed as numbers: the null distribution is an approximation, and its tail ends in 0."""
@@ -15,6 +19,9 @@ P_RESOLUTION = 1e-16
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Joiners, which Persian, Indian scripts and emoji need.
 JOINERS = "\u200c\u200d"
+
+# A spreadsheet runs a cell that starts with one of these as a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -57,6 +64,26 @@ def printable(text: str, *, keep: str = "") -> str:
         else repr(character)[1:-1]
         for character in text
     )
+
+
+def csv_cell(value: Any) -> Any:
+    """The value as a spreadsheet shows it: a text that it would run as a formula gets an apostrophe; numbers stay.
+
+    Examples
+    --------
+    >>> csv_cell("=1+1"), csv_cell("conv1"), csv_cell(-1.5)
+    ("'=1+1", 'conv1', -1.5)
+    """
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(FORMULA) else printable(value)
+
+
+def safe_csv(frame: pd.DataFrame) -> str:
+    """CSV text of a table without its index. Names in cells and in the heading are written as by ``csv_cell``."""
+    texts = [column for column in frame if frame[column].dtype.kind not in "biufc"]
+    cells = frame.assign(**{column: frame[column].map(csv_cell) for column in texts})
+    return str(cells.set_axis([csv_cell(column) for column in frame.columns], axis=1).to_csv(index=False))
 
 
 def latex_escaped(text: str) -> str:

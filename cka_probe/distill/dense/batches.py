@@ -11,12 +11,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ...capture.trees import move
 from ..training.seeding import EpochOrder, Reseeded
+from ..training.seen_data import SeenData
+from .data import collate_lists
 from .settings import DenseSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["PictureBatches"]
+__all__ = ["PictureBatches", "WatchedPictures"]
 
 
 class PictureBatches:
@@ -80,6 +82,21 @@ class PictureBatches:
         self._order.epoch, self._order.first = epoch, first
         for batch in self._loader:
             yield move(batch, self._device)
+
+
+class WatchedPictures(Dataset[Any]):
+    """Data set whose items are added to a digest as they are read."""
+
+    def __init__(self, data: Dataset[Any], seen: SeenData) -> None:
+        self._data, self._seen = data, seen
+
+    def __len__(self) -> int:
+        return len(self._data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._data[index]
+        self._seen.add(collate_lists([item]))
+        return item
 
 
 def _without_indices(collate: Callable[[list[Any]], Any], samples: list[tuple[Any, int]]) -> Any:

@@ -108,6 +108,7 @@ def distill_detector(
     resume: bool = True,
     checkpoint_steps: int | None = None,
     log_every: int = 50,
+    score_every: int | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DenseResult:
@@ -156,13 +157,17 @@ def distill_detector(
     seed : int
         The same seed gives the same run on a CPU.
     output_dir : path, optional
-        Folder for last.safetensors, history.csv, scores.csv, settings.json and the checkpoints.
+        Folder for last.safetensors, history.csv, scores.csv, settings.json, the checkpoints and, with test data,
+        best.safetensors. A finished run goes on to more `steps` if `schedule` gives the finished ones the same rates.
     resume : bool
         Whether to resume from a checkpoint in `output_dir`; False starts again.
     checkpoint_steps : int, optional
         Number of steps after which a checkpoint is also saved within a pass over the data.
     log_every : int
         Steps between the rows of the history.
+    score_every : int, optional
+        Steps between scores on the test data. The history keeps them, and best.safetensors the weights with the best
+        AP. None scores after the last step only.
     progress : bool
         Whether a progress bar is shown.
     accelerator : accelerate.Accelerator, optional
@@ -218,6 +223,7 @@ def distill_detector(
         resume=resume,
         checkpoint_steps=checkpoint_steps,
         log_every=log_every,
+        score_every=score_every,
         progress=progress,
         accelerator=accelerator,
     )
@@ -251,20 +257,24 @@ def distill_detector(
             ours, taught = (Outputs(features=tuple(levels)) for levels in (maps, theirs))
             return found if loss is None else found | loss.terms(ours, taught)
 
-        def score(model: nn.Module, device: torch.device) -> dict[str, float]:
-            assert test is not None
-            return average_precision(model, test, batch_size=batch_size, device=device, progress=False)
+        def score(model: nn.Module, data: Dataset[Any], device: torch.device) -> dict[str, float]:
+            found = average_precision(model, data, batch_size=batch_size, device=device, progress=False)
+            if tap is not None:
+                tap.forget()
+            return found
 
         task = DenseTask(
             teacher=teacher,
             student=student,
             train=train,
+            test=test,
             loss=loss,
             layers={"layer": layer, "teacher_layer": teacher_layer or layer, "levels": levels},
             prepare=prepare,
             terms=terms,
             collate=collate_lists,
-            score=None if test is None else score,
+            score=score,
+            main_score="AP",
         )
         return train_dense(task, settings)
 

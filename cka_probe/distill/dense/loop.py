@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...capture.state import modes_restored, random_states, random_states_restored, set_random_states
@@ -19,12 +20,20 @@ from ...identity import identity, weights_digest
 from ..training.accelerator import accelerator_for
 from ..training.result import DenseResult
 from ..training.run_files import RunFiles
-from ..training.run_identity import check_processes_agree, identity_at_start, weights_at_start
+from ..training.run_identity import (
+    check_processes_agree,
+    extension_refused,
+    identity_at_start,
+    network_identity,
+    samples_of,
+    weights_at_start,
+)
 from ..training.run_state import RunState, checked_total
 from ..training.seeding import seed_everything
 from ..training.seen_data import check_same_data
-from ..training.steps import average_gradients
-from .batches import PictureBatches
+from ..training.steps import average_gradients, same_buffers
+from .batches import PictureBatches, WatchedPictures
+from .data import collate_lists
 from .settings import DenseSettings
 
 if TYPE_CHECKING:
@@ -56,8 +65,12 @@ class DenseTask:
         for mixed precision and DDP.
     collate : callable, optional
         Joins items into a batch; torch's default if None.
-    score : callable, optional
-        ``score(student, device)`` returns the scores after the last step.
+    test : Dataset, optional
+        Without it nothing is scored.
+    score : callable
+        ``score(student, test, device)`` returns the scores.
+    main_score : str
+        Name of the score that decides which step is best; higher is better.
     """
 
     teacher: nn.Module | None
@@ -67,8 +80,10 @@ class DenseTask:
     layers: dict[str, Any]
     prepare: Callable[[Any], None]
     terms: Callable[[Any, nn.Module, Accelerator], dict[str, Tensor]]
+    score: Callable[[nn.Module, Dataset[Any], torch.device], dict[str, float]]
+    main_score: str
     collate: Callable[[list[Any]], Any] | None = None
-    score: Callable[[nn.Module, torch.device], dict[str, float]] | None = None
+    test: Dataset[Any] | None = None
 
 
 def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
@@ -89,7 +104,8 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
     Raises
     ------
     ValueError
-        If the output directory holds a run with other settings, or there are fewer pictures than processes.
+        If the output directory holds a run with other settings or data, there are fewer pictures than processes, or
+        `score_every` is given without test data.
     CheckpointError
         If no checkpoint in the output directory can be read.
     FloatingPointError
@@ -97,7 +113,9 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
     """
     from accelerate.utils import gather_object
 
-    student, steps = task.student, given.steps
+    student, steps, main_column = task.student, given.steps, f"test_{task.main_score}"
+    if given.score_every is not None and task.test is None:
+        raise ValueError("`score_every` scores on the test data, but `test` is None. Give test data, or leave it out.")
     with ExitStack() as stack:
         stack.enter_context(random_states_restored())
         stack.enter_context(modes_restored(student))
@@ -107,6 +125,9 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         # The data, the student and the loss.
         seed_everything(given.seed)
         batches = PictureBatches(task.train, task.collate, given, accelerator)
+        # Before the first forward pass, which may change attributes of a network.
+        pair = {"teacher": task.teacher, "student": student}
+        networks = {name: network_identity(net, given.output_dir, given.resume) for name, net in pair.items()}
         loss = nn.Module() if task.loss is None else task.loss
         for network in filter(None, (task.teacher, student)):
             network.to(device)
@@ -129,20 +150,36 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             "clip_norm": given.clip_norm,
             "loss": identity_at_start(task.loss, given.output_dir, given.resume),
             "layers": task.layers,
+            **networks,
             "teacher_weights": weights_digest(task.teacher),
             "student_weights": weights_at_start(student, given.output_dir, given.resume),
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "log_every": given.log_every,
+            "score_every": given.score_every,
+            "train_samples": batches.count,
+            "test_samples": samples_of(task.test),
             "seed": given.seed,
         }
         check_processes_agree(settings)
-        files = RunFiles(given.output_dir, settings, resume=given.resume, main=main)
+        files = RunFiles(
+            given.output_dir, settings, resume=given.resume, main=main, length="steps",
+            extend=lambda before, now, saved: extension_refused(
+                given.schedule, before, now, saved["epoch"] * len(batches) + saved["step"], "step"
+            ),
+        )  # fmt: skip
         run = RunState(files.state, accelerator.process_index)
         if files.state is not None:
             seed_everything(given.seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
             check_same_data("train", run.saved_seen["train"], batches.of_epoch(0), given.output_dir)
+            if task.test is not None:
+                seed_everything(given.seed, 0, accelerator.process_index)  # as before the test data was scored
+                tests = DataLoader(task.test, 1, collate_fn=collate_lists)
+                check_same_data("test", run.saved_seen["test"], tests, given.output_dir)
             run.load(student, loss, descent, accelerator)
+        best: dict[str, Tensor] = {}
+        if any(isfinite(row.get(main_column, nan)) for row in run.rows):
+            best = files.best_state()
         files.open()
         stack.callback(files.close)
         descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
@@ -151,9 +188,40 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         started = time.perf_counter() - run.seconds
 
         def save_checkpoint() -> None:
+            # At the start of an epoch, the seed decides the random states.
+            run.random = gather_object([random_states()]) if run.step else None
             run.seconds = time.perf_counter() - started
             files.save_checkpoint(run.state(student, loss, descent, accelerator))
 
+        def due(done: int) -> bool:
+            """Whether the test data is scored after this number of steps."""
+            between = given.score_every is not None and done % given.score_every == 0
+            return task.test is not None and done > 0 and (between or done == steps)
+
+        def evaluate() -> None:
+            """Score the student on the test data, add the scores to the last row, and save the weights."""
+            nonlocal best
+            assert task.test is not None
+            new = not run.seen["test"].samples
+            with random_states_restored():
+                seed_everything(given.seed, 0, accelerator.process_index)
+                same_buffers(student, accelerator)
+                data = WatchedPictures(task.test, run.seen["test"]) if new else task.test
+                run.scores = task.score(student, data, device)
+            before = [row[main_column] for row in run.rows if isfinite(row.get(main_column, nan))]
+            run.rows[-1] |= {f"test_{name}": value for name, value in run.scores.items()}
+            facts = {"seed": given.seed, "steps": run.rows[-1]["step"], **run.scores}
+            if run.scores[task.main_score] > max(before, default=-inf):
+                best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
+                files.save_weights("best", best, facts)
+            files.save_weights("last", student.state_dict(), facts)
+            files.save_table("history", run.rows)
+            save_checkpoint()
+
+        if due(done) and main_column not in run.rows[-1]:  # an earlier process has stopped while it scored
+            if run.random is not None:
+                set_random_states(run.random[accelerator.process_index])
+            evaluate()
         bar = stack.enter_context(tqdm(total=steps, initial=done, disable=not (given.progress and main), unit="step"))
         student.train()
         loss.train()
@@ -177,7 +245,9 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
                 run.add(terms, 1, device)
                 bar.update()
                 done += 1
-                if done % given.log_every == 0 or done == steps:
+                if run.step == len(batches):
+                    run.next_epoch()
+                if done % given.log_every == 0 or done == steps or due(done):
                     means = run.means(accelerator)
                     total = checked_total(means, f"at step {done}", "set clip_norm")
                     seconds = time.perf_counter() - started
@@ -185,20 +255,15 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
                     run.add_row({"step": done, "loss": total, **means, "lr": rate, "seconds": seconds})
                     files.save_table("history", run.rows)
                 if done == steps:
-                    break
-                if given.checkpoint_steps and done % given.checkpoint_steps == 0 and run.step < len(batches):
-                    run.random = gather_object([random_states()])
+                    files.save_weights("last", student.state_dict(), {"seed": given.seed, "steps": steps})
+                asked = given.checkpoint_steps is not None and done % given.checkpoint_steps == 0
+                if asked or run.step == 0 or done == steps or due(done):
                     save_checkpoint()
-            if run.step == len(batches):
-                run.next_epoch()
-            if done == steps:
-                files.save_weights("last", student.state_dict(), {"seed": given.seed, "steps": steps})
-            save_checkpoint()
-
-        if task.score is not None and not run.scores:
-            student.eval()
-            run.scores = task.score(student, device)
-            files.save_weights("last", student.state_dict(), {"seed": given.seed, "steps": steps, **run.scores})
-            save_checkpoint()
+                if due(done):
+                    evaluate()
+                if done == steps:
+                    break
         files.save_table("scores", [run.scores])
-        return DenseResult(pd.DataFrame(run.rows), student, run.scores, run.notes, files.directory)
+        return DenseResult(
+            pd.DataFrame(run.rows), student, run.scores, run.notes, files.directory, best, task.main_score
+        )

@@ -56,6 +56,7 @@ def distill_segmenter(
     resume: bool = True,
     checkpoint_steps: int | None = None,
     log_every: int = 50,
+    score_every: int | None = None,
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DenseResult:
@@ -82,7 +83,7 @@ def distill_segmenter(
         ``features`` if None.
     steps, batch_size, learning_rate, schedule, optimizer, weight_decay, clip_norm, mixed_precision
         As in `distill_detector`.
-    workers, seed, output_dir, resume, checkpoint_steps, log_every, progress, accelerator
+    workers, seed, output_dir, resume, checkpoint_steps, log_every, score_every, progress, accelerator
         As in `distill_detector`.
 
     Returns
@@ -135,6 +136,7 @@ def distill_segmenter(
         resume=resume,
         checkpoint_steps=checkpoint_steps,
         log_every=log_every,
+        score_every=score_every,
         progress=progress,
         accelerator=accelerator,
     )
@@ -179,9 +181,11 @@ def distill_segmenter(
             found = {"cross_entropy": total / (labels != IGNORED).sum().clamp(min=1)}
             return found if loss is None or outputs is None else found | loss.terms(*outputs, labels)
 
-        def score(model: nn.Module, device: torch.device) -> dict[str, float]:
-            assert test is not None
-            return mean_iou(model, test, batch_size=batch_size, device=device, progress=False)
+        def score(model: nn.Module, data: Dataset[Any], device: torch.device) -> dict[str, float]:
+            found = mean_iou(model, data, batch_size=batch_size, device=device, progress=False)
+            for ours, _ in taps:
+                ours.forget()
+            return found
 
         layers = {
             "layer": layer,
@@ -193,11 +197,13 @@ def distill_segmenter(
             teacher=teacher,
             student=student,
             train=train,
+            test=test,
             loss=loss,
             layers=layers,
             prepare=prepare,
             terms=terms,
-            score=None if test is None else score,
+            score=score,
+            main_score="mIoU",
         )
         return train_dense(task, settings)
 

@@ -45,11 +45,12 @@ class DenseSettings:
     resume: bool = True
     checkpoint_steps: int | None = None
     log_every: int = 50
+    score_every: int | None = None
     progress: bool = True
     accelerator: Accelerator | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_steps"):
+        for name in ("steps", "batch_size", "log_every", "checkpoint_steps", "score_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ...atomic_write import atomic_write
+from ...similarity.text import latex_escaped, printable, safe_csv
 from .experiment import check_recipe, finished, load_datasets, run_recipe
 from .methods import METHODS, build_loss
 from .recipe import Recipe
@@ -162,7 +163,7 @@ def format_markdown(table: pd.DataFrame, against: str | None = None) -> str:
     str
         Ends with a line break.
     """
-    heading, rows = _cells(table, against, bold="**{}**", plus_minus="±")
+    heading, rows = _cells(table, against, bold="**{}**", plus_minus="±", escaped=_markdown_escaped)
     lines = [heading, ["---"] * 2 + ["---:"] * (len(heading) - 2), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -182,8 +183,8 @@ def format_latex(table: pd.DataFrame, against: str | None = None) -> str:
     str
         From ``\begin{tabular}`` to ``\end{tabular}``.
     """
-    heading, rows = _cells(table, against, bold=r"\textbf{{{}}}", plus_minus=r"$\pm$")
-    lines = [" & ".join(cell.replace("_", r"\_") for cell in line) + r" \\" for line in (heading, *rows)]
+    heading, rows = _cells(table, against, bold=r"\textbf{{{}}}", plus_minus=r"$\pm$", escaped=latex_escaped)
+    lines = [" & ".join(line) + r" \\" for line in (heading, *rows)]
     rules = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     columns = "ll" + "r" * (len(heading) - 2)
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}", ""])
@@ -215,18 +216,20 @@ def save_table(table: pd.DataFrame, runs: pd.DataFrame, directory: Path, against
     """
     directory.mkdir(parents=True, exist_ok=True)
     contents = {
-        "table.csv": table.to_csv(index=False),
+        "table.csv": safe_csv(table),
         "table.md": format_markdown(table, against),
         "table.tex": format_latex(table, against),
-        "runs.csv": runs.to_csv(index=False),
+        "runs.csv": safe_csv(runs),
     }
     for name, content in contents.items():
         atomic_write(directory / name, content)
     return [directory / name for name in contents]
 
 
-def _cells(table: pd.DataFrame, against: str | None, bold: str, plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows as text, without the columns that have no numbers."""
+def _cells(
+    table: pd.DataFrame, against: str | None, bold: str, plus_minus: str, escaped: Callable[[str], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows as text, without the columns that have no numbers. ``escaped`` writes the names."""
     spread = {True: f" {plus_minus} {{sd:.2f}}", False: ""}
 
     def accuracy(line: Any, which: str) -> str:
@@ -237,15 +240,24 @@ def _cells(table: pd.DataFrame, against: str | None, bold: str, plus_minus: str)
 
     heading = ["recipe", "method", "seeds", "last", "best"]
     optional = [name for name in ("paper", "difference", "p") if table[name].notna().any()]
-    titles = {"paper": "paper", "difference": f"minus {_title(against)}", "p": "p (Holm)"}
+    titles = {"paper": "paper", "difference": f"minus {escaped(_title(against))}", "p": "p (Holm)"}
     formats = {"paper": "{:.2f}", "difference": "{:+.2f}", "p": "{:.3f}"}
     rows = []
     for _, line in table.iterrows():
-        row = [str(line["recipe"]), _title(line["method"]), str(line["seeds"]), accuracy(line, "last")]
+        row = [
+            escaped(str(line["recipe"])),
+            escaped(_title(line["method"])),
+            str(line["seeds"]),
+            accuracy(line, "last"),
+        ]
         row.append(accuracy(line, "best"))
         row += [formats[name].format(line[name]) if pd.notna(line[name]) else "" for name in optional]
         rows.append(row)
     return heading + [titles[name] for name in optional], rows
+
+
+def _markdown_escaped(name: str) -> str:
+    return "".join(f"\\{c}" if c in "\\`*[]<>|#&" else c for c in printable(name))
 
 
 def _title(method: str | None) -> str:

@@ -25,12 +25,19 @@ from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, simil
 from .preparation import check_arguments, choose_layers, fit_together
 from .result import DistillationResult
 from .run_files import RunFiles
-from .run_identity import check_processes_agree, extension_refused, identity_at_start, weights_at_start
+from .run_identity import (
+    check_processes_agree,
+    extension_refused,
+    identity_at_start,
+    network_identity,
+    samples_of,
+    weights_at_start,
+)
 from .run_state import RunState, checked_total
 from .schedules import StepDecay
 from .seeding import seed_everything
 from .seen_data import SeenData, check_same_data
-from .steps import accumulated_gradient, average_gradients, exact_gradient, weighted_terms
+from .steps import accumulated_gradient, average_gradients, exact_gradient, same_buffers, weighted_terms
 from .teacher_cache import cached_teacher
 
 if TYPE_CHECKING:
@@ -204,6 +211,9 @@ def distill(
         seed_everything(seed)
         batches = training_batches(train, batch_size=batch_size, seed=seed, workers=workers, accelerator=accelerator)
         tests = evaluation_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
+        # Before the first forward pass, which may change attributes of a network.
+        pair = {"teacher": teacher, "student": student}
+        networks = {name: network_identity(model, output_dir, resume) for name, model in pair.items()}
         sample = batches.sample()
         for network in filter(None, (teacher, student)):
             network.to(device)
@@ -242,17 +252,24 @@ def distill(
             "ce_weight": ce_weight,
             "student_layers": layers,
             "teacher_layers": layers_y,
+            **networks,
             "teacher_weights": weights_digest(teacher),
             "student_weights": weights_at_start(student, output_dir, resume),
             "accumulation": [accumulation_steps, accumulation],
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
+            "diagnostics": identity(diagnostics),
+            "teacher_cache": teacher_cache is not None,
+            "train_samples": samples_of(train),
+            "test_samples": samples_of(test),
             "seed": seed,
         }
         check_processes_agree(settings)
         folder = RunFiles(
             output_dir, settings, resume=resume, main=main, tensorboard=tensorboard,
-            extend=partial(extension_refused, schedule), texts=files,
+            extend=lambda before, now, saved: extension_refused(
+                schedule, before, now, saved["epoch"] + bool(saved["step"])
+            ), texts=files,
         )  # fmt: skip
         run = RunState(folder.state, accelerator.process_index)
         best: dict[str, Tensor] = {}
@@ -361,9 +378,7 @@ def _accuracy(
     metric = MulticlassAccuracy(classes, average="micro", validate_args=False, sync_on_compute=False)
     metric = metric.to(accelerator.device)
     model.eval()
-    if accelerator.num_processes > 1:  # every process must use the same batch-norm statistics
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+    same_buffers(model, accelerator)
     with torch.no_grad(), accelerator.autocast():
         for batch in loader:
             inputs, target = split_batch(batch)

@@ -80,16 +80,21 @@ class DenseResult:
     Parameters
     ----------
     history : pandas.DataFrame
-        One row for every ``log_every`` steps: step (from 1), loss, the mean of each term since the row before, lr and
-        seconds since the start. Means are over all processes.
+        One row for every ``log_every`` steps, and for each step after which the test data was scored: step (from 1),
+        loss, the mean of each term since the row before, lr and seconds since the start; and test_AP, test_mIoU, ...
+        where it was scored. Means are over all processes.
     student : torch.nn.Module
-        The network that was passed, trained.
+        The network that was passed, with the weights of the last step.
     scores : dict of str to float
-        Scores on the test data. Empty without test data.
+        Scores on the test data after the last step. Empty without test data.
     notes : tuple of str
         Where the run was resumed.
     output_dir : pathlib.Path, optional
-        Folder of last.safetensors, history.csv, scores.csv, settings.json and the checkpoints.
+        Folder of best.safetensors, last.safetensors, history.csv, scores.csv, settings.json and the checkpoints.
+    best_state : dict of str to Tensor
+        The state dict of the scored step with the best main score, on the CPU. Empty without test data.
+    main_score : str
+        Name of the score that decides which step is best: "AP" of detectors, "mIoU" of segmenters.
     """
 
     history: pd.DataFrame
@@ -97,8 +102,45 @@ class DenseResult:
     scores: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     output_dir: Path | None = None
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    main_score: str = ""
+
+    @property
+    def last_score(self) -> float:
+        """Main score after the last step; NaN without test data."""
+        return self.scores.get(self.main_score, float("nan"))
+
+    @property
+    def best_score(self) -> float:
+        """Best main score of any scored step; NaN without test data. It is selected on the test data."""
+        return float("nan") if self.best_step is None else float(self._main_scores.max())
+
+    @property
+    def best_step(self) -> int | None:
+        """First scored step with the best main score; None without test data, or if every score is NaN."""
+        scores = self._main_scores.dropna()
+        return None if scores.empty else int(self.history["step"][scores.idxmax()])
+
+    @property
+    def best_path(self) -> Path | None:
+        """File of the best weights; None without an output directory or without test data."""
+        return self.output_dir / "best.safetensors" if self.output_dir is not None and self.best_state else None
+
+    @property
+    def _main_scores(self) -> pd.Series[float]:
+        return self.history.get(f"test_{self.main_score}", pd.Series(dtype=float))
 
     @property
     def last_path(self) -> Path | None:
         """File of the last weights; None without an output directory."""
         return None if self.output_dir is None else self.output_dir / "last.safetensors"
+
+    def __repr__(self) -> str:
+        where = "" if self.output_dir is None else f", in {self.output_dir}"
+        scored = (
+            ""
+            if self.best_step is None
+            else (f", {self.main_score} last {self.last_score:.4f}, best {self.best_score:.4f} (step {self.best_step})")
+        )
+        steps = 0 if self.history.empty else int(self.history["step"].iloc[-1])
+        return f"<DenseResult: {steps} steps{scored}{where}>"

@@ -16,6 +16,7 @@ from ...atomic_write import atomic_write
 from ...capture.extras import require
 from ...identity import differences
 from ...similarity.matrix import SimilarityMatrix
+from ...similarity.text import safe_csv
 from .checkpoints import (
     CURRENT,
     INCOMING,
@@ -48,10 +49,11 @@ class RunFiles:
         Whether this process writes.
     tensorboard : bool
         Whether the history also goes to ``directory/tensorboard``.
+    length : {"epochs", "steps"}
+        The setting that is the length of the run.
     extend : callable, optional
-        ``extend(epochs before, epochs now, finished epochs)`` returns why a run cannot go on to more epochs, or None.
-        Without it, the number of epochs is a setting like any other.
-
+        ``extend(length before, length now, saved state)`` returns why a run cannot go on to another length, or None.
+        Without it, the length is a setting like any other.
     texts : dict of str to str, optional
         Further files by name, which ``open`` writes.
 
@@ -72,7 +74,8 @@ class RunFiles:
         resume: bool = True,
         main: bool = True,
         tensorboard: bool = False,
-        extend: Callable[[int, int, int], str | None] | None = None,
+        length: str = "epochs",
+        extend: Callable[[int, int, dict[str, Any]], str | None] | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
         if tensorboard and directory is None:
@@ -88,19 +91,21 @@ class RunFiles:
         if self.directory is not None and resume:
             self.state = load_checkpoint(self.directory)
             if self.state is not None:
-                self._check_settings(self.state, extend)
+                self._check_settings(self.state, length, extend)
 
-    def _check_settings(self, state: dict[str, Any], extend: Callable[[int, int, int], str | None] | None) -> None:
+    def _check_settings(
+        self, state: dict[str, Any], length: str, extend: Callable[[int, int, dict[str, Any]], str | None] | None
+    ) -> None:
         before = dict(state["settings"])
-        if extend is not None and before["epochs"] != (now := self.settings["epochs"]):
-            reason = extend(before["epochs"], now, state["epoch"] + bool(state["step"]))
+        was, now = before.get(length), self.settings.get(length)
+        different = differences({**before, length: now} if extend is not None else before, self.settings)
+        if not different and extend is not None and was != now:
+            reason = extend(was, now, state)
             if reason is not None:
                 raise ValueError(
-                    f"{self.directory} holds a run of {before['epochs']} epochs, which cannot become one of {now}: "
-                    f"{reason}. Use another output_dir, or resume=False to start again there."
+                    f"{self.directory} holds a run of {was} {length}, which cannot become one of {now}: {reason}. "
+                    "Use another output_dir, or resume=False to start again there."
                 )
-            before["epochs"] = now
-        different = differences(before, self.settings)
         if different:
             raise ValueError(
                 f"{self.directory} holds a run with other settings: {'; '.join(different)}. "
@@ -149,7 +154,7 @@ class RunFiles:
     def save_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Save rows as ``name.csv``."""
         if self.directory is not None and self._main:
-            atomic_write(self.directory / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+            atomic_write(self.directory / f"{name}.csv", safe_csv(pd.DataFrame(rows)))
 
     def log_epoch(self, rows: list[dict[str, float]], diagnostics: list[dict[str, Any]]) -> None:
         """Save the history and the diagnostics so far as CSV, and send those of the last epoch to TensorBoard."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,14 @@ from torch import nn
 from ...identity import identity, weights_digest
 from .checkpoints import has_checkpoint
 
-__all__ = ["check_processes_agree", "extension_refused", "identity_at_start", "weights_at_start"]
+__all__ = [
+    "check_processes_agree",
+    "extension_refused",
+    "identity_at_start",
+    "network_identity",
+    "samples_of",
+    "weights_at_start",
+]
 
 _AT_START: WeakKeyDictionary[nn.Module, dict[tuple[str, str], str]] = WeakKeyDictionary()
 
@@ -25,6 +34,45 @@ def weights_at_start(student: nn.Module, directory: Path | str | None, resume: b
 def identity_at_start(loss: Any, directory: Path | str | None, resume: bool) -> str:
     """Identity of the loss as it was when the run in ``directory`` began: a loss may count its steps."""
     return _at_start("loss", loss, identity, directory, resume)
+
+
+def network_identity(model: nn.Module | None, directory: Path | str | None, resume: bool) -> str:
+    """Text for the structure and the code of a network, without its weights.
+
+    It differs if a layer, an option of a layer (the probability of dropout), the code of a class of the user's, a plain
+    attribute of a module or the choice of trained parameters differs.
+    """
+    if model is None:
+        return "none"
+    shown = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    kinds = sorted({identity(type(module)) for module in model.modules()})
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # Some networks keep the size of their last picture as attributes.
+    attributes = _at_start("attributes", model, _attributes, directory, resume)
+    digest = hashlib.blake2b(repr([shown, kinds, trained, attributes]).encode(), digest_size=6).hexdigest()
+    return f"{type(model).__qualname__} #{digest}"
+
+
+def _attributes(model: nn.Module) -> str:
+    """The numbers and texts that the modules of a network hold as attributes."""
+    return repr(
+        [
+            (place, name, value)
+            for place, module in model.named_modules()
+            for name, value in sorted(vars(module).items())
+            if isinstance(value, bool | int | float | str)
+            and not name.startswith("_")
+            and name not in ("training", "name_or_path")
+        ]
+    )
+
+
+def samples_of(data: Any) -> int | None:
+    """Number of samples of a data set or of the data set of a loader; None if it is unknown."""
+    try:
+        return len(getattr(data, "dataset", data))
+    except TypeError:
+        return None
 
 
 def _at_start(kind: str, thing: Any, describe: Callable[[Any], str], directory: Path | str | None, resume: bool) -> str:
@@ -41,8 +89,10 @@ def _at_start(kind: str, thing: Any, describe: Callable[[Any], str], directory: 
     return known[place]
 
 
-def extension_refused(schedule: Callable[[int, int], float], before: int, now: int, finished: int) -> str | None:
-    """Reason why a run of ``before`` epochs cannot go on to ``now`` epochs; None if it can.
+def extension_refused(
+    schedule: Callable[[int, int], float], before: int, now: int, finished: int, unit: str = "epoch"
+) -> str | None:
+    """Reason why a run of ``before`` epochs (or steps) cannot go on to ``now`` epochs; None if it can.
 
     It can if the epochs that have begun would have had the same learning rates.
 
@@ -52,10 +102,10 @@ def extension_refused(schedule: Callable[[int, int], float], before: int, now: i
     'the schedule of 4 epochs has another learning rate in epoch 2'
     """
     if now < finished:
-        return f"{finished} epochs are finished already"
+        return f"{finished} {unit}s are finished already"
     for epoch in range(finished):
         if schedule(epoch, before) != schedule(epoch, now):
-            return f"the schedule of {now} epochs has another learning rate in epoch {epoch + 1}"
+            return f"the schedule of {now} {unit}s has another learning rate in {unit} {epoch + 1}"
     return None
 
 

@@ -39,7 +39,10 @@ class SeenData:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, batch: Any) -> None:
-        """Add the samples of a batch: axis 0 of each of its tensors. Nothing is added after ``most`` samples."""
+        """Add the samples of a batch: axis 0 of each of its tensors, or, of a batch of lists, each item of its lists.
+
+        Nothing is added after ``most`` samples.
+        """
         found = [tensor.detach() for tensor in tensors(batch) if tensor.ndim and tensor.layout == torch.strided]
         if not found or (self._most is not None and self.samples >= self._most):
             return
@@ -50,7 +53,8 @@ class SeenData:
             few = flat[:, :: max(1, flat.shape[1] // 64)].clone()
             whole = flat.view(torch.int32) if flat.shape[1] % 4 == 0 else flat
             self._waiting.append((few, whole.sum(1, dtype=torch.int64)))
-        self.samples += found[0].shape[0]
+        first = batch[0] if isinstance(batch, list | tuple) else None
+        self.samples += len(first) if isinstance(first, list) else found[0].shape[0]
 
     def state(self) -> tuple[str, int]:
         """Digest as text, and the number of samples in it."""

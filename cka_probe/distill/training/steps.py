@@ -176,6 +176,13 @@ def average_gradients(accelerator: Accelerator, loss: nn.Module) -> None:
                 parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
 
 
+def same_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the running statistics of batch norm of the first, so that all score the same network."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def _total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 

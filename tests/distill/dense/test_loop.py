@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from small_detectors import network, weights
 from torch import nn
 
-from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss, loop
+from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss, loop, segmentation
 from cka_probe.distill.dense.batches import PictureBatches
 from cka_probe.distill.dense.data import CocoBoxes, LabelMaps
 from cka_probe.distill.dense.detection import distill_detector
@@ -20,6 +20,7 @@ from cka_probe.distill.dense.networks import SmallResNet, segmenter
 from cka_probe.distill.dense.segmentation import distill_segmenter
 from cka_probe.distill.dense.settings import DenseSettings
 from cka_probe.distill.training.checkpoints import load_checkpoint
+from cka_probe.distill.training.schedules import DenseSchedule
 
 
 class Death(BaseException):
@@ -41,13 +42,16 @@ def death(after):
         yield
 
 
+OPTIONS = {"steps": 7, "batch_size": 2, "log_every": 2, "checkpoint_steps": 2, "progress": False}
+
+
 def detect(scenes, directory=None, after=None, **options):
     """Six pictures with random flips: three steps an epoch, seven in all; momentum, adapters, means over two steps."""
     train = CocoBoxes(scenes.train_images, scenes.train_annotations, flip=0.5)
     test = CocoBoxes(scenes.val_images, scenes.val_annotations)
     loss = PatchCKALoss(mimic_weight=0.1)
     teacher = network(width=16, channels=128, seed=1)
-    options = {"steps": 7, "batch_size": 2, "log_every": 2, "checkpoint_steps": 2, "progress": False, **options}
+    options = {**OPTIONS, "score_every": 3, **options}
     with death(after):
         return distill_detector(teacher, network(), train, test, loss, output_dir=directory, **options)
 
@@ -59,9 +63,11 @@ def segment(scenes, directory=None, after=None, **options):
     torch.manual_seed(0)
     teacher, student = segmenter("deeplabv3", SmallResNet(16), 11), segmenter("deeplabv3", SmallResNet(8), 11)
     assert any(isinstance(module, nn.Dropout) for module in student.modules())
-    options = {"steps": 7, "batch_size": 2, "log_every": 2, "checkpoint_steps": 2, "progress": False, **options}
     with death(after):
-        return distill_segmenter(teacher, student, train, None, loss, output_dir=directory, **options)
+        options = {**OPTIONS, **options}
+        return distill_segmenter(
+            teacher, student, train, options.pop("test", None), loss, output_dir=directory, **options
+        )
 
 
 @pytest.fixture(scope="module", params=[detect, segment], ids=["detector", "segmenter"])
@@ -158,3 +164,137 @@ def test_epochs_differ_and_start_anywhere():
 def test_settings_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
         DenseSettings(**{name: 0})
+
+
+CONSTANT = {"schedule": DenseSchedule(milestones=(), warmup=0.0)}
+
+
+class Scorer:
+    """Scores of a segmenter that are known: one value after the other; NaN is no score."""
+
+    def __init__(self, *values, dies_at=None):
+        self.values, self.dies_at, self.states = list(values), dies_at, []
+
+    def __call__(self, model, data, **_options):
+        if len(self.states) == self.dies_at:
+            raise Death
+        for index in range(len(data)):
+            data[index]
+        torch.rand(3), np.random.rand()  # noqa: NPY002 - a score that draws random numbers must not change the training
+        self.states.append({name: value.clone() for name, value in model.state_dict().items()})
+        value = self.values[len(self.states) - 1]
+        return {"mIoU": value, "IoU 0": value / 2}
+
+
+class TestScoresOnTheWay:
+    @pytest.fixture
+    def scored(self, scenes, monkeypatch):
+        """Run a segmenter whose scores are given; return its result and the scorer."""
+
+        def go(*values, directory=None, dies_at=None, **options):
+            scorer = Scorer(*values, dies_at=dies_at)
+            monkeypatch.setattr(segmentation, "mean_iou", scorer)
+            options = {"test": LabelMaps(scenes.root, "val"), "score_every": 2, **options}
+            return segment(scenes, directory, **options), scorer
+
+        return go
+
+    def test_do_not_change_the_training(self, scenes, scored):
+        alone = segment(scenes)
+        result, _ = scored(0.1, 0.2, 0.3, 0.4)
+        assert torch.equal(weights(result.student), weights(alone.student))
+
+    def test_the_history_has_them_and_the_best_weights_are_kept(self, scored, tmp_path):
+        result, scorer = scored(0.1, 0.4, 0.4, 0.2, directory=tmp_path)
+        assert result.history["step"].tolist() == [2, 4, 6, 7]
+        assert result.history["test_mIoU"].tolist() == [0.1, 0.4, 0.4, 0.2]
+        assert result.history["test_IoU 0"].tolist() == [0.05, 0.2, 0.2, 0.1]
+        assert (result.best_step, result.best_score, result.last_score) == (4, 0.4, 0.2)
+        assert result.scores == {"mIoU": 0.2, "IoU 0": 0.1}
+        saved = load_file(result.best_path)
+        for name, value in scorer.states[1].items():
+            assert torch.equal(result.best_state[name], value)
+            assert torch.equal(saved[name], value)
+        assert repr(result).startswith("<DenseResult: 7 steps, mIoU last 0.2000, best 0.4000 (step 4), in ")
+
+    def test_rows_of_scores_lie_between_those_of_the_log(self, scored):
+        result, _ = scored(0.5, 0.5, 0.6, score_every=3, log_every=4)
+        assert result.history["step"].tolist() == [3, 4, 6, 7]
+        assert result.history["test_mIoU"].isna().tolist() == [False, True, False, False]
+
+    def test_without_score_every_the_last_step_is_scored(self, scored, tmp_path):
+        result, _ = scored(0.5, directory=tmp_path, score_every=None)
+        assert result.history["test_mIoU"].isna().tolist() == [True, True, True, False]
+        assert (result.best_step, result.best_score) == (7, 0.5)
+
+    def test_an_undefined_score_is_never_the_best(self, scored, tmp_path):
+        result, _ = scored(np.nan, 0.1, np.nan, 0.05, directory=tmp_path)
+        assert (result.best_step, result.best_score) == (4, 0.1)
+        nothing, _ = scored(*[np.nan] * 4, directory=tmp_path / "other")
+        assert nothing.best_step is None
+        assert np.isnan(nothing.best_score)
+        assert nothing.best_path is None
+
+    def test_without_test_data_there_is_no_best(self, scenes, tmp_path):
+        result = segment(scenes, tmp_path, steps=1)
+        assert (result.best_step, result.best_path, result.best_state) == (None, None, {})
+        assert not (tmp_path / "best.safetensors").exists()
+        with pytest.raises(ValueError, match="`score_every` scores on the test data, but `test` is None"):
+            segment(scenes, score_every=1)
+
+    @pytest.mark.parametrize("dies_at", [0, 1, 3])
+    def test_death_while_scoring_then_resume(self, scored, tmp_path, dies_at):
+        values = (0.3, 0.1, 0.4, 0.2)
+        expected, _ = scored(*values)
+        with pytest.raises(Death):
+            scored(*values, directory=tmp_path, dies_at=dies_at)
+        state = load_checkpoint(tmp_path)
+        assert state["epoch"] * 3 + state["step"] == (2, 4, 6, 7)[dies_at]  # no step is repeated
+        result, _ = scored(*values[dies_at:], directory=tmp_path)
+        assert_same_run(result, expected)
+        assert result.best_step == expected.best_step
+        assert all(torch.equal(value, expected.best_state[name]) for name, value in result.best_state.items())
+
+    @pytest.mark.parametrize("after", [1, 3, 6])
+    def test_death_between_scores_then_resume(self, scored, tmp_path, after):
+        values = (0.3, 0.1, 0.4, 0.2)
+        expected, _ = scored(*values)
+        with pytest.raises(Death):
+            scored(*values, directory=tmp_path, after=after)
+        result, _ = scored(*values[after // 2 :], directory=tmp_path)
+        assert_same_run(result, expected)
+        assert all(torch.equal(value, expected.best_state[name]) for name, value in result.best_state.items())
+
+    def test_other_test_data_are_refused(self, scenes, scored, tmp_path):
+        scored(0.1, 0.2, 0.3, 0.4, directory=tmp_path)
+        val = LabelMaps(scenes.root, "val")
+        items = [val[index] for index in range(len(val))]
+        items[2] = (items[2][0] + 1e-3, items[2][1])
+        with pytest.raises(ValueError, match=r"`test` gives other samples"):
+            scored(directory=tmp_path, test=items)
+        with pytest.raises(ValueError, match=r"test_samples was 4 and is now 3"):
+            scored(directory=tmp_path, test=items[:3])
+        with pytest.raises(ValueError, match=r"score_every was 2 and is now None; test_samples was 4 and is now None"):
+            segment(scenes, tmp_path)
+
+
+class TestMoreSteps:
+    @pytest.mark.parametrize("first", [4, 6])  # in the middle of an epoch, and at its end
+    def test_equal_a_longer_run_where_the_schedule_permits(self, run, scenes, tmp_path, first):
+        options = {**CONSTANT, "score_every": None}
+        run(scenes, tmp_path, steps=first, **options)
+        longer = run(scenes, tmp_path, **options)
+        whole = run(scenes, **options)
+        assert torch.equal(weights(longer.student), weights(whole.student))
+        assert longer.history["loss"].tolist() == whole.history["loss"].tolist()
+        assert longer.scores == whole.scores
+
+    def test_are_refused_where_the_finished_steps_would_have_another_rate(self, run, scenes, tmp_path):
+        run(scenes, tmp_path, steps=3)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        message = r"a run of 3 steps, which cannot become one of 30: the schedule of 30 steps has another learning rate"
+        with pytest.raises(ValueError, match=message):
+            run(scenes, tmp_path, steps=30)
+        with pytest.raises(ValueError, match=r"cannot become one of 2: 3 steps are finished already"):
+            run(scenes, tmp_path, steps=2)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

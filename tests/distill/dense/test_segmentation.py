@@ -47,11 +47,12 @@ def test_two_steps_of_distillation(architecture, train, val, tmp_path):
         log_every=1,
         progress=False,
     )
-    assert list(result.history.columns) == ["step", "loss", "cross_entropy", "intra", "inter", "lr", "seconds"]
-    assert np.isfinite(result.history.to_numpy()).all()
+    columns = ["step", "loss", "cross_entropy", "intra", "inter", "lr", "seconds"]
+    assert list(result.history.columns) == [*columns, *(f"test_{name}" for name in result.scores)]
+    assert np.isfinite(result.history[columns].to_numpy()).all()
     assert torch.equal(weights(teacher), before)
     files = {path.name for path in tmp_path.iterdir()}
-    expected = {"last.safetensors", "history.csv", "scores.csv", "settings.json"}
+    expected = {"best.safetensors", "last.safetensors", "history.csv", "scores.csv", "settings.json"}
     assert files == expected | {"checkpoint.pt", "checkpoint.previous.pt"}
     assert 0 <= result.scores["mIoU"] <= 1
     assert len(result.scores) == 12

@@ -61,7 +61,7 @@ CHANGES = {
     "one pixel": ("`train`", {"train": lambda: changed(images(40), 33, 17)}),
     "one label": ("`train`", {"train": lambda: changed(images(40), 5)}),
     "one test pixel": ("`test`", {"test": lambda: changed(images(24, seed=1), 23, 0)}),
-    "one test sample fewer": ("`test`", {"test": lambda: images(23, seed=1)}),
+    "one test sample fewer": ("test_samples", {"test": lambda: images(23, seed=1)}),
     "order of the samples": ("`train`", {"train": lambda: TensorDataset(*(t.flip(0) for t in images(40).tensors))}),
     "initial student": ("student_weights", {"student": lambda: network(5)}),
     "teacher": ("teacher_weights", {"teacher": lambda: network(3)}),
