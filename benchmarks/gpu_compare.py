@@ -70,17 +70,17 @@ def reference(model: nn.Module, batches: list[Any], paths: list[str], run: Calla
 
 
 def waits(bench: Bench, loop: Loop, batches: list[Any]) -> float | None:
-    """Number of times that the host waits for the GPU in each further batch, counted by the profiler."""
+    """Number of times that the host waits for the GPU in each batch after the third, counted by the profiler."""
     if bench.smoke:
         return None
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     names = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
     counts = []
-    for few in (batches[:2], batches[:4]):
+    for few in (batches[:3], batches[:6]):
         with torch.profiler.profile(activities=activities) as profile:
             loop(few)
         counts.append(sum(event.count for event in profile.key_averages() if event.key in names))
-    return (counts[1] - counts[0]) / 2
+    return (counts[1] - counts[0]) / 3
 
 
 def forwards(model: nn.Module, loop: Loop, batches: list[Any]) -> int:

@@ -32,8 +32,8 @@ FEW = 16
 So few entries do not average out the rounding of a float32 product, which costs up to 7e-6 at 8 samples even if the
 features are centred."""
 
-CPU_BLOCK, GPU_BLOCK = 2**18, 2**27
-"""Chunk size, in numbers, for centring features: small on a CPU to fit the cache, large on a GPU to fill it."""
+CPU_BLOCK, GPU_BLOCK = 2**18, 2**25
+"""Chunk size, in numbers, for centring features: small on a CPU to fit the cache, larger on a GPU to fill it."""
 
 Mode = Literal["raw", "shifted", "scaled"]
 """How features are prepared: as they are, minus their mean, or minus their mean and over their largest magnitude."""

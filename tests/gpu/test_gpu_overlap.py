@@ -85,13 +85,13 @@ def test_by_cupy(cupy, late):
 
 
 @NETWORKS
-def test_the_host_does_not_wait_after_the_first_batch(no_waiting, network):
-    data = images()
+def test_the_host_does_not_wait_after_the_second_batch(no_waiting, network):
+    data = images(6)
 
     def watched():
-        yield from data[:2]  # the second batch is read before the first one is used
+        yield from data[:3]  # the third batch is read before the second one is used
         with no_waiting:
-            yield from data[2:]
+            yield from data[3:]
 
     assert cp.compare(network(), network(), watched(), overlap=True, progress=False).meta["batches"] == len(data)
 
@@ -106,7 +106,7 @@ def test_the_profiler_counts_as_many_synchronisations_for_many_batches_as_for_fe
         names = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
         return sum(e.count for e in profile.key_averages() if e.key in names)
 
-    few, many = images(2), images(8)
+    few, many = images(3), images(8)
     waits(few)
     assert waits(many) == waits(few)
 
