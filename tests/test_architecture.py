@@ -43,7 +43,7 @@ ROOMS = {
         "distill/taps",
     ],
     "distill/dense": ["capture", "distill/losses", "distill/taps", "distill/data", "distill/training"],
-    "distill/recipes": ["capture", "estimators/kernels", "distill"],
+    "distill/recipes": ["capture", "estimators/kernels", "similarity/text", "distill"],
     # Show.
     "plotting": ["similarity", "capture/extras"],
     "cli": ["capture", "estimators", "similarity", "comparison", "plotting", "distill"],

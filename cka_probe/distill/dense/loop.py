@@ -24,7 +24,7 @@ from ..training.run_identity import (
     check_processes_agree,
     extension_refused,
     identity_at_start,
-    network_identity,
+    networks_identity,
     samples_of,
     weights_at_start,
 )
@@ -125,9 +125,7 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         # The data, the student and the loss.
         seed_everything(given.seed)
         batches = PictureBatches(task.train, task.collate, given, accelerator)
-        # Before the first forward pass, which may change attributes of a network.
-        pair = {"teacher": task.teacher, "student": student}
-        networks = {name: network_identity(net, given.output_dir, given.resume) for name, net in pair.items()}
+        networks = networks_identity(task.teacher, student, given.output_dir, given.resume)
         loss = nn.Module() if task.loss is None else task.loss
         for network in filter(None, (task.teacher, student)):
             network.to(device)

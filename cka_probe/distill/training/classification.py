@@ -20,6 +20,7 @@ from ...capture.state import frozen, modes_restored, random_states, random_state
 from ...identity import identity, weights_digest
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for
+from .batch_norm import synchronised_batch_norm
 from .batches import Batch, evaluation_loader, split_batch, training_batches
 from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
 from .preparation import check_arguments, choose_layers, fit_together
@@ -29,7 +30,7 @@ from .run_identity import (
     check_processes_agree,
     extension_refused,
     identity_at_start,
-    network_identity,
+    networks_identity,
     samples_of,
     weights_at_start,
 )
@@ -65,6 +66,7 @@ def distill(
     accumulation_steps: int = 1,
     accumulation: str = "exact",
     mixed_precision: str = "no",
+    sync_batchnorm: bool = False,
     workers: int = 0,
     seed: int = 0,
     output_dir: Path | str | None = None,
@@ -87,7 +89,7 @@ def distill(
     called again with the same arguments. On a CPU it ends with the same weights, bit for bit.
 
     Under `accelerate launch` or torchrun every process trains on its part of each batch. The losses of this package
-    gather the whole batch, so that the result is that of one process.
+    gather the whole batch, so that the result is that of one process; with batch norm if `sync_batchnorm` is True.
 
     Parameters
     ----------
@@ -125,6 +127,8 @@ def distill(
         "mean": the mean of the losses of the microbatches.
     mixed_precision : {"no", "bf16", "fp16"}
         For the networks; losses see float32.
+    sync_batchnorm : bool
+        Whether batch norm uses the samples of all processes. Several processes need it to equal one; only on GPUs.
     workers : int
         Processes that load data sets.
     seed : int
@@ -211,12 +215,11 @@ def distill(
         seed_everything(seed)
         batches = training_batches(train, batch_size=batch_size, seed=seed, workers=workers, accelerator=accelerator)
         tests = evaluation_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
-        # Before the first forward pass, which may change attributes of a network.
-        pair = {"teacher": teacher, "student": student}
-        networks = {name: network_identity(model, output_dir, resume) for name, model in pair.items()}
+        networks = networks_identity(teacher, student, output_dir, resume)
         sample = batches.sample()
         for network in filter(None, (teacher, student)):
             network.to(device)
+        stack.enter_context(synchronised_batch_norm(student, accelerator, sync_batchnorm))
         layers, layers_y = choose_layers(teacher, student, loss, sample, student_layers, teacher_layers)
         pupil = stack.enter_context(TappedModel(student, layers, "student"))
         master = None if teacher is None else stack.enter_context(TappedModel(teacher, layers_y, "teacher"))
@@ -258,6 +261,7 @@ def distill(
             "accumulation": [accumulation_steps, accumulation],
             "mixed_precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
+            "sync_batchnorm": sync_batchnorm and accelerator.num_processes > 1,
             "diagnostics": identity(diagnostics),
             "teacher_cache": teacher_cache is not None,
             "train_samples": samples_of(train),

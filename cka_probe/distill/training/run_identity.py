@@ -18,7 +18,7 @@ __all__ = [
     "check_processes_agree",
     "extension_refused",
     "identity_at_start",
-    "network_identity",
+    "networks_identity",
     "samples_of",
     "weights_at_start",
 ]
@@ -36,14 +36,22 @@ def identity_at_start(loss: Any, directory: Path | str | None, resume: bool) -> 
     return _at_start("loss", loss, identity, directory, resume)
 
 
-def network_identity(model: nn.Module | None, directory: Path | str | None, resume: bool) -> str:
-    """Text for the structure and the code of a network, without its weights.
+def networks_identity(
+    teacher: nn.Module | None, student: nn.Module, directory: Path | str | None, resume: bool
+) -> dict[str, str]:
+    """Texts for the structure and the code of the two networks, without their weights.
 
-    It differs if a layer, an option of a layer (the probability of dropout), the code of a class of the user's, a plain
-    attribute of a module or the choice of trained parameters differs.
+    Call it before the first forward pass, which may change attributes. A text differs if a layer, an option of a layer
+    (the probability of dropout), the code of a class of the user's, a plain attribute of a module or the choice of
+    trained parameters differs.
     """
-    if model is None:
-        return "none"
+    pair = {"teacher": teacher, "student": student}
+    return {
+        name: "none" if model is None else _network_identity(model, directory, resume) for name, model in pair.items()
+    }
+
+
+def _network_identity(model: nn.Module, directory: Path | str | None, resume: bool) -> str:
     shown = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
     kinds = sorted({identity(type(module)) for module in model.modules()})
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
