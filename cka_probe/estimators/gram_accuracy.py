@@ -180,7 +180,7 @@ def resolution(x: Array, eps: float) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> float(resolution(np.array([[1e6 - 1.0], [1e6 + 1.0]]), 1e-7))
+    >>> round(float(resolution(np.array([[1e6 - 1.0], [1e6 + 1.0]]), 1e-7)), 6)
     0.1
     """
     xp = array_namespace(x)
