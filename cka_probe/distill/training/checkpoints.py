@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +76,23 @@ def save_checkpoint(directory: Path | str, state: dict[str, Any]) -> None:
         If the file cannot be written. The checkpoints before it are intact.
     """
     directory = Path(directory)
-    atomic_write(directory / INCOMING, lambda file: torch.save(state, file))
+    atomic_write(directory / INCOMING, lambda file: _save(state, file))
     # Between the two renames there is no current checkpoint. A run that is killed there resumes from the incoming one.
-    if (directory / CURRENT).exists():
-        (directory / CURRENT).replace(directory / PREVIOUS)
-    (directory / INCOMING).replace(directory / CURRENT)
+    # A file is missing if there is no earlier checkpoint, or if another process that writes here has just moved it.
+    for source, target in ((CURRENT, PREVIOUS), (INCOMING, CURRENT)):
+        with suppress(FileNotFoundError):
+            (directory / source).replace(directory / target)
+
+
+def _save(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # Torch closes its archive after a write that failed, and that raises another error.
+        cause = error.__context__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise (cause or error) from None
 
 
 def load_checkpoint(directory: Path | str) -> dict[str, Any] | None:
@@ -111,6 +124,8 @@ def load_checkpoint(directory: Path | str) -> dict[str, Any] | None:
             continue
         try:
             state = _read(path)
+        except FileNotFoundError:  # another process has just moved it
+            continue
         except Exception as error:  # damaged bytes can raise any error
             damaged.append(f"{path} ({_first_line(error)})")
             continue

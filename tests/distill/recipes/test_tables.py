@@ -117,3 +117,17 @@ def test_only_missing_cells_are_run(monkeypatch):
         run_grid([recipe(), recipe()], ["kd"], range(1))
     with pytest.raises(ValueError, match="no method 'rkca'"):
         run_grid([recipe()], ["kd", "rkca"], range(1))
+
+
+def test_names_cannot_become_formulas_or_commands(tmp_path):
+    name = "=1+1 & 50% $x$ #_{~^\\"
+    runs = pd.DataFrame({"recipe": name, "method": ["-kd"], "seed": [0], "last": [-1.5], "best": [70.0]})
+    save_table(summarise(runs), runs, tmp_path)
+    for file in ("runs.csv", "table.csv"):
+        saved = pd.read_csv(tmp_path / file)
+        assert saved["recipe"].tolist() == [f"'{name}"]
+        assert saved["method"].tolist() == ["'-kd"]
+    assert pd.read_csv(tmp_path / "runs.csv")["last"].tolist() == [-1.5]
+    row = (tmp_path / "table.tex").read_text().splitlines()[4]
+    expected = r"=1+1 \& 50\% \$x\$ \#\_\{\textasciitilde{}\textasciicircum{}\textbackslash{} & -kd & 1 & "
+    assert row.startswith(expected)
