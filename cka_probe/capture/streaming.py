@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .batches import as_tensors, batch_count, batch_size, call_model, certain_batch_size, likely_batch_size
 from .dropped import notes_on_dropped, notes_on_withheld
 from .hooks import CaptureError
+from .interrupts import Interrupts
 from .joining import joined_batches, none_is_small
 from .own_state import OwnState
 from .random_draws import RandomDraws
@@ -32,13 +33,22 @@ Consume = Callable[[int, list[list[Any]], int], None]
 """Receives, after each batch, its number, the kept results of each recorder, and the number of rows of features."""
 
 
+_END = object()
+
+
 class SampleOrder:
     """Running digest of the samples and their order, from at most 127 numbers of each tensor of each sample.
 
     Two runs with equal digests read the same samples in the same order, as far as these numbers show.
+
+    Parameters
+    ----------
+    every_number : bool
+        Whether the sum of all bytes of each sample counts too, so that one changed number is noticed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, every_number: bool = False) -> None:
+        self.every_number = every_number
         self._hash = hashlib.blake2b(digest_size=16)
 
     def update(self, batch: Any) -> None:
@@ -54,6 +64,9 @@ class SampleOrder:
                 few = flat[:, :: max(1, flat.shape[1] // 64)].contiguous().cpu()
                 # As bytes, because numpy has no bfloat16.
                 self._hash.update(few.view(torch.uint8).numpy().tobytes())
+                if self.every_number and flat.numel():
+                    whole = flat.contiguous().view(torch.uint8).sum(1, dtype=torch.int64)
+                    self._hash.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + whole.cpu().numpy().tobytes())
         if not found:
             for leaf in leaves(batch):
                 inside = leaf.to_dict() if callable(getattr(leaf, "to_dict", None)) else None  # a PyG graph
@@ -189,18 +202,26 @@ class Pass:
             else:
                 joined = joined_batches(shown, self.minimum, self.notes, self._size_of, self._axis)
             try:
-                for index, (batch, items) in enumerate(joined):
-                    if self.order is not None:
-                        self.order.update(batch)
-                    if index >= skip:
-                        self._one(index, batch, data_y is not None, consume, items)
-                        self._end_copies(fresh)
-                    else:
-                        self.used += 1
-                    self.done = index + 1
-                    self.digest = "" if self.order is None else self.order.hexdigest()
-                    if self.done == skip and skipped is not None:
-                        skipped(self.digest)
+                index = -1
+                batches = iter(joined)
+                with Interrupts() as interrupts:
+                    while True:
+                        with interrupts.allowed():  # a batch is in all sums, or in none
+                            batch, items = next(batches, (_END, 0))
+                        if batch is _END:
+                            break
+                        index += 1
+                        if self.order is not None:
+                            self.order.update(batch)
+                        if index >= skip:
+                            self._one(index, batch, data_y is not None, consume, items)
+                            self._end_copies(fresh)
+                        else:
+                            self.used += 1
+                        self.done = index + 1
+                        self.digest = "" if self.order is None else self.order.hexdigest()
+                        if self.done == skip and skipped is not None:
+                            skipped(self.digest)
             except KeyboardInterrupt:
                 if not self.used:
                     raise

@@ -17,6 +17,8 @@ __all__ = ["FORMAT", "Checkpoint"]
 
 FORMAT = "cka_probe.checkpoint"
 
+OWN = ("done", "order", "layers", "keepers", "notes", "identity", "sizes")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -30,8 +32,12 @@ class Checkpoint:
         Digest of the samples in these batches, from ``SampleOrder``.
     layers : list of (str, list of str, dict of str to str)
         For each model its name, its layers, and the layers that were left out with the reason.
-    modes : list of dict of str to str
-        For each model the ``modes`` of its ``GramKeeper``.
+    keepers : list of dict
+        For each model ``GramKeeper.state()``.
+    notes : list of str
+        Notes so far.
+    identity, sizes : dict
+        Of the comparison and its data, from ``comparison_identity`` and ``data_size``.
     statistics : dict
         ``MinibatchCKA.state_dict()``.
     """
@@ -39,7 +45,10 @@ class Checkpoint:
     done: int
     order: str
     layers: list[Any]
-    modes: list[dict[str, Any]]
+    keepers: list[dict[str, Any]]
+    notes: list[str]
+    identity: dict[str, str]
+    sizes: dict[str, int]
     statistics: dict[str, Any]
 
     def save(self, path: Path) -> None:
@@ -52,7 +61,10 @@ class Checkpoint:
             "done": self.done,
             "order": self.order,
             "layers": self.layers,
-            "modes": self.modes,
+            "keepers": self.keepers,
+            "notes": self.notes,
+            "identity": self.identity,
+            "sizes": self.sizes,
         }
         atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **sums))
 
@@ -77,7 +89,9 @@ class Checkpoint:
                     for name in archive
                     if name != "header"
                 }
-            own = {key: header.pop(key) for key in ("done", "order", "layers", "modes")}
+            if "identity" not in header:
+                raise ValueError("version 0.1 of cka_probe wrote it, which did not save what it was made of")
+            own = {key: header.pop(key) for key in OWN}
         except (OSError, KeyError, TypeError, ValueError) as error:
             if ours:
                 raise ValueError(f"The checkpoint {path} is damaged ({error}). Delete it to start again.") from error

@@ -19,8 +19,9 @@ from .checkpoint import Checkpoint
 from .grams.keeper import GramKeeper
 from .notes import drift_notes, one_batch_notes, rows_are_samples, undefined_notes
 from .places import filled, places, selected
-from .processes import all_reduce
+from .processes import all_reduce, check_processes_agree, raise_failures
 from .request import ComparedModel, Request
+from .run_identity import check_same_run, comparison_identity, data_size
 
 __all__ = ["CHECKPOINT_EVERY", "MinibatchPass", "centred_rows", "minibatch_result", "run_minibatch"]
 
@@ -31,6 +32,9 @@ One batch then has two thirds of the weight or more; the sum is 1 over the numbe
 
 MANY_BATCHES, MANY_SAMPLES = 6, 8
 """Fewer batches, or fewer samples in each, reach `ONE_BATCH` by chance: the spread of four samples is hardly known."""
+
+STOPPED = "stopped by the user"
+"""Begins the note of a pass that Ctrl-C ended, which a resumed one does not have."""
 
 CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
@@ -62,14 +66,20 @@ def run_minibatch(models: Sequence[ComparedModel], request: Request, meta: dict[
     """
     gathered = MinibatchPass(models, request)
     path = None if request.checkpoint is None else Path(request.checkpoint)
-    order = None if path is None else SampleOrder()
+    order = None if path is None else SampleOrder(every_number=True)
     run = request.make_pass(gathered.recorders, gathered.statistics.minimum, order=order)
-    skip, seen_before = gathered.resume(path) if path is not None and path.exists() else (0, "")
+    identity = comparison_identity(gathered.recorders, request) if path is not None or request.distributed else {}
+    if request.distributed:
+        check_processes_agree(identity)
+    skip, seen_before = gathered.resume(path, identity) if path is not None and path.exists() else (0, "")
+
+    def save(path: Path, digest: str, done: int) -> None:
+        gathered.checkpoint(digest, done, run.notes, identity).save(path)
 
     def consume(index: int, kept: list[list[Any]], samples: int) -> None:
         gathered.consume(index, kept, samples)
         if path is not None and order is not None and (index + 1) % CHECKPOINT_EVERY == 0:
-            gathered.checkpoint(order.hexdigest(), index + 1).save(path)
+            save(path, order.hexdigest(), index + 1)
 
     def same_samples(digest: str) -> None:
         if digest != seen_before:
@@ -77,9 +87,22 @@ def run_minibatch(models: Sequence[ComparedModel], request: Request, meta: dict[
                 f"{path} was made from other samples, or in another order. Turn shuffling off, or delete the file."
             )
 
-    run.run(request.data, consume, data_y=request.data_y, skip=skip, skipped=same_samples)
+    failure: BaseException | None = None
+    try:
+        run.run(request.data, consume, data_y=request.data_y, skip=skip, skipped=same_samples)
+    except BaseException as error:
+        failure = error
+        if not request.distributed:
+            raise
+    if request.distributed:
+        raise_failures(failure)
+    if run.done < skip:
+        raise ValueError(
+            f"{path} holds the first {skip} batches, but the data ended after {run.done}. Give the same data again, or "
+            "delete the file."
+        )
     if path is not None and run.interrupted:
-        gathered.checkpoint(run.digest, run.done).save(path)
+        save(path, run.digest, run.done)
     if request.distributed:
         all_reduce(gathered.statistics, gathered.recorders, gathered.home)
     else:
@@ -125,6 +148,8 @@ class MinibatchPass:
         self._square = request.square or len(models) == 1
         self._models_in_result = request.square
         self._notes: list[str] = []
+        self._notes_before: list[str] = []
+        self._sizes = data_size(request)
 
     def consume(self, index: int, kept: list[list[Any]], samples: int) -> None:
         """Add batch number ``index``: for each recorder the Gram matrices of its layers."""
@@ -154,6 +179,7 @@ class MinibatchPass:
             If a layer gave NaN or infinity.
         """
         self._read_keepers()
+        notes = list(dict.fromkeys([*self._notes_before, *notes]))  # a resumed pass repeats those of its first batch
         sides = [[(r.name, layer) for layer in r.compared] for r in self.recorders]
         if self._square:
             rows = columns = [named for side in sides for named in side]
@@ -174,8 +200,8 @@ class MinibatchPass:
             statistics, rows, columns, notes, meta, models=self._models_in_result, reasons=reasons, far=far
         )
 
-    def checkpoint(self, order: str, done: int) -> Checkpoint:
-        """The state after ``done`` batches with the digest ``order``.
+    def checkpoint(self, order: str, done: int, notes: Sequence[str], identity: dict[str, str]) -> Checkpoint:
+        """The state after ``done`` batches with the digest ``order``, the notes of the pass and its identity.
 
         Raises
         ------
@@ -187,12 +213,22 @@ class MinibatchPass:
             done=done,
             order=order,
             layers=[(r.name, r.names, r.left_out) for r in self.recorders],
-            modes=[dict(keeper.modes) for keeper in self.keepers],
+            keepers=[keeper.state() for keeper in self.keepers],
+            notes=[note for note in (*self._notes_before, *notes, *self._notes) if not note.startswith(STOPPED)],
+            identity=identity,
+            sizes=self._sizes,
             statistics=self.statistics.state_dict(),
         )
 
-    def resume(self, path: Path) -> tuple[int, str]:
+    def resume(self, path: Path, identity: dict[str, str]) -> tuple[int, str]:
         """Load the state of a checkpoint.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        identity : dict of str to str
+            Of this comparison.
 
         Returns
         -------
@@ -204,22 +240,19 @@ class MinibatchPass:
         Raises
         ------
         ValueError
-            If the file is not a checkpoint, or belongs to another comparison.
+            If the file is not a checkpoint, or belongs to another comparison; the message names what differs.
         """
         saved = Checkpoint.load(path, self.home)
-        names = [name for name, _, _ in saved.layers]
-        if names != [r.name for r in self.recorders]:
-            raise ValueError(
-                f"{path} is a checkpoint of {', '.join(names)}, not of {', '.join(r.name for r in self.recorders)}."
-            )
+        check_same_run(path, saved.identity, identity, saved.sizes, self._sizes)
         try:
             self.statistics.load_state_dict(saved.statistics)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         for recorder, (_, layers, left_out) in zip(self.recorders, saved.layers, strict=True):
             recorder.names, recorder.left_out = layers, left_out
-        for keeper, modes in zip(self.keepers, saved.modes, strict=True):
-            keeper.modes = modes
+        for keeper, state in zip(self.keepers, saved.keepers, strict=True):
+            keeper.restore(state, self.home)
+        self._notes_before = saved.notes
         return saved.done, saved.order
 
 

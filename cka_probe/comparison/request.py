@@ -97,6 +97,11 @@ class Request:
         check_pooling(self.pooling)
         check_forward(self.forward)
         check_autocast(self.autocast)
+        if self.distributed and self.checkpoint is not None:
+            raise ValueError(
+                "`checkpoint` is for one process: with distributed=True the processes would write the same file. Leave "
+                "one of them out."
+            )
         if self.distributed:
             check_process_group()
         if self.checkpoint is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,6 +48,25 @@ class BatchMeans:
         self._samples = 0
         self._batches = 0
         self._sums: torch.Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far, as plain values for a checkpoint."""
+        shift, sums = (None if one is None else one.tolist() for one in (self._shift, self._sums))
+        return {
+            "layer": self.layer,
+            "shift": shift,
+            "sums": sums,
+            "samples": self._samples,
+            "batches": self._batches,
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what ``state`` returned; tensors are on ``device``."""
+        self.layer, self._samples, self._batches = state["layer"], state["samples"], state["batches"]
+        self._shift, self._sums = (
+            None if state[key] is None else torch.tensor(state[key], dtype=torch.float64, device=device)
+            for key in ("shift", "sums")
+        )
 
     def see(self, name: str, features: torch.Tensor) -> None:
         """Project the features (n, d) if this is the layer. A second call for a minibatch replaces the first."""

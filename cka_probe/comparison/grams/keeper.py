@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -122,6 +123,23 @@ class GramKeeper:
         self._home: torch.device | None = None
         self._batches: list[int] = []
         self._measures: list[torch.Tensor] = []
+
+    def state(self) -> dict[str, Any]:
+        """What decides how later minibatches are prepared, and what those so far showed, as plain values."""
+        return {
+            "modes": dict(self.modes),
+            "careful": sorted(self._careful),
+            "half": sorted(self._half),
+            "findings": self.findings.state(),
+            "means": None if self.batch_means is None else self.batch_means.state(),
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what ``state`` returned; tensors are on ``device``."""
+        self.modes, self._careful, self._half = state["modes"], set(state["careful"]), set(state["half"])
+        self.findings.restore(state["findings"], device)
+        if self.batch_means is not None and state["means"] is not None:
+            self.batch_means.restore(state["means"], device)
 
     def _defers(self, device: torch.device) -> bool:
         return device.type != "cpu" if self.deferred is None else self.deferred

@@ -1,0 +1,149 @@
+"""What a comparison is made of, as texts: it is resumed, and processes work together, only if all are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..capture.batches import batch_count, expected_samples
+from ..capture.layers import Selection
+from ..capture.notes import listed
+from ..capture.recorder import LayerRecorder
+from ..capture.state import device_of, reduces_products
+from ..identity import UNKNOWN, differences, identity, weights_digest
+from .request import Request
+
+__all__ = ["check_same_run", "comparison_identity", "data_size", "processes_differ"]
+
+
+def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, processes: int = 1) -> dict[str, str]:
+    """Identity of each ingredient of a comparison but the data.
+
+    Parameters
+    ----------
+    recorders : sequence of LayerRecorder
+        One for each model, before the first batch.
+    request : Request
+        The options.
+    processes : int
+        Number of processes that compare together.
+
+    Returns
+    -------
+    dict of str to str
+        By ingredient. A text that begins with ``UNKNOWN`` says what cannot be identified.
+    """
+    found = {"models": ", ".join(recorder.name for recorder in recorders)}
+    for recorder in recorders:
+        device = device_of(recorder.model) if request.device is None else torch.device(request.device)
+        found |= {
+            f"weights of {recorder.name}": _weights(recorder.model),
+            f"code of {recorder.name}": _code(recorder.model),
+            f"layers of {recorder.name}": _layers(recorder.probe.selection),
+            f"device of {recorder.name}": device.type,
+        }
+        found["precision of float32 products"] = "reduced" if reduces_products(device) else "full"
+    kernel = identity(request.kernel)
+    hsic = kernel if kernel.startswith(UNKNOWN) else f"{request.estimator} HSIC with {kernel}"
+    return found | {
+        "kernel and estimator": hsic,
+        "pooling": identity(request.pooling),
+        "forward": identity(request.forward),
+        "autocast": str(request.autocast),
+        "sample_axis": str(request.sample_axis),
+        "backend": request.backend,
+        "tf32": str(request.tf32),
+        "overlap": str(request.overlap),
+        "data_y": "none" if request.data_y is None else "given",
+        "kind of comparison": "compare_many" if request.square else "compare",
+        "number of processes": str(processes),
+    }
+
+
+def _weights(model: nn.Module) -> str:
+    try:
+        return weights_digest(model)
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # on the meta device, or spread over processes
+        return f"{UNKNOWN}: they cannot be read ({str(error).splitlines()[0]})"
+
+
+def _code(model: nn.Module) -> str:
+    """Identity of the classes of a model. Those of installed packages count by their names."""
+    classes = {type(module) for module in model.modules()}
+    return identity(sorted(classes, key=lambda kind: (kind.__module__, kind.__qualname__)))
+
+
+def _layers(selection: Selection) -> str:
+    fields = (
+        selection.paths,
+        sorted(selection.titles.items()),
+        *(sorted((path, sorted(calls)) for path, calls in part.items()) for part in (selection.only, selection.never)),
+    )
+    names = [selection.name(path) for path in selection.paths]
+    return f"{listed(names)} #{identity(fields).rpartition('#')[2]}"
+
+
+def data_size(request: Request) -> dict[str, int]:
+    """Number of batches and of samples, as far as they are known before the data are read."""
+    counts = {
+        f"{what} in {name}": count(data)
+        for name, data in (("`data`", request.data), ("`data_y`", request.data_y))
+        for what, count in (("batches", batch_count), ("samples", _samples))
+        if data is not None
+    }
+    return {name: number for name, number in counts.items() if number is not None}
+
+
+def _samples(data: Any) -> int | None:
+    try:
+        return expected_samples(data)
+    except Exception:  # batches of any form, for the caller's own forward
+        return None
+
+
+def check_same_run(
+    where: Any,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    sizes_before: Mapping[str, int],
+    sizes_now: Mapping[str, int],
+) -> None:
+    """Raise ValueError unless a saved comparison has the same ingredients as this one.
+
+    Parameters
+    ----------
+    where : path
+        The file, for the message.
+    before, now : mapping of str to str
+        From ``comparison_identity``.
+    sizes_before, sizes_now : mapping of str to int
+        From ``data_size``. What one of them does not know is not compared.
+    """
+    # Of other models, every ingredient differs.
+    keys = ("models",) if before.get("models") != now.get("models") else {**before, **now}
+    found = differences(*({key: part[key] for key in keys if key in part} for part in (before, now)))
+    found += differences(
+        *({key: sizes[key] for key in sizes_before if key in sizes_now} for sizes in (sizes_before, sizes_now))
+    )
+    if found:
+        raise ValueError(
+            f"{where} belongs to another comparison: {'; '.join(found)}. The file is unchanged. Give the same "
+            "arguments to resume it; to start again, delete it or give another `checkpoint`."
+        )
+
+
+def processes_differ(identities: Sequence[Mapping[str, str]]) -> str | None:
+    """A sentence that names the first ingredient in which the processes differ; None if there is none."""
+    first = identities[0]
+    for rank, other in enumerate(identities):
+        for key in {**first, **other}:
+            if first.get(key) != other.get(key):
+                return (
+                    f"The processes compare different things: {key} is {first.get(key, 'missing')} in process 0 and "
+                    f"{other.get(key, 'missing')} in process {rank}. Give every process the same models and arguments, "
+                    "and the same seed before the networks are built."
+                )
+    return None
