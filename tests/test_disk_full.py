@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 
 import cka_probe as cp
 from cka_probe.cli.compare import _draw
+from cka_probe.comparison import minibatch
 from cka_probe.distill.dense import SmallResNet, distill_segmenter, segmenter
 from cka_probe.distill.recipes.recipe import Recipe
 from cka_probe.distill.recipes.tables import run_grid, save_table, summarise
@@ -206,7 +207,8 @@ RUNS = {"compare": compare, "distill": distilled, "teacher cache": cached, "segm
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_after_the_disk_was_full(disk, name):
+def test_a_run_goes_on_after_the_disk_was_full(disk, monkeypatch, name):
+    monkeypatch.setattr(minibatch, "CHECKPOINT_EVERY", 2)
     job = RUNS[name]
     whole = disk.folder / "whole"
     whole.mkdir()

@@ -227,9 +227,10 @@ def call_model(model: nn.Module, batch: Any) -> Any:
         try:
             inspect.signature(model.forward).bind(*inputs)
         except TypeError as error:
+            whole = " If it takes the list itself: forward=lambda model, batch: model(batch[0])."
             raise TypeError(
                 f"The forward of {type(model).__name__} does not take the {len(inputs)} inputs of the batch ({error}). "
-                f"{_OWN_FORWARD}"
+                f"{_OWN_FORWARD}{whole if isinstance(inputs, list) else ''}"
             ) from None
         return model(*inputs)
     raise TypeError(

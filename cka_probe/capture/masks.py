@@ -146,7 +146,7 @@ class TokenMasks:
             keys = " and the ".join(key for key in self._trials if key)
             yield (
                 f"{listed(without)} {'was' if len(without) == 1 else 'were'} pooled without a mask, because no axis of "
-                f"the output follows the tokens of the {keys}. All positions count, those of padding too."
+                f"the output follows the tokens of the {keys}. All positions count, also those of padding, if any."
             )
         for key, trial in self._trials.items():
             placed = [name for name in layers if (place := self._places.get(name)) is not None and place.key == key]

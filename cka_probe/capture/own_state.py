@@ -18,7 +18,7 @@ LISTED = 6
 """Number of parts that a note names."""
 
 PLAIN = (bool, int, float, str, type(None))
-CONTAINERS = (list, dict, set, deque)
+CONTAINERS = (list, dict, set, deque, tuple)
 
 # What nn.Module itself keeps in a module: hooks, children, flags.
 _INTERNALS = frozenset(vars(nn.Module()))
@@ -83,6 +83,8 @@ class OwnState:
             # A list that grows may be a log that nothing reads: then the output stays the same.
             if logs and _equal_results(output, again()):
                 moved = [place for place in moved if place not in logs]
+            if not moved and all(_holds_tensors(now[place]) for place in changed) and self._matters(changed, again):
+                moved = changed
         except Exception:  # the run was not asked for: a cache that is full after the first batch shows itself so
             moved = list(before)
         for place in moved:
@@ -90,6 +92,27 @@ class OwnState:
         for place, copied in before.items():
             self._set(place, copied)
         _put_back(in_place)
+
+    def _matters(self, changed: Iterable[_Place], again: Callable[[], Any]) -> bool:
+        """Whether the output depends on what the first batch changed: a tensor that the batch before has left.
+
+        A repeated batch leaves the same tensor again, so the tensor alone does not tell. Not called if a flag has
+        changed too: it may say that a cache is filled, hooks are installed, or weights have been divided.
+        """
+        from .state import random_states_restored
+
+        with random_states_restored():
+            after = again()
+        for number, key in changed:
+            module, value = self._modules[number][1], self._values.get((number, key))
+            held = module._buffers if key in module._buffers else vars(module)
+            if value is None:
+                held.pop(key, None)
+            else:
+                held[key] = value.tensor if isinstance(value, _Tensor) else value.value
+        with random_states_restored():
+            before = again()
+        return not _equal_results(before, after)
 
     def finish(self) -> list[str]:
         """Set the changed buffers to what they were, and return a note if the forward has state."""
@@ -137,7 +160,7 @@ class OwnState:
         module = self._modules[place[0]][1]
         if isinstance(copied.value, _Buffer):
             module._buffers[place[1]] = copied.value.tensor
-        elif place[1] in vars(module):
+        else:
             vars(module)[place[1]] = copied.attribute()
         copied.put_back()
 
@@ -185,6 +208,11 @@ class _Container:
 _MISSING = object()
 
 
+def _holds_tensors(value: Any) -> bool:
+    inside = value.inside if isinstance(value, _Container) else [value]
+    return any(isinstance(part, _Tensor) for part in inside)
+
+
 def _inside(container: Any) -> list[Any]:
     """Values of a small container: tensors with their versions, numbers; others as they are."""
     if len(container) > 64:
@@ -222,7 +250,7 @@ class _Copied:
         for part in parts:
             if isinstance(part, _Tensor) and part.tensor is not None:
                 self.numbers.append((part.tensor, part.tensor.detach().clone()))
-        if isinstance(value, _Container):
+        if isinstance(value, _Container) and not isinstance(value.value, tuple):  # a tuple itself cannot change
             self.items = value.value.copy()
 
     def same(self, now: Any) -> bool:

@@ -23,17 +23,23 @@ class RandomDraws:
 
     Some networks draw numbers that they do not use in eval mode. So, only if a generator moved, the network runs twice
     more on the first batch, with two seeds: the layers whose outputs differ depend on the draws. The generators are
-    afterwards as after the first forward. A generator of the network's own is not noticed.
+    afterwards as after the first forward. Generators in attributes of the network count too.
 
     Parameters
     ----------
     name : str
         The network's name in the note.
+    model : torch.nn.Module, optional
+        The network, whose own generators are watched too.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, model: nn.Module | None = None) -> None:
         self.name = name
-        self._before = random_states()
+        self._own = [] if model is None else _generators(model)
+        self._before = self._states()
+
+    def _states(self) -> list[Any]:
+        return [random_states(), *(generator.get_state() for generator in self._own)]
 
     def notes(self, again: Callable[[], Any], model: nn.Module, names: Sequence[str]) -> list[str]:
         """A note if the layers depend on random numbers; to be called after the first forward.
@@ -47,14 +53,16 @@ class RandomDraws:
         names : sequence of str
             The calls that are compared. Those that were renamed are not looked at.
         """
-        if _equal(self._before, random_states()):
+        if _equal(self._before, now := self._states()):
             return []
         every = {"model": model} | named_layers(model)
         layers = {
             path: every[path] for path in dict.fromkeys(name.partition("#")[0] for name in names) if path in every
         }
         with random_states_restored():
-            first, second = (_seeded_outputs(again, layers, seed) for seed in (0, 1))
+            first, second = (_seeded_outputs(again, layers, seed, self._own) for seed in (0, 1))
+        for generator, state in zip(self._own, now[1:], strict=True):
+            generator.set_state(state)
         random_layers = [name for name in first if not _equal(first[name], second.get(name))]
         if not random_layers:
             return []
@@ -65,11 +73,19 @@ class RandomDraws:
         ]
 
 
+def _generators(model: nn.Module) -> list[torch.Generator]:
+    """The generators of torch in the attributes of the modules."""
+    found = {id(one): one for m in model.modules() for one in vars(m).values() if isinstance(one, torch.Generator)}
+    return list(found.values())
+
+
 def _seeded_outputs(
-    again: Callable[[], Any], layers: Mapping[str, nn.Module], seed: int
+    again: Callable[[], Any], layers: Mapping[str, nn.Module], seed: int, own: Sequence[torch.Generator]
 ) -> dict[str, list[torch.Tensor]]:
     """Mean and mean size of each tensor that each layer returned, in a run with this seed."""
     torch.manual_seed(seed)
+    for generator in own:
+        generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the generator that a forward would use
     found: dict[str, list[torch.Tensor]] = {}

@@ -274,7 +274,7 @@ class Pass:
             with torch.autocast(device.type, self.autocast) if self.autocast is not None else nullcontext():
                 try:
                     state = self._states.pop(id(recorder.model), None)
-                    draws = None if state is None else RandomDraws(recorder.name)
+                    draws = None if state is None else RandomDraws(recorder.name, recorder.model)
                     results, count = recorder.run(own, index, samples)
                     if state is not None and draws is not None:
                         with random_states_restored():

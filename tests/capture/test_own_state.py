@@ -291,3 +291,49 @@ def test_rotary_embeddings_that_adapt_to_the_longest_input_so_far_are_state():
     net, data = rotary({"rope_type": "dynamic", "factor": 2.0})
     [note] = state_notes(compared(net, net, data, pooling="mean").notes)
     assert "buffer 'rotary_emb.inv_freq'" in note
+
+
+class HiddenOfLstm(nn.Module):
+    """An LSTM that goes on from the states of the batch before, kept as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+        self.hidden: tuple[torch.Tensor, ...] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, hidden = self.lstm(x, self.hidden)
+        self.hidden = tuple(state.detach() for state in hidden)
+        return y[:, -1]
+
+
+def test_states_that_are_kept_in_a_tuple_are_noticed():
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 5, 3) for _ in range(3)]
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(15, 4))
+    (note,) = compared(HiddenOfLstm(), plain, batches).notes
+    assert "the attribute 'hidden'" in note
+
+
+class Echo(nn.Module):
+    """Adds what the batch before has left; a repeated batch leaves the same again."""
+
+    def __init__(self, used=True):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.used = used
+        self.prev = None
+
+    def forward(self, x):
+        y = self.layer(x)
+        out = y if self.prev is None or not self.used else y + self.prev
+        self.prev = y.detach()
+        return out
+
+
+@pytest.mark.parametrize(("used", "noted"), [(True, True), (False, False)])
+def test_what_the_batch_before_left_is_state_only_if_the_output_depends_on_it(used, noted):
+    net = Echo(used)
+    result = cp.compare(net, net, [torch.randn(6, 4) for _ in range(3)], layers=["", "layer"], progress=False)
+    assert any("its forward changes the attribute 'prev'" in note for note in result.notes) == noted
+    assert len(result.notes) == noted

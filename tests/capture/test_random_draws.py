@@ -62,3 +62,22 @@ def test_the_run_that_looks_for_draws_changes_no_value_and_no_generator():
     torch.manual_seed(0)
     Sampling(DRAWS["noise"])
     assert torch.equal(torch.rand(3), after)
+
+
+class OwnGenerator(nn.Module):
+    def __init__(self, used=True):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+        self.layer = nn.Linear(4, 3)
+        self.used = used
+
+    def forward(self, x):
+        noise = torch.randn(x.shape, generator=self.generator)
+        return self.layer(x + noise if self.used else x)
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_generator_of_the_network_counts(used):
+    net = OwnGenerator(used)
+    result = cp.compare(net, net, [torch.randn(6, 4) for _ in range(3)], layers=["layer"], progress=False)
+    assert any("draws random numbers, on which 'layer' depends" in note for note in result.notes) == used

@@ -261,7 +261,8 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
                     evaluate()
                 if done == steps:
                     break
-        files.save_table("scores", [run.scores])
+        if run.scores:
+            files.save_table("scores", [run.scores])
         return DenseResult(
             pd.DataFrame(run.rows), student, run.scores, run.notes, files.directory, best, task.main_score
         )
