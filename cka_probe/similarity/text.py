@@ -82,7 +82,9 @@ def csv_cell(value: Any) -> Any:
 def safe_csv(frame: pd.DataFrame) -> str:
     """CSV text of a table without its index. Names in cells and in the heading are written as by ``csv_cell``."""
     texts = [column for column in frame if frame[column].dtype.kind not in "biufc"]
-    cells = frame.assign(**{column: frame[column].map(csv_cell) for column in texts})
+    cells = frame.copy()
+    for column in texts:
+        cells[column] = frame[column].map(csv_cell)
     return str(cells.set_axis([csv_cell(column) for column in frame.columns], axis=1).to_csv(index=False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
@@ -119,7 +120,10 @@ class DenseResult:
     def best_step(self) -> int | None:
         """First scored step with the best main score; None without test data, or if every score is NaN."""
         scores = self._main_scores.dropna()
-        return None if scores.empty else int(self.history["step"][scores.idxmax()])
+        if scores.empty:
+            return None
+        label: Any = scores.idxmax()
+        return int(self.history["step"][label])
 
     @property
     def best_path(self) -> Path | None:

@@ -97,7 +97,8 @@ class RunFiles:
         self, state: dict[str, Any], length: str, extend: Callable[[int, int, dict[str, Any]], str | None] | None
     ) -> None:
         before = dict(state["settings"])
-        was, now = before.get(length), self.settings.get(length)
+        was: Any = before.get(length)
+        now: Any = self.settings.get(length)
         different = differences({**before, length: now} if extend is not None else before, self.settings)
         if not different and extend is not None and was != now:
             reason = extend(was, now, state)
