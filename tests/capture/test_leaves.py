@@ -68,7 +68,11 @@ def test_a_parametrised_layer_is_the_leaf(way):
     values_of(net, data(n=6), ["0", "1", "2"])
 
 
-@pytest.mark.parametrize("layers", ["**", "re:.*", nn.Module, nn.Identity, lambda _name, _module: True], ids=str)
+@pytest.mark.parametrize(
+    "layers",
+    ["**", "re:.*", nn.Module, nn.Identity, lambda _name, _module: True],
+    ids=["glob", "expression", "class", "Identity", "function"],
+)
 def test_no_pattern_selects_the_modules_that_compute_a_weight(layers):
     net = nn.Sequential(
         WAYS["two"](nn.Linear(6, 6)), nn.Identity(), doubled(nn.LSTM(6, 6, batch_first=True)) if 0 else nn.ReLU()
