@@ -102,7 +102,8 @@ def compare(
         Run the forward passes under autocast in this precision. The statistics stay in float32 and float64.
     checkpoint : path, optional
         Save the state to this file every 20 batches. A later call with the same arguments resumes from the file and
-        gives the identical result. The file is removed at the end. For the minibatch scope.
+        gives the identical result, unless a network changes itself or draws random numbers in its forward: that state
+        is not saved. The file is removed at the end. For the minibatch scope.
     distributed : bool
         Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
         result for all shards. For the minibatch scope.
