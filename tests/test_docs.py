@@ -1,10 +1,15 @@
 """Every Python block of the README and of docs/ runs as it is written, page by page, in an empty folder."""
 
+import importlib.util
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+
+import cka_probe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -38,3 +43,30 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
         assert page.relative_to(ROOT / "docs").as_posix() in navigation
+
+
+def test_every_public_name_has_a_page_in_the_reference():
+    path = ROOT / "docs" / "theme" / "reference.py"
+    spec = importlib.util.spec_from_file_location("reference_hook", path)
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    pages = dict(hook.pages())
+    # Rooms whose names users import from cka_probe itself.
+    inner = {"cka_probe.capture", "cka_probe.comparison", "cka_probe.similarity", "cka_probe.cli"}
+    packages = {
+        module.name
+        for module in pkgutil.walk_packages(cka_probe.__path__, "cka_probe.")
+        if module.ispkg and not any(module.name.startswith(room) for room in inner)
+    }
+    inside = {"cka_probe.estimators.dataset", "cka_probe.estimators.measures"}  # named in cka_probe.estimators
+    assert set(hook.PACKAGES) >= {"cka_probe", "cka_probe.distill.data", *packages} - inside
+    for package in hook.PACKAGES:
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.ismodule(value):
+                assert value.__name__ in hook.PACKAGES
+                continue
+            assert hook.defined_at(package, name) in pages[f"reference/{package}.{name}.md"]
+            if inspect.isclass(value) or inspect.isroutine(value):
+                assert inspect.getdoc(value), f"{package}.{name} has no docstring"
