@@ -1,0 +1,161 @@
+"""Does RCKA beat KD on Fashion-MNIST? Train the students of every method, and keep each in a table as it ends.
+
+    make study                                        one job; stop it at any time, and start it again later
+    python benchmarks/study.py --jobs 2               two processes, one thread each: as many as there are idle cores
+    python benchmarks/study.py --list                 the cells in their order, and which are finished
+    python benchmarks/study.py --only teacher
+
+A cell is one student: data set, number of images, method, weight, ramp, seed. Cells run in the order of `cells`, so
+that a partial study is of use: the main rows of seed 0, then of seeds 1 to 4; then the other weights (seed 0); and so
+on. Every finished cell is a line of benchmarks/results/study.csv (--output), which is in the repository. Cells that
+are there are not run again: to go on, start the same command, commit the table as it grows, then run
+`python benchmarks/study_tables.py` for the tables in docs/study.md and `python -m figures study` for the figure.
+The teacher and its checkpoints are in runs/study (--folder), which git ignores; it is trained first where it is
+missing (14 epochs, 40 minutes). All lines of one table must have the same teacher: its weights are named in them by
+``teacher_test``. Delete the table to start again.
+
+Rules of the study. The teacher learns from all 60,000 training images. Students are resnet8 with one input channel, on
+10,000 images (15 epochs) or 1,000 (60 epochs), batch 64, SGD with a cosine from 0.05, no augmentation; a seed chooses
+images, first weights and order. The last epoch counts. Weights are chosen by the accuracy on 5,000 training images that
+the students do not see (column validation), never on the test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import os
+import sys
+import time
+import traceback
+from multiprocessing import get_context
+from pathlib import Path
+
+from study_methods import METHODS
+from study_runs import FIELDS, Cell, run_cell, train_teacher
+
+RESULTS = Path(__file__).parent / "results" / "study.csv"
+SEEDS = range(5)
+MAIN = ("ce", "kd", "rcka", "dist", "kd_rcka", "lcka", "dkd", "fcka", "sp")
+EXTRA = ("rcka_signs", "rcka_soft", "kd_to_rcka")
+
+
+def cells() -> list[Cell]:
+    """Every cell of the study, in the order in which they run."""
+    found: list[Cell] = []
+
+    def main_rows(data: str, images: int, seed: int) -> None:
+        for name in MAIN:
+            found.append(Cell(data, images, name, METHODS[name].default, False, seed))
+            if name == "rcka":  # the question of T7: does the ramp find the right minimum?
+                found.extend(Cell(data, images, name, 15.0, ramp, seed) for ramp in (True, False))
+
+    def weights(data: str, images: int, seed: int) -> None:
+        for name in (*EXTRA, *MAIN):
+            for ramp in (False, True)[: 1 + METHODS[name].ramp]:
+                found.extend(Cell(data, images, name, weight, ramp, seed) for weight in METHODS[name].weights)
+
+    for seed in SEEDS[:2]:
+        main_rows("fashion", 10_000, seed)
+    for seed in SEEDS[:2]:
+        main_rows("fashion", 1_000, seed)
+    weights("fashion", 10_000, 0)
+    for seed in SEEDS[2:]:
+        main_rows("fashion", 10_000, seed)
+        main_rows("fashion", 1_000, seed)
+    weights("fashion", 1_000, 0)
+    for seed in SEEDS[1:]:
+        weights("fashion", 10_000, seed)
+        weights("fashion", 1_000, seed)
+    return list(dict.fromkeys(found))
+
+
+def key(line: dict[str, str]) -> Cell:
+    """The cell of a line of the table."""
+    return Cell(
+        line["data"], int(line["images"]), line["method"], float(line["weight"]), line["ramp"] == "True",
+        int(line["seed"]),
+    )  # fmt: skip
+
+
+def finished(table: Path) -> set[Cell]:
+    """The cells in the table."""
+    if not table.is_file():
+        return set()
+    with table.open(newline="") as file:
+        return {_rounded(key(line)) for line in csv.DictReader(file)}
+
+
+def _rounded(cell: Cell) -> Cell:
+    return cell._replace(weight=round(cell.weight, 4))
+
+
+def append(table: Path, line: dict[str, object]) -> None:
+    """Add a line to the table; two processes may do so at once."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("a", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+def work(table: Path, folder: Path) -> None:
+    """Run the cells that are neither finished nor in work in another process. A lock file marks a cell in work."""
+    import torch
+
+    torch.set_num_threads(1)
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    for cell in map(_rounded, cells()):
+        with (locks / "_".join(map(str, cell))).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if cell in finished(table):
+                continue
+            started = time.perf_counter()
+            try:
+                line = run_cell(cell, folder)
+            except Exception:  # the other cells go on, and the next start tries this one again
+                traceback.print_exc()
+                continue
+            append(table, line)
+            found = f"validation {line['validation']:.2f}, test {line['test']:.2f}"
+            print(f"{time.strftime('%H:%M')} {cell}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the table")
+    parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="teachers and scratch files")
+    parser.add_argument("--list", action="store_true", help="show the cells and stop")
+    parser.add_argument("--only", choices=["teacher"], help="train the teacher and stop")
+    options = parser.parse_args()
+    table, folder = options.output.resolve(), options.folder.resolve()
+    if options.list:
+        done = finished(table)
+        for cell in map(_rounded, cells()):
+            print("done" if cell in done else "    ", *cell)
+        print(f"{len(done)} of {len(cells())} cells are finished")
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    train_teacher("fashion", folder, progress=sys.stderr.isatty())
+    if options.only == "teacher":
+        return
+    context = get_context("spawn")
+    workers = [context.Process(target=work, args=(table, folder)) for _ in range(options.jobs - 1)]
+    for worker in workers:
+        worker.start()
+    work(table, folder)
+    for worker in workers:
+        worker.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Data, networks and single runs of the study (benchmarks/study.py)."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import tempfile
+import time
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from study_methods import METHODS, Weighted
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from cka_probe.distill import CosineDecay, distill
+from cka_probe.distill.data import fashion_mnist
+from cka_probe.distill.models.resnet import resnet8
+
+__all__ = ["FIELDS", "Cell", "run_cell", "teacher_of", "train_teacher"]
+
+BATCH = 64
+LEARNING_RATE = 0.05
+STAGES = ["layer1", "layer2", "layer3"]
+VALIDATION_PER_CLASS = {"fashion": 500}
+TEACHER_EPOCHS = {"fashion": 14}
+# Epochs for a number of training images of all classes: fewer images, more epochs, and still fewer steps.
+EPOCHS = {10_000: 15, 1_000: 60}
+
+
+class Cell(NamedTuple):
+    """One run of the study; ``weight`` and ``ramp`` are those of the method's loss (benchmarks/study_methods.py)."""
+
+    data: str
+    images: int
+    method: str
+    weight: float
+    ramp: bool
+    seed: int
+
+
+FIELDS = [
+    *Cell._fields, "epochs", "validation", "test", "agreement", "diagonal", "teacher_test", "seconds", "commit",
+    "machine", "date",
+]  # fmt: skip
+
+
+class Block(nn.Module):
+    """relu(x + two 3 x 3 convolutions of x)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.inner(x))
+
+
+def _unit(inputs: int, width: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+
+
+class Teacher(nn.Module):
+    """A residual network that is wide where the maps are small, because that is cheap on a CPU: 0.5 million weights."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = _unit(1, 32, 1)
+        self.layer1 = nn.Sequential(_unit(32, 48, 2), Block(48))
+        self.layer2 = nn.Sequential(_unit(48, 96, 2), Block(96))
+        self.layer3 = nn.Sequential(_unit(96, 128, 1))
+        self.fc = nn.Linear(128, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.stem(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def parts(
+    data: str, seed: int, images: int | None, *, augment: bool
+) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:
+    """Training, validation and test set. The validation images are training images that no student of the seed sees."""
+    assert data == "fashion"
+    per_class = None if images is None else images // 10
+    options: dict[str, Any] = {"seed": seed, "channels": 1, "augment": augment}
+    train, validation = fashion_mnist(
+        train_per_class=per_class, validation_per_class=VALIDATION_PER_CLASS[data], **options
+    )
+    if images is None:
+        train, test = fashion_mnist(**options)
+    else:
+        _, test = fashion_mnist(train_per_class=1, **options)
+    return train, validation, test
+
+
+def classes_of(data: str) -> int:
+    return {"fashion": 10, "glyphs": 62}[data]
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with weights in the order of memory in which convolutions are fastest on a CPU."""
+    return network.to(memory_format=torch.channels_last)
+
+
+def train_teacher(data: str, folder: Path, progress: bool = False) -> None:
+    """Train the teacher on all training images, with shifts and flips; a run that was stopped goes on."""
+    train, _, test = parts(data, 0, None, augment=True)
+    torch.manual_seed(0)
+    distill(
+        None, channels_last(Teacher(classes_of(data))), train, test, epochs=TEACHER_EPOCHS[data], batch_size=128,
+        learning_rate=0.1, schedule=CosineDecay(warmup=1), seed=0, output_dir=folder / f"teacher_{data}",
+        progress=progress,
+    )  # fmt: skip
+
+
+@cache
+def teacher_of(data: str, folder: Path) -> nn.Module:
+    """The teacher after its last epoch."""
+    network = Teacher(classes_of(data))
+    network.load_state_dict(load_file(folder / f"teacher_{data}" / "last.safetensors"))
+    return channels_last(network).eval()
+
+
+def logits_of(network: nn.Module, data: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,)."""
+    network.eval()
+    with torch.no_grad():
+        found = [(network(images), labels) for images, labels in DataLoader(data, 250)]
+    logits, labels = zip(*found, strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of right answers in percent."""
+    return 100 * float((logits.argmax(1) == labels).double().mean())
+
+
+def sign_diagonal(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cosines of Z_s v and Z_t v for the eigenvectors v of the teacher's Z_t' Z_t, largest eigenvalue first.
+
+    Logits are centred over the classes, which softmax does not see; the eigenvector of the constant direction is left
+    out. Shape (classes - 1,).
+    """
+    x, y = (z.double() - z.double().mean(1, keepdim=True) for z in (student, teacher))
+    vectors = torch.linalg.eigh(y.T @ y).eigenvectors.flip(1)[:, :-1]
+    return torch.nn.functional.cosine_similarity(x @ vectors, y @ vectors, dim=0)
+
+
+def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train the student of a cell and measure it; the row of the table."""
+    started = time.perf_counter()
+    method = METHODS[cell.method]
+    train, validation, test = parts(cell.data, cell.seed, cell.images, augment=False)
+    teacher = teacher_of(cell.data, folder)
+    epochs = EPOCHS[cell.images]
+    steps = epochs * (len(train) // BATCH)
+    loss = None if method.make is None else method.make(cell.weight, steps)
+    if cell.ramp:
+        loss = Weighted(loss, 0.0, 1.0, steps)
+    torch.manual_seed(cell.seed)
+    student = channels_last(resnet8(classes_of(cell.data), in_channels=1))
+    glance = torch.utils.data.Subset(validation, range(0, len(validation), 10))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        layers = STAGES if method.features else ()
+        result = distill(
+            None if loss is None else teacher, student, train, glance, loss, student_layers=layers, epochs=epochs,
+            batch_size=BATCH, learning_rate=LEARNING_RATE, schedule=CosineDecay(), ce_weight=method.ce_weight,
+            seed=cell.seed, progress=False, teacher_cache=None if loss is None else scratch,
+        )  # fmt: skip
+    assert len(result.history) == epochs
+    scored = {name: logits_of(student, part) for name, part in (("validation", validation), ("test", test))}
+    taught, labels = logits_of(teacher, test)
+    diagonal = sign_diagonal(scored["test"][0], taught)
+    return {
+        **cell._asdict(),
+        "epochs": epochs,
+        **{name: round(accuracy(*found), 3) for name, found in scored.items()},
+        "agreement": round(accuracy(scored["test"][0], taught.argmax(1)), 3),
+        "diagonal": " ".join(f"{value:.3f}" for value in diagonal),
+        "teacher_test": round(accuracy(taught, labels), 3),
+        "seconds": round(time.perf_counter() - started),
+        "commit": commit(),
+        "machine": f"{platform.machine()}, torch {torch.__version__.partition('+')[0]}, 1 thread",
+        "date": date.today().isoformat(),
+    }
+
+
+def commit() -> str:
+    """The commit that is checked out here."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
