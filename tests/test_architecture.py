@@ -50,7 +50,7 @@ ROOMS = {
 }
 
 # Modules beside the rooms.
-LOOSE = {"__init__.py", "atomic_write.py", "identity.py", "safe_read.py", "distill/__init__.py", "distill/data.py"}
+LOOSE = {"__init__.py", "atomic_write.py", "identity.py", "safe_read.py", "distill/__init__.py"}
 
 # room: libraries that it must not import.
 FORBIDDEN_LIBRARIES = {
@@ -176,7 +176,7 @@ def test_the_reader_of_imports_sees_all_forms(tmp_path, monkeypatch):
 
 
 def test_every_file_is_in_a_room():
-    assert {name(p) for p in SOURCES if room_of(p) is None} | {"distill/data.py"} == LOOSE
+    assert {name(p) for p in SOURCES if room_of(p) is None} == LOOSE
     for room in ROOMS:
         assert (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file(), room
     assert not [name(p) for p in SOURCES if p.stem in NAMELESS]

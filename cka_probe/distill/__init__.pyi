@@ -1,5 +1,5 @@
 from . import baselines, losses, models
-from .data import cifar100, digits, imagenet
+from .data import cifar100, digits, fashion_mnist, imagenet
 from .dense.detection import distill_detector
 from .dense.segmentation import distill_segmenter
 from .losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
@@ -31,6 +31,7 @@ __all__ = [
     "distill",
     "distill_detector",
     "distill_segmenter",
+    "fashion_mnist",
     "imagenet",
     "losses",
     "match_stages",
