@@ -97,10 +97,11 @@ def distill_detector(
     steps: int = 1000,
     batch_size: int = 8,
     learning_rate: float = 0.01,
-    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen: all calls may share it
+    schedule: Callable[..., Any] = DenseSchedule(),  # noqa: B008 - frozen: all calls may share it
     optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd,
     weight_decay: float = 1e-4,
     clip_norm: float | None = 10.0,
+    ema: float | None = None,
     mixed_precision: str = "no",
     workers: int = 0,
     seed: int = 0,
@@ -143,15 +144,19 @@ def distill_detector(
     learning_rate : float
         Highest value; ``schedule(step, steps)`` multiplies it.
     schedule : callable
-        `DenseSchedule` by default.
+        `DenseSchedule` by default. It may also be a function of the optimiser that returns an LRScheduler of torch,
+        which is advanced after each step (`ReduceLROnPlateau`: after each time the test data is scored).
     optimizer : callable
         Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
     weight_decay : float
         Weight decay of all parameters.
     clip_norm : float, optional
         Largest norm of the gradient; a larger gradient is scaled down. None does not clip.
+    ema : float, optional
+        Decay of a moving average of the student's weights, for example 0.999. The average is then what is scored and
+        saved, and what the student holds after the last step.
     mixed_precision : {"no", "bf16", "fp16"}
-        For the networks; the losses of this package compute in float32.
+        For the networks; the losses of this package compute in float32. "fp16" needs a GPU.
     workers : int
         Processes that load data.
     seed : int
@@ -181,7 +186,8 @@ def distill_detector(
     Raises
     ------
     TypeError
-        If the layer returns no maps, or the loss takes other arguments than (student, teacher, target).
+        If the layer returns no maps, `schedule` has none of the known forms, or the loss takes other arguments than
+        (student, teacher, target).
     ValueError
         If a setting is out of range, a layer does not exist, the networks normalise pictures differently, there is a
         teacher without a loss or a loss without a teacher, there are fewer pictures than processes, or `output_dir`
@@ -216,6 +222,7 @@ def distill_detector(
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        ema=ema,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,

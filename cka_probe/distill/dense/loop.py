@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from ...capture.state import modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
 from ..training.accelerator import accelerator_for
+from ..training.averaging import WeightAverage
+from ..training.learning_rates import LearningRates
 from ..training.result import DenseResult
 from ..training.run_files import RunFiles
 from ..training.run_identity import (
     check_processes_agree,
-    extension_refused,
     identity_at_start,
     networks_identity,
     samples_of,
@@ -135,7 +136,10 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         # The optimiser, and the state of an earlier process.
         parameters = [p for p in [*student.parameters(), *loss.parameters()] if p.requires_grad]
         descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
-        rates = [group["lr"] for group in descent.param_groups]  # groups may have rates of their own
+        rates = LearningRates(given.schedule, descent, given.learning_rate, unit="step")
+        rates.check_length(0, steps)
+        average = None if given.ema is None else WeightAverage(student, given.ema)
+        scored = student if average is None else average.network
         model, descent = accelerator.prepare(student, descent)
         settings = {
             "steps": steps,
@@ -146,6 +150,7 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             "optimizer": identity(given.optimizer),
             "weight_decay": given.weight_decay,
             "clip_norm": given.clip_norm,
+            "ema": given.ema,
             "loss": identity_at_start(task.loss, given.output_dir, given.resume),
             "layers": task.layers,
             **networks,
@@ -162,11 +167,12 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         check_processes_agree(settings)
         files = RunFiles(
             given.output_dir, settings, resume=given.resume, main=main, length="steps",
-            extend=lambda before, now, saved: extension_refused(
-                given.schedule, before, now, saved["epoch"] * len(batches) + saved["step"], "step"
+            extend=lambda before, now, saved: rates.extension_refused(
+                (0, 0), (before, now), 0, saved["epoch"] * len(batches) + saved["step"]
             ),
         )  # fmt: skip
         run = RunState(files.state, accelerator.process_index)
+        run.parts = {"rates": rates} | ({} if average is None else {"average": average})
         if files.state is not None:
             seed_everything(given.seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
             check_same_data("train", run.saved_seen["train"], batches.of_epoch(0), given.output_dir)
@@ -203,16 +209,17 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             new = not run.seen["test"].samples
             with random_states_restored():
                 seed_everything(given.seed, 0, accelerator.process_index)
-                same_buffers(student, accelerator)
+                same_buffers(scored, accelerator)
                 data = WatchedPictures(task.test, run.seen["test"]) if new else task.test
-                run.scores = task.score(student, data, device)
+                run.scores = task.score(scored, data, device)
             before = [row[main_column] for row in run.rows if isfinite(row.get(main_column, nan))]
             run.rows[-1] |= {f"test_{name}": value for name, value in run.scores.items()}
+            rates.evaluated(run.scores[task.main_score])
             facts = {"seed": given.seed, "steps": run.rows[-1]["step"], **run.scores}
             if run.scores[task.main_score] > max(before, default=-inf):
-                best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
+                best = {name: tensor.detach().cpu().clone() for name, tensor in scored.state_dict().items()}
                 files.save_weights("best", best, facts)
-            files.save_weights("last", student.state_dict(), facts)
+            files.save_weights("last", scored.state_dict(), facts)
             files.save_table("history", run.rows)
             save_checkpoint()
 
@@ -230,16 +237,17 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
             for batch in batches.of_epoch(run.epoch, first=run.step):
                 if run.epoch == 0 and given.output_dir is not None:
                     run.seen["train"].add(batch)
-                factor = given.schedule(done, steps)
-                for group, own_rate in zip(descent.param_groups, rates, strict=True):
-                    group["lr"] = factor * own_rate
+                rates.begin_step(0, 0, done, steps)
                 terms = task.terms(batch, model, accelerator)
                 accelerator.backward(torch.stack(list(terms.values())).sum())
                 average_gradients(accelerator, loss)
                 if given.clip_norm is not None:
                     accelerator.clip_grad_norm_(parameters, given.clip_norm)
                 descent.step()
+                rates.end_step(descent.step_was_skipped)
                 descent.zero_grad()
+                if average is not None:
+                    average.update()
                 run.add(terms, 1, device)
                 bar.update()
                 done += 1
@@ -249,11 +257,10 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
                     means = run.means(accelerator)
                     total = checked_total(means, f"at step {done}", "set clip_norm")
                     seconds = time.perf_counter() - started
-                    rate = factor * given.learning_rate
-                    run.add_row({"step": done, "loss": total, **means, "lr": rate, "seconds": seconds})
+                    run.add_row({"step": done, "loss": total, **means, "lr": rates.rate, "seconds": seconds})
                     files.save_table("history", run.rows)
                 if done == steps:
-                    files.save_weights("last", student.state_dict(), {"seed": given.seed, "steps": steps})
+                    files.save_weights("last", scored.state_dict(), {"seed": given.seed, "steps": steps})
                 asked = given.checkpoint_steps is not None and done % given.checkpoint_steps == 0
                 if asked or run.step == 0 or done == steps or due(done):
                     save_checkpoint()
@@ -263,6 +270,8 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
                     break
         if run.scores:
             files.save_table("scores", [run.scores])
+        if average is not None:
+            average.give()
         return DenseResult(
             pd.DataFrame(run.rows), student, run.scores, run.notes, files.directory, best, task.main_score
         )

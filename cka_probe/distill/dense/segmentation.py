@@ -45,10 +45,11 @@ def distill_segmenter(
     steps: int = 1000,
     batch_size: int = 8,
     learning_rate: float = 0.01,
-    schedule: Callable[[int, int], float] = DenseSchedule(),  # noqa: B008 - frozen: all calls may share it
+    schedule: Callable[..., Any] = DenseSchedule(),  # noqa: B008 - frozen: all calls may share it
     optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd,
     weight_decay: float = 5e-4,
     clip_norm: float | None = None,
+    ema: float | None = None,
     mixed_precision: str = "no",
     workers: int = 0,
     seed: int = 0,
@@ -81,7 +82,7 @@ def distill_segmenter(
     features, teacher_features : str, optional
         Paths of the modules whose maps are the features. None compares no features; ``teacher_features`` is
         ``features`` if None.
-    steps, batch_size, learning_rate, schedule, optimizer, weight_decay, clip_norm, mixed_precision
+    steps, batch_size, learning_rate, schedule, optimizer, weight_decay, clip_norm, ema, mixed_precision
         As in `distill_detector`.
     workers, seed, output_dir, resume, checkpoint_steps, log_every, score_every, progress, accelerator
         As in `distill_detector`.
@@ -94,7 +95,8 @@ def distill_segmenter(
     Raises
     ------
     TypeError
-        If a layer returns no maps, or the loss takes other arguments than (student, teacher, target).
+        If a layer returns no maps, `schedule` has none of the known forms, or the loss takes other arguments than
+        (student, teacher, target).
     ValueError
         If a setting is out of range, a layer does not exist, a label is larger than the number of scores, there is a
         teacher without a loss or a loss without a teacher, `teacher_features` is given without `features`, there are
@@ -129,6 +131,7 @@ def distill_segmenter(
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        ema=ema,
         mixed_precision=mixed_precision,
         workers=workers,
         seed=seed,

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..training.averaging import check_decay
+from ..training.learning_rates import check_schedule
 from ..training.schedules import DenseSchedule
 
 if TYPE_CHECKING:
@@ -29,15 +31,18 @@ class DenseSettings:
     ------
     ValueError
         If a setting is out of range.
+    TypeError
+        If the schedule has none of the known forms.
     """
 
     steps: int = 1000
     batch_size: int = 8
     learning_rate: float = 0.01
-    schedule: Callable[[int, int], float] = field(default_factory=DenseSchedule)
+    schedule: Callable[..., Any] = field(default_factory=DenseSchedule)
     optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd
     weight_decay: float = 1e-4
     clip_norm: float | None = None
+    ema: float | None = None
     mixed_precision: str = "no"
     workers: int = 0
     seed: int = 0
@@ -58,3 +63,6 @@ class DenseSettings:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` must be positive or None, got {self.clip_norm}.")
+        if self.ema is not None:
+            check_decay(self.ema)
+        check_schedule(self.schedule)

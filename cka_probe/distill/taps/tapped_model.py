@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ...capture.batches import call_model
@@ -126,6 +127,10 @@ class TappedModel(nn.Module):
         return Outputs(logits, tuple(kept[layer].features for layer in self.layers))
 
     def _keep(self, name: str, _module: nn.Module, output: Tensor) -> None:
+        if torch.compiler.is_compiling():  # the graph may overwrite the output, and has no count of changes
+            copy = output.clone()
+            self._kept[name] = _Kept(copy, copy, None)
+            return
         if output.is_inference():  # torch does not count changes of inference tensors
             self._kept[name] = _Kept(output.clone(), output, None)
             return

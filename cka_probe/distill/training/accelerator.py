@@ -15,9 +15,17 @@ __all__ = ["accelerator_for", "check_world"]
 
 @contextmanager
 def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: float) -> Iterator[Accelerator]:
-    """The caller's accelerator, or a new one whose settings are removed from accelerate's global state afterwards."""
+    """The caller's accelerator, or a new one whose settings are removed from accelerate's global state afterwards.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown, is fp16 on a CPU, or is not that of the accelerator or of `accelerate launch`; or
+        the launcher started more processes than accelerate knows of.
+    """
     if given is not None:
         check_world(given)
+        _check_precision(given)
         if mixed_precision not in ("no", given.mixed_precision):
             raise ValueError(
                 f"mixed_precision={mixed_precision!r}, but the accelerator that you pass has "
@@ -27,6 +35,13 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
         return
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f'`mixed_precision` must be "no", "bf16" or "fp16", got {mixed_precision!r}.')
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", mixed_precision):
+        raise ValueError(
+            f"`accelerate launch` asks for {launched!r} (ACCELERATE_MIXED_PRECISION), but mixed_precision="
+            f"{mixed_precision!r} decides. Set mixed_precision={launched!r}, or launch with --mixed_precision "
+            f"{mixed_precision}."
+        )
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
@@ -41,10 +56,20 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
     accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
     try:
         check_world(accelerator)
+        _check_precision(accelerator)
         yield accelerator
     finally:
         if alone:
             AcceleratorState._reset_state()
+
+
+def _check_precision(accelerator: Accelerator) -> None:
+    """Raise ValueError for fp16 on a CPU, where accelerate would compute in float32 and not say so."""
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "mixed_precision='fp16' needs a GPU: on a CPU accelerate has no fp16 and would compute in float32. "
+            "Use 'bf16' or 'no'."
+        )
 
 
 def check_world(accelerator: Accelerator) -> None:

@@ -42,6 +42,9 @@ class RunState:
         Where the run was resumed.
     seen : dict of str to SeenData
         Digests of the samples that this process has read: "train" and "test".
+    parts : dict of str to objects
+        Further objects with ``state_dict`` and ``load_state_dict``, whose states are saved and loaded: learning rates,
+        the average of the weights.
     """
 
     def __init__(self, saved: dict[str, Any] | None = None, rank: int = 0) -> None:
@@ -55,6 +58,7 @@ class RunState:
         self.seconds: float = saved.get("seconds", 0.0)
         self.scores: dict[str, float] = saved.get("scores", {})
         self.notes: tuple[str, ...] = tuple(saved.get("notes", ()))
+        self.parts: dict[str, Any] = {}
         # In float64 on the device, so that no step waits for the device.
         self._sums: dict[str, Tensor] = saved["sums"][rank] if saved else {}
         self.saved_seen: dict[str, Any] = {name: of_all[rank] for name, of_all in saved.get("seen", {}).items()}
@@ -78,6 +82,8 @@ class RunState:
                 f"{str(error).splitlines()[-1].strip()} Use another output_dir, or resume=False to start again."
             ) from error
         loss.load_state_dict(self._saved["loss"])
+        for name, part in self.parts.items():
+            part.load_state_dict(self._saved["parts"][name])
         optimizer.load_state_dict(self._saved["optimizer"])
         if accelerator.scaler is not None and self._saved["scaler"] is not None:
             accelerator.scaler.load_state_dict(self._saved["scaler"])
@@ -104,6 +110,7 @@ class RunState:
             "seen": seen,
             "student": student.state_dict(),
             "loss": loss.state_dict(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "optimizer": optimizer.state_dict(),
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
         }

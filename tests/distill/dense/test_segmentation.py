@@ -83,10 +83,9 @@ def test_training_alone_and_the_same_seed(train):
     assert torch.equal(run(), run())
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_mixed_precision_and_a_batch_of_one(precision, train):
+def test_mixed_precision_and_a_batch_of_one(train):
     losses = {}
-    for name in ("no", precision):
+    for name in ("no", "bf16"):
         result = distill_segmenter(
             network("deeplabv3", 16, seed=1),
             network(),
@@ -98,7 +97,7 @@ def test_mixed_precision_and_a_batch_of_one(precision, train):
             progress=False,
         )
         losses[name] = result.history["loss"].to_numpy()
-    np.testing.assert_allclose(losses[precision], losses["no"], rtol=0.05)
+    np.testing.assert_allclose(losses["bf16"], losses["no"], rtol=0.05)
 
 
 def test_mean_iou_equals_counting():

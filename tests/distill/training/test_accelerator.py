@@ -1,0 +1,29 @@
+"""The precision that was asked for is the one that is used, or an error says why not."""
+
+import pytest
+from small_runs import cpu_accelerator, run
+
+from cka_probe.distill.training.accelerator import accelerator_for
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+def test_fp16_on_a_cpu_is_refused_by_the_name_of_the_argument():
+    with pytest.raises(ValueError, match=r"mixed_precision='fp16' needs a GPU.*float32. Use 'bf16' or 'no'"):
+        run(mixed_precision="fp16")
+    with (
+        cpu_accelerator(mixed_precision="fp16") as accelerator,
+        pytest.raises(ValueError, match=r"mixed_precision='fp16' needs a GPU"),
+    ):
+        run(accelerator=accelerator)
+
+
+def test_a_precision_that_the_launcher_asks_for_is_not_lost(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match=r"asks for 'bf16' .*mixed_precision='no' decides. Set mixed_precision='bf16'"):
+        run()
+    with accelerator_for(None, "bf16", 1.0) as accelerator:
+        assert accelerator.mixed_precision == "bf16"
