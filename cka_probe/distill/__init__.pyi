@@ -11,7 +11,7 @@ from .taps.stages import match_stages, stage_layers
 from .training.classification import distill
 from .training.diagnostics import Diagnostics
 from .training.result import DistillationResult
-from .training.schedules import CosineDecay, StepDecay
+from .training.schedules import CosineDecay, PerStep, StepDecay
 
 __all__ = [
     "CosineDecay",
@@ -21,6 +21,7 @@ __all__ = [
     "LogitCKALoss",
     "Outputs",
     "PatchCKALoss",
+    "PerStep",
     "RCKALoss",
     "Recipe",
     "SegmentationCKALoss",

@@ -3,6 +3,6 @@
 from .classification import distill
 from .diagnostics import Diagnostics
 from .result import DistillationResult
-from .schedules import CosineDecay, StepDecay
+from .schedules import CosineDecay, DenseSchedule, PerStep, StepDecay
 
-__all__ = ["CosineDecay", "Diagnostics", "DistillationResult", "StepDecay", "distill"]
+__all__ = ["CosineDecay", "DenseSchedule", "Diagnostics", "DistillationResult", "PerStep", "StepDecay", "distill"]
