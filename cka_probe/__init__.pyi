@@ -1,3 +1,4 @@
+from . import distill, estimators, plotting
 from .capture.extraction import extract
 from .capture.hooks import CaptureError, Probe
 from .comparison.features import compare_features
@@ -45,7 +46,9 @@ __all__ = [
     "compare_features",
     "compare_many",
     "compare_signatures",
+    "distill",
     "energy_distance",
+    "estimators",
     "extract",
     "hsic",
     "hsic_from_grams",
@@ -53,6 +56,7 @@ __all__ = [
     "mmd_squared",
     "mmd_test",
     "plot_heatmap",
+    "plotting",
     "signature",
     "trainer_callback",
 ]

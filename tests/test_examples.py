@@ -1,9 +1,13 @@
 """The examples as a user runs them, with fewer steps; the detectors and segmenters have tests of their own."""
 
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -43,3 +47,21 @@ def test_distill_language_model():
     assert set(found) == {"text alone", "text and hidden states"}
     # 95 characters at random are 6.6 bits; two steps learn little.
     assert all(3 < value < 8 for values in found.values() for value in values)
+
+
+@pytest.mark.parametrize("name", ["compare", "distill", "theory"])
+def test_notebooks(name, tmp_path, monkeypatch, capsys):
+    """The documentation runs them in a kernel; here their code runs with one epoch, and the last lines are shown."""
+    notebook = json.loads((EXAMPLES / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    mpl.use("Agg")
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(notebook["cells"]):
+        assert not cell.get("outputs"), "the notebooks are kept without outputs"
+        if cell["cell_type"] == "code":
+            code = re.sub(r"epochs=\d+", "epochs=1", "".join(cell["source"]))
+            exec(compile(code, f"{name}.ipynb, cell {number}", "exec"), names)
+    plt.close("all")
+    if name == "theory":
+        assert "same answer for 11%" in capsys.readouterr().out
