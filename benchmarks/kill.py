@@ -148,7 +148,8 @@ def kill_job(name: str, kills: int, seed: int, work: Path) -> dict[str, object]:
             killed(job, folder, inputs, two, rng.uniform(0, seconds))
             damaged += unreadable(folder)
         done += again
-        checkpoints = (path for path in folder.rglob("*") if path.name in ("state.npz", "checkpoint.pt", "cache.json"))
+        names = ("state.npz", "state.rank*.npz", "checkpoint.pt", "cache.json")
+        checkpoints = (path for name in names for path in folder.rglob(name))
         resumed += again * any(checkpoints)
         try:
             problem = difference(finish(job, folder, inputs, two)[0], expected)

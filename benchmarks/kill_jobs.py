@@ -73,14 +73,19 @@ def batches() -> Any:
     return torch.utils.data.DataLoader(images(64 * 90 + 2, 3), batch_size=64)
 
 
-def compare_job(folder: Path, _inputs: Path, **options: Any) -> dict[str, np.ndarray]:
+def compare_job(folder: Path, _inputs: Path, *, data: Any = None, **options: Any) -> dict[str, np.ndarray]:
     result = cp.compare(
-        network(1), network(2, 12), batches(), checkpoint=folder / "state.npz", progress=False, **options
+        network(1), network(2, 12), data or batches(), checkpoint=folder / "state.npz", progress=False, **options
     )
     return {
         "values": result.values, "error": result.standard_error, "p": result.p_value,
         "notes": np.array(result.notes), "samples": np.array(result.meta["samples"]),
     }  # fmt: skip
+
+
+def compare_two_job(folder: Path, _inputs: Path) -> dict[str, np.ndarray]:
+    torch.distributed.init_process_group("gloo")
+    return compare_job(folder, _inputs, data=cp.Shard(batches()), distributed=True)
 
 
 def distill_job(folder: Path, _inputs: Path, **options: Any) -> dict[str, np.ndarray]:
@@ -132,6 +137,7 @@ JOBS: dict[str, Job] = {
 }
 
 TWO_PROCESSES: dict[str, Job] = {
+    "compare, 2 processes": compare_two_job,
     "distill, 2 processes": distill_job,
 }
 

@@ -22,6 +22,7 @@ from torch.nn.modules.pooling import (
 )
 
 from .notes import listed
+from .progress import Resumable
 from .trees import first_tensor, samples_first
 from .wrappers import named_layers
 
@@ -68,7 +69,7 @@ def _expected(module: nn.Module) -> tuple[int | None, int | None]:
     return (-1, None) if isinstance(module, _SEQUENCES) else (None, None)
 
 
-class ChannelAxes:
+class ChannelAxes(Resumable):
     """Axis of the channels of each layer, from what ran in the network's first pass.
 
     An activation function, a dropout or a block does not know its axes, but the layers that ran before it or in it do.
@@ -83,6 +84,8 @@ class ChannelAxes:
     paths : sequence of str
         The layers whose axes will be asked for.
     """
+
+    lasting = ("_decided", "_ambiguous")
 
     def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
         self.model = model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from threading import get_ident
 from types import TracebackType
@@ -14,10 +14,11 @@ from torch import nn
 from .channels import ChannelAxes
 from .layers import Layers, select_layers, unwrap
 from .pooling import Pooling, check_pooling, pool, reads_positions
+from .progress import Resumable
 from .trees import first_tensor, samples_first
 from .wrappers import compiled_parts, eagerly, named_layers
 
-__all__ = ["CaptureError", "Probe", "Receiver"]
+__all__ = ["CaptureError", "Probe", "Receiver", "check_same_layers"]
 
 Receiver = Callable[[str, nn.Module, Any], None]
 """Receives the name of a call ("layer1.0.relu", its second call "layer1.0.relu#2"), the module and its output."""
@@ -27,7 +28,14 @@ class CaptureError(RuntimeError):
     """A layer's output cannot be turned into features; the message names the model and the layer."""
 
 
-class Probe:
+def check_same_layers(model: str, before: Sequence[str], now: Sequence[str]) -> None:
+    """Raise CaptureError if the first batch of a resumed run has run other layers than that of the earlier run."""
+    if before and now and list(before) != list(now):
+        odd = ", ".join(map(repr, (sorted({*before} ^ {*now}) or list(now))[:3]))
+        raise CaptureError(f"{model} did not run the same layers as before it was interrupted: {odd}.")
+
+
+class Probe(Resumable):
     """Record the features of chosen layers in a forward pass.
 
     The hooks exist only inside the ``with`` block; they are removed also when the forward raises. Each activation is
@@ -79,6 +87,8 @@ class Probe:
     >>> {name: tuple(x.shape) for name, x in probe.features.items()}
     {'0': (2, 3), '1': (2, 3)}
     """
+
+    parts = ("_axes",)
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .notes import listed
+from .progress import Resumable
 from .trial import Shape, ShapesOf, Trial, try_fewer_tokens
 
 __all__ = ["MASKS", "Place", "TokenMasks"]
@@ -55,7 +56,7 @@ class Place:
     axis: int
 
 
-class TokenMasks:
+class TokenMasks(Resumable):
     """The masks of the batches of one model, and where its layers have their tokens.
 
     Parameters
@@ -70,6 +71,8 @@ class TokenMasks:
     without : dict of str to None
         Layers (n, t, d) that no mask belongs to, although the batches have one.
     """
+
+    lasting = ("without", "_trials", "_zero_is_real", "_places")
 
     def __init__(self, two_sided: bool = False) -> None:
         self.two_sided = two_sided

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from .progress import Resumable
 from .trees import parts
 
 __all__ = [
@@ -108,7 +109,7 @@ def masks_by_infinity(module: nn.Module, output: torch.Tensor) -> bool:
     return not bool((rows.isnan() | rows.isposinf()).any()) and bool(rows.isfinite().any(1).all())
 
 
-class OutputReader:
+class OutputReader(Resumable):
     """Read the outputs of one model's layers.
 
     A layer whose output holds several tensors is read from the same place in every batch.
@@ -125,6 +126,8 @@ class OutputReader:
     ValueError
         If ``sample_axis`` is not the number of an axis.
     """
+
+    lasting = ("_places", "_turns")
 
     def __init__(self, model: nn.Module, sample_axis: int = 0) -> None:
         if type(sample_axis) is not int or sample_axis < 0:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .trees import tensors
+from .seen_values import (
+    CONTAINERS,
+    MISSING,
+    PLAIN,
+    Container,
+    Copied,
+    HeldBuffer,
+    HeldTensor,
+    Number,
+    equal_results,
+    holds_tensors,
+    inside_of,
+    put_back,
+    same_numbers,
+    same_value,
+    saved_copy,
+    version_of,
+)
 
 __all__ = ["OwnState"]
 
 LISTED = 6
 """Number of parts that a note names."""
-
-PLAIN = (bool, int, float, str, type(None))
-CONTAINERS = (list, dict, set, deque, tuple)
 
 # What nn.Module itself keeps in a module: hooks, children, flags.
 _INTERNALS = frozenset(vars(nn.Module()))
@@ -41,20 +54,37 @@ class OwnState:
         The network, in the state before the first batch.
     name : str
         Its name in the note.
+
+    Attributes
+    ----------
+    generators : list of torch.Generator
+        The generators in the attributes of its modules.
+    changed : set of str
+        Attributes, buffers and weights that forwards have set, by their paths.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
         self._modules = list(model.named_modules())
+        found = (one for _, module in self._modules for one in vars(module).values())
+        self.generators = list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+        self.changed: set[str] = set()
+        self._objects = self._identities()
         self._values = self._scan()
         self._buffers = {
-            (number, key): (buffer, buffer.detach().clone(), _version(buffer))
+            (number, key): (buffer, buffer.detach().clone(), version_of(buffer))
             for number, (_, module) in enumerate(self._modules)
             for key, buffer in module._buffers.items()
             if buffer is not None and not buffer.is_meta
         }
-        self._weights = [(name, weight, _version(weight)) for name, weight in model.named_parameters()]
+        self._weights = [(name, weight, version_of(weight)) for name, weight in model.named_parameters()]
         self._found: dict[str, None] = {}
+        self._moving: dict[_Place, None] = {}
+        """Where the forward goes on changing something."""
+        self._slots = [((number, key), self._modules[number][1]._buffers, key) for number, key in self._buffers]
+        self._settled: tuple[list[Any], list[int | None]] | None = None
+        """The buffers after the first batch, with their versions."""
+        self._settled_weights: list[int | None] = []
 
     def after_first(self, again: Callable[[], Any]) -> None:
         """Look for state after the first batch.
@@ -67,31 +97,33 @@ class OwnState:
         """
         in_place: list[tuple[Tensor, Tensor]] = []
         for place, (buffer, _, version) in self._buffers.items():
-            if self._buffer(place) is buffer and _version(buffer) != version:
+            if self._buffer(place) is buffer and version_of(buffer) != version:
                 self._note(place, "buffer")
                 in_place.append((buffer, buffer.detach().clone()))
         now = self._scan()
-        changed = [place for place, value in now.items() if not _same(value, self._values.get(place, _MISSING))]
+        changed = [place for place, value in now.items() if not same_value(value, self._values.get(place, MISSING))]
+        objects = [place for place, one in self._identities().items() if self._objects.get(place) != one]
+        self.changed.update(map(self._path, (*changed, *objects)))
         if not changed:
             return
-        before = {place: _Copied(now[place]) for place in changed}
+        before = {place: Copied(now[place]) for place in changed}
         try:
             output = again()
             after = self._scan()
-            moved = [place for place, copied in before.items() if not copied.same(after.get(place, _MISSING))]
-            logs = [place for place in moved if isinstance(after.get(place), _Container)]
+            moved = [place for place, copied in before.items() if not copied.same(after.get(place, MISSING))]
+            logs = [place for place in moved if isinstance(after.get(place), Container)]
             # A list that grows may be a log that nothing reads: then the output stays the same.
-            if logs and _equal_results(output, again()):
+            if logs and equal_results(output, again()):
                 moved = [place for place in moved if place not in logs]
-            if not moved and all(_holds_tensors(now[place]) for place in changed) and self._matters(changed, again):
+            if not moved and all(holds_tensors(now[place]) for place in changed) and self._matters(changed, again):
                 moved = changed
         except Exception:  # the run was not asked for: a cache that is full after the first batch shows itself so
             moved = list(before)
         for place in moved:
-            self._note(place, "buffer" if isinstance(now[place], _Buffer) else "attribute")
+            self._note(place, "buffer" if isinstance(now[place], HeldBuffer) else "attribute")
         for place, copied in before.items():
             self._set(place, copied)
-        _put_back(in_place)
+        put_back(in_place)
 
     def _matters(self, changed: Iterable[_Place], again: Callable[[], Any]) -> bool:
         """Whether the output depends on what the first batch changed: a tensor that the batch before has left.
@@ -109,10 +141,84 @@ class OwnState:
             if value is None:
                 held.pop(key, None)
             else:
-                held[key] = value.tensor if isinstance(value, _Tensor) else value.value
+                held[key] = value.tensor if isinstance(value, HeldTensor) else value.value
         with random_states_restored():
             before = again()
-        return not _equal_results(before, after)
+        return not equal_results(before, after)
+
+    def state(self) -> dict[str, Any]:
+        """What the forwards have changed in the network so far and go on changing; to be called after each batch.
+
+        Returns
+        -------
+        dict
+            "values": copies by place, for ``restore``. "initial": numbers before the first batch by place, for
+            ``begin_again``. "refused": why the changes cannot be saved; empty if they can.
+        """
+        buffers = [held.get(key) for _, held, key in self._slots]
+        versions = [None if one is None or one.is_inference() else one._version for one in buffers]
+        if self._settled is None:
+            self._settled = buffers, versions
+            self._settled_weights = [version_of(weight) for _, weight, _ in self._weights]
+            pairs = zip(self._weights, self._settled_weights, strict=True)
+            self.changed.update(name for (name, _, before), now in pairs if now != before)
+        if versions != self._settled[1] or any(a is not b for a, b in zip(buffers, self._settled[0], strict=True)):
+            for (place, _, _), *one in zip(self._slots, buffers, versions, *self._settled, strict=True):
+                if one[0] is not one[2] or one[1] != one[3]:
+                    self._moving.setdefault(place)
+        if not self._moving:
+            return {"values": {}, "initial": self._initial(), "refused": self._refused("")}
+        self.changed.update(map(self._path, self._moving))
+        values, refused = {}, ""
+        for number, key in self._moving:
+            module = self._modules[number][1]
+            try:
+                values[f"{number} {key}"] = saved_copy(module._buffers.get(key, vars(module).get(key)))
+            except TypeError as error:
+                refused = f"its forward changes {self._path((number, key))!r}, which holds {error}"
+        return {"values": values, "initial": self._initial(), "refused": self._refused(refused)}
+
+    def _initial(self) -> dict[str, Any]:
+        """The numbers and texts of before in the attributes that forwards set."""
+        if not self.changed:
+            return {}
+        return {
+            f"{place[0]} {place[1]}": value.value
+            for place, value in self._values.items()
+            if isinstance(value, Number) and self._path(place) in self.changed
+        }
+
+    def _refused(self, reason: str) -> str:
+        for (name, weight, _), before in zip(self._weights, self._settled_weights, strict=True):
+            if version_of(weight) != before:
+                reason = f"its forward goes on changing the weight {name!r}"
+        return reason and f"{self.name}: {reason}"
+
+    def begin_again(self, state: dict[str, Any]) -> None:
+        """Set the numbers that forwards change to those before the first batch, which is to run again."""
+        for place, value in state["initial"].items():
+            number, _, key = place.partition(" ")
+            vars(self._modules[int(number)][1])[key] = value
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put the values of ``state`` back into the network, after a later process has run the first batch."""
+        for place, value in state["values"].items():
+            number, _, key = place.partition(" ")
+            module = self._modules[int(number)][1]
+            held: dict[str, Any] = module._buffers if key in module._buffers else vars(module)
+            now = held.get(key)
+            if isinstance(value, Tensor) and isinstance(now, Tensor):
+                if now.shape == value.shape and now.dtype == value.dtype:
+                    now.data.copy_(value)
+                else:
+                    held[key] = value.to(now.device)
+            elif isinstance(now, list | dict | set | deque) and type(now) is type(value):
+                container: Any = now
+                container.clear()
+                container.extend(value) if isinstance(now, list | deque) else container.update(value)
+            else:
+                held[key] = value
+            self._moving.setdefault((int(number), key))
 
     def finish(self) -> list[str]:
         """Set the changed buffers to what they were, and return a note if the forward has state."""
@@ -122,20 +228,20 @@ class OwnState:
                 now = self._buffer(place)
                 if not isinstance(now, Tensor) or now.shape != bits.shape or now.dtype != bits.dtype:
                     continue  # a cache that has grown
-                if now is buffer and _same_numbers(now, bits):
+                if now is buffer and same_numbers(now, bits):
                     continue
-                if not _same_numbers(now, bits):
+                if not same_numbers(now, bits):
                     self._note(place, "buffer")
-                if not _same_numbers(buffer, bits):
+                if not same_numbers(buffer, bits):
                     buffer.data.copy_(bits)
                 self._modules[place[0]][1]._buffers[place[1]] = buffer
                 touched.add(place[0])
         # A count beside a running mean belongs to it.
         for (number, key), value in self._values.items():
-            if number in touched and isinstance(value, _Number):
+            if number in touched and isinstance(value, Number):
                 vars(self._modules[number][1])[key] = value.value
         for name, weight, version in self._weights:
-            if not weight.is_meta and _version(weight) != version:
+            if not weight.is_meta and version_of(weight) != version:
                 self._found.setdefault(f"the weight {name!r}")
         if not self._found:
             return []
@@ -150,15 +256,28 @@ class OwnState:
         ]
 
     def _note(self, place: _Place, kind: str) -> None:
+        self._moving.setdefault(place)
+        self._found.setdefault(f"the {kind} {self._path(place)!r}")
+
+    def _path(self, place: _Place) -> str:
         path = self._modules[place[0]][0]
-        self._found.setdefault(f"the {kind} {f'{path}.{place[1]}' if path else place[1]!r}")
+        return f"{path}.{place[1]}" if path else place[1]
+
+    def _identities(self) -> dict[_Place, int]:
+        """The objects in the attributes of all modules, of any kind, by their identity."""
+        return {
+            (number, key): id(value)
+            for number, (_, module) in enumerate(self._modules)
+            for key, value in vars(module).items()
+            if key not in _INTERNALS
+        }
 
     def _buffer(self, place: _Place) -> Any:
         return self._modules[place[0]][1]._buffers.get(place[1])
 
-    def _set(self, place: _Place, copied: _Copied) -> None:
+    def _set(self, place: _Place, copied: Copied) -> None:
         module = self._modules[place[0]][1]
-        if isinstance(copied.value, _Buffer):
+        if isinstance(copied.value, HeldBuffer):
             module._buffers[place[1]] = copied.value.tensor
         else:
             vars(module)[place[1]] = copied.attribute()
@@ -172,142 +291,12 @@ class OwnState:
                 if key in _INTERNALS:
                     continue
                 if isinstance(value, PLAIN):
-                    found[number, key] = _Number(value)
+                    found[number, key] = Number(value)
                 elif isinstance(value, Tensor):
-                    found[number, key] = _Tensor(value, _version(value))
+                    found[number, key] = HeldTensor(value, version_of(value))
                 elif isinstance(value, CONTAINERS):
-                    found[number, key] = _Container(value, len(value), _inside(value))
+                    found[number, key] = Container(value, len(value), inside_of(value))
             for key, buffer in module._buffers.items():
                 if buffer is None or not buffer.is_meta:
-                    found[number, key] = _Buffer(buffer, None)
+                    found[number, key] = HeldBuffer(buffer, None)
         return found
-
-
-@dataclass
-class _Number:
-    value: Any
-
-
-@dataclass
-class _Tensor:
-    tensor: Tensor | None
-    version: int | None
-
-
-class _Buffer(_Tensor):
-    """A buffer. Changes in place are seen by its version and values; a scan looks whether it was replaced."""
-
-
-@dataclass
-class _Container:
-    value: Any
-    length: int
-    inside: list[Any] = field(default_factory=list)
-
-
-_MISSING = object()
-
-
-def _holds_tensors(value: Any) -> bool:
-    inside = value.inside if isinstance(value, _Container) else [value]
-    return any(isinstance(part, _Tensor) for part in inside)
-
-
-def _inside(container: Any) -> list[Any]:
-    """Values of a small container: tensors with their versions, numbers; others as they are."""
-    if len(container) > 64:
-        return []
-    values = container.values() if isinstance(container, dict) else container
-    return [
-        _Tensor(v, _version(v)) if isinstance(v, Tensor) else _Number(v)
-        for v in values
-        if isinstance(v, (Tensor, *PLAIN))
-    ]
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, _Number):
-        return a.value is b.value or (type(a.value) is type(b.value) and a.value == b.value)
-    if isinstance(a, _Container):
-        return a.length == b.length and len(a.inside) == len(b.inside) and all(map(_same, a.inside, b.inside))
-    if a.tensor is b.tensor:
-        return a.version == b.version
-    if a.tensor is None or b.tensor is None:
-        return False
-    return _same_numbers(a.tensor, b.tensor)
-
-
-class _Copied:
-    """A value that changed in the first run, with the numbers that it had before the second."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.numbers: list[tuple[Tensor, Tensor]] = []
-        self.items: Any = None
-        parts = value.inside if isinstance(value, _Container) else [value]
-        for part in parts:
-            if isinstance(part, _Tensor) and part.tensor is not None:
-                self.numbers.append((part.tensor, part.tensor.detach().clone()))
-        if isinstance(value, _Container) and not isinstance(value.value, tuple):  # a tuple itself cannot change
-            self.items = value.value.copy()
-
-    def same(self, now: Any) -> bool:
-        """Whether the value after the second run has the same numbers."""
-        if type(now) is not type(self.value):
-            return False
-        if isinstance(now, _Number):
-            return _same(now, self.value)
-        if isinstance(now, _Container) and now.length != self.value.length:
-            return False
-        found = now.inside if isinstance(now, _Container) else [now]
-        held = [part.tensor for part in found if isinstance(part, _Tensor) and part.tensor is not None]
-        if len(held) != len(self.numbers) or not all(
-            _same_numbers(tensor, copy) for tensor, (_, copy) in zip(held, self.numbers, strict=True)
-        ):
-            return False
-        if isinstance(now, _Container):
-            plain = [[p for p in c.inside if isinstance(p, _Number)] for c in (now, self.value)]
-            return len(plain[0]) == len(plain[1]) and all(map(_same, *plain))
-        return True
-
-    def attribute(self) -> Any:
-        """What the attribute held."""
-        return self.value.tensor if isinstance(self.value, _Tensor) else self.value.value
-
-    def put_back(self) -> None:
-        """Undo what the second run did inside tensors and containers."""
-        _put_back(self.numbers)
-        if self.items is not None:
-            container = self.value.value
-            container.clear()
-            container.extend(self.items) if isinstance(container, list | deque) else container.update(self.items)
-
-
-def _put_back(numbers: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy into each tensor the numbers beside it, where they differ."""
-    with torch.no_grad():
-        for tensor, copy in numbers:
-            if not _same_numbers(tensor, copy):
-                tensor.data.copy_(copy)
-
-
-def _equal_results(first: Any, second: Any) -> bool:
-    a, b = list(tensors(first)), list(tensors(second))
-    return len(a) == len(b) and all(map(_same_numbers, a, b))
-
-
-def _same_numbers(a: Tensor, b: Tensor) -> bool:
-    if a is b:
-        return True
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.layout != b.layout:
-        return False
-    if a.is_meta or a.is_quantized or a.layout is not torch.strided or a.is_nested:
-        return a is b
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN equals itself here
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Number of changes in place; None in inference mode, where torch does not count them."""
-    return None if tensor.is_inference() else tensor._version

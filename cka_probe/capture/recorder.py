@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .batches import Forward, call_model
-from .hooks import CaptureError, Probe
+from .hooks import CaptureError, Probe, check_same_layers
 from .layers import Layers, unwrap
 from .masks import TokenMasks
 from .networks import check_network, check_weights
@@ -27,6 +27,7 @@ from .outputs import (
     of_dtype,
 )
 from .pooling import Pooling, check_pooling, pool, reads_positions
+from .progress import Resumable
 from .state import device_of, full_precision, reduces_products
 from .trees import copied
 from .trial import ChanceLengths, loose_lengths, without_trace
@@ -65,7 +66,7 @@ class ReviewingKeep(Protocol):
         """Return whether the results of this forward are valid. If not, the model runs on the same batch again."""
 
 
-class LayerRecorder:
+class LayerRecorder(Resumable):
     """Run one model batch by batch and keep the result of ``keep`` for each selected layer.
 
     Every layer must run equally often in every batch, and its output must have the samples on axis 0 and hold finite
@@ -101,6 +102,9 @@ class LayerRecorder:
     ValueError, TypeError
         If ``layers`` or ``pooling`` is not valid for the model, or the model is on the meta device.
     """
+
+    lasting = ("names", "left_out", "_fresh")
+    parts = ("probe", "_reader", "_masks", "_unchanged", "keep")
 
     def __init__(
         self,
@@ -248,22 +252,13 @@ class LayerRecorder:
             return
         odd = [name for name in self._kept if name not in slots]
         odd += [name for name in self.names if name not in self._kept and name not in self.left_out]
-        if self._fresh and (foreign := [name for name in odd if not self._is_known(name)]):
-            raise CaptureError(
-                f"{self.name} did not run the same layers as before it was interrupted: "
-                f"{', '.join(map(repr, foreign[:3]))} ran only once. Resume with the same `layers`."
-            )
         for name in odd:
             self._leave_out(name, "it ran in some batches only")
 
-    def _is_known(self, name: str) -> bool:
-        """Whether a layer belongs to the comparison that a resumed run goes on with."""
-        selection = self.probe.selection
-        for path in selection.paths:
-            title = selection.name(path)
-            if name == title or name.startswith(f"{title}#"):
-                return title in self.names or title in self.left_out
-        return False
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state. Raise CaptureError as ``check_same_layers``."""
+        check_same_layers(self.name, state["names"], self.names)
+        super().restore(state)
 
     def notes(self, *, name: bool = True) -> list[str]:
         """Layers that were left out or pooled without a mask, one line for each kind, with the name of the model."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -15,16 +14,19 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .batches import as_tensors, batch_count, batch_size, call_model, certain_batch_size, likely_batch_size
+from .boundaries import Boundaries
 from .dropped import notes_on_dropped, notes_on_withheld
 from .hooks import CaptureError
 from .interrupts import Interrupts
 from .joining import joined_batches, none_is_small
 from .own_state import OwnState
+from .progress import HasState, OtherDataError, Progress
 from .random_draws import RandomDraws
 from .recorder import LayerRecorder
+from .sample_order import SampleOrder
 from .sources import checked_samples, cut, is_one_batch, one_batch, paired
 from .state import borrowed, device_of, full_precision, random_states_restored
-from .trees import copied, leaves, move, shape_text, tensors
+from .trees import copied, move, shape_text, tensors
 from .trial import without_trace
 
 __all__ = ["Consume", "Pass", "SampleOrder"]
@@ -36,61 +38,7 @@ Consume = Callable[[int, list[list[Any]], int], None]
 _END = object()
 
 
-class SampleOrder:
-    """Running digest of the samples and their order, from at most 127 numbers of each tensor of each sample.
-
-    Two runs with equal digests read the same samples in the same order, as far as these numbers show.
-
-    Parameters
-    ----------
-    every_number : bool
-        Whether the sum of all bytes of each sample counts too, so that one changed number is noticed.
-    """
-
-    def __init__(self, *, every_number: bool = False) -> None:
-        self.every_number = every_number
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def update(self, batch: Any) -> None:
-        """Add 64 to 127 evenly spaced numbers of each sample of each tensor of ``batch``, or all if it has fewer.
-
-        Of a batch without tensors (texts, objects that only the caller's forward reads) the leaves are added as text.
-        """
-        numbers = as_tensors(batch)
-        found = [part for tensor in tensors(numbers) for part in _dense(tensor)]
-        for tensor in found:
-            if tensor.ndim:
-                flat = tensor.detach().reshape(tensor.shape[0], -1)
-                few = flat[:, :: max(1, flat.shape[1] // 64)].contiguous().cpu()
-                # As bytes, because numpy has no bfloat16.
-                self._hash.update(few.view(torch.uint8).numpy().tobytes())
-                if self.every_number and flat.numel():
-                    whole = flat.contiguous().view(torch.uint8).sum(1, dtype=torch.int64)
-                    self._hash.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + whole.cpu().numpy().tobytes())
-        if not found:
-            for leaf in leaves(batch):
-                inside = leaf.to_dict() if callable(getattr(leaf, "to_dict", None)) else None  # a PyG graph
-                if inside is not None and next(tensors(inside), None) is not None:
-                    self.update(inside)
-                elif isinstance(leaf, str | bytes | int | float | None):
-                    self._hash.update(repr(leaf).encode())
-
-    def hexdigest(self) -> str:
-        """Digest of the batches so far, as 32 hexadecimal digits."""
-        return self._hash.hexdigest()
-
-
-def _dense(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The numbers of a tensor as dense tensors: the samples of a nested one, the indices and values of a sparse one."""
-    if tensor.is_nested:
-        return list(tensor.unbind())
-    if tensor.layout is torch.sparse_coo:
-        coalesced = tensor.coalesce()
-        return [coalesced.indices(), coalesced.values()]
-    return [tensor if tensor.layout is torch.strided else tensor.to_dense()]
-
-
-class Pass:
+class Pass(Boundaries):
     """Run all models on each batch, and pass the results that their hooks kept to a function.
 
     Parameters
@@ -109,6 +57,8 @@ class Pass:
         Text of the progress bar.
     order : SampleOrder, optional
         Digest that is updated with every batch.
+    held : sequence of HasState
+        What ``consume`` changes. Their states belong to ``progress``.
 
     Attributes
     ----------
@@ -118,8 +68,6 @@ class Pass:
         Whether Ctrl-C ended the pass early.
     used, done : int
         Number of batches in the result, and of batches read.
-    digest : str
-        Digest of the batches read; empty without ``order``.
     """
 
     def __init__(
@@ -132,19 +80,17 @@ class Pass:
         progress: bool = True,
         label: str = "compare",
         order: SampleOrder | None = None,
+        held: Sequence[HasState] = (),
     ) -> None:
+        super().__init__(recorders, order, held)
         self.recorders = recorders
         self.minimum = minimum
         self.device = device
         self.autocast = autocast
-        self.progress = progress
+        self.shows_progress = progress
         self.label = label
-        self.order = order
-        self.notes: list[str] = []
         self.interrupted = False
-        self.used = 0
-        self.done = 0
-        self.digest = ""
+        self._consuming = False
         self._states: dict[int, OwnState] = {}
         # Batches for the caller's own forward may have any form: their size is known only if all tensors agree.
         self._understood = all(recorder.forward is call_model for recorder in recorders)
@@ -161,10 +107,13 @@ class Pass:
         consume: Consume,
         *,
         data_y: Any = None,
-        skip: int = 0,
-        skipped: Callable[[str], None] | None = None,
+        after: Callable[[], None] | None = None,
+        resumed: Progress | None = None,
     ) -> None:
         """Read ``data`` once.
+
+        Signals wait for the end of a batch. If an interruption comes from inside a batch all the same, that batch is in
+        nothing: not in the states of recorders and held objects, not in the notes, not in the digest.
 
         Parameters
         ----------
@@ -172,10 +121,12 @@ class Pass:
             The second model reads ``data_y`` if it is given.
         consume : callable
             Called with the results of each batch that is used.
-        skip : int
-            Number of batches that a resumed run reads without running the models. They update ``order``.
-        skipped : callable, optional
-            Called with the digest of the skipped batches before the first model runs.
+        after : callable, optional
+            Called after each batch of which the models ran, when ``progress`` may be read.
+        resumed : Progress, optional
+            Progress of an earlier run over the same data. Its batches are read and compared by their digest; then the
+            pass goes on from there. The models run on the first batch again: a cache may hold something of it, and its
+            results show whether the models still compute what they did.
 
         Raises
         ------
@@ -183,50 +134,63 @@ class Pass:
             If ``data`` or one of its batches is of an unknown kind.
         ValueError
             If the models give different numbers of rows, or ``data`` and ``data_y`` do not match.
+        OtherDataError
+            If the data are others than those of the resumed run, or end before they were read as far.
         CaptureError
-            If a layer cannot be recorded.
+            If a layer cannot be recorded, or the resumed run had other layers.
         KeyboardInterrupt
             If the user stops before a batch was used. A later stop ends the pass and sets ``interrupted``.
         """
         shown = self._bar(*self._source(data, data_y))
         fresh = type(data) is DataLoader and data_y is None  # it does not fill its page-locked tensors again
-        with borrowed([r.model for r in self.recorders], self.device), ExitStack() as hooks:
+        skip = 0 if resumed is None else resumed.done
+        with borrowed([r.model for r in self.recorders], self.device), Interrupts() as interrupts, ExitStack() as hooks:
+            interrupts.hold()
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)
             self._states = {id(r.model): OwnState(r.model, r.name) for r in reversed(self.recorders)}
-            for state in self._states.values():
+            self.networks = list(self._states.values())
+            for state in self.networks:
                 hooks.callback(self._end_state, state)
             # Inside the block: the first step into a DataLoader draws from the random generator of the caller.
             if data_y is None and none_is_small(data, self.minimum):
                 joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
             else:
                 joined = joined_batches(shown, self.minimum, self.notes, self._size_of, self._axis)
+            batches = iter(joined)
             try:
-                index = -1
-                batches = iter(joined)
-                with Interrupts() as interrupts:
-                    while True:
-                        with interrupts.allowed():  # a batch is in all sums, or in none
-                            batch, items = next(batches, (_END, 0))
-                        if batch is _END:
-                            break
-                        index += 1
-                        if self.order is not None:
-                            self.order.update(batch)
-                        if index >= skip:
+                self.take_mark()
+                for index in count():
+                    with interrupts.allowed():  # a batch is in all sums, or in none
+                        batch, items = next(batches, (_END, 0))
+                    if batch is _END:
+                        break
+                    read = [] if self.order is None else self.order.read(batch)
+                    if index == 0:
+                        self.check_first(resumed, read)
+                    if index >= skip or index == 0:
+                        with nullcontext() if index else self.first_batch(resumed):
                             self._one(index, batch, data_y is not None, consume, items)
-                            self._end_copies(fresh)
-                        else:
-                            self.used += 1
-                        self.done = index + 1
-                        self.digest = "" if self.order is None else self.order.hexdigest()
-                        if self.done == skip and skipped is not None:
-                            skipped(self.digest)
+                        self._end_copies(fresh)
+                    self.count(read)
+                    if resumed is not None and self.done == skip:
+                        self.go_on(resumed)
+                        self._states.clear()  # what a first batch shows has been seen
+                    if self.done >= skip:
+                        self.take_mark()
+                        if after is not None and index >= skip:
+                            after()
             except KeyboardInterrupt:
-                if not self.used:
+                self.undo()
+                if not self.used or (self._consuming and not self.held):
                     raise
                 self.interrupted = True
                 self.notes.append(f"stopped by the user after {self.used} batches: a partial result")
+        if self.done < skip:
+            raise OtherDataError(
+                f"holds the first {skip} batches, but the data ended after {self.done}. Give the same data again, or "
+                "delete the file."
+            )
 
     def _end_state(self, state: OwnState) -> None:
         self.notes += state.finish()
@@ -300,9 +264,11 @@ class Pass:
         if rows[0] < self.minimum:
             self.notes.append(f"batch {index} of {rows[0]} samples was left out: at least {self.minimum} are needed")
             return
+        self._consuming = True
         with full_precision(device_of(self.recorders[0].model)):
             consume(index, kept, rows[0])
         self.used += 1
+        self._consuming = False
 
     def _where(self, name: str, index: int, batch: Any, items: int) -> str:
         """Note for an error inside a network: which network, which batch."""
@@ -331,7 +297,7 @@ class Pass:
                 event.synchronize()
 
     def _bar(self, batches: Iterable[Any], total: int | None) -> Iterable[Any]:
-        if not self.progress:
+        if not self.shows_progress:
             return batches
         # Through chain(), because tqdm asks for the length of what it is given, and a loader may raise then.
         return tqdm(chain(batches), desc=self.label, total=total, unit="batch", dynamic_ncols=True)

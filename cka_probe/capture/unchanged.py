@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .progress import Resumable
 from .trees import tensors
 
 __all__ = ["UNCHANGED", "UnchangedOutputs"]
@@ -23,7 +24,7 @@ PATIENCE = 4
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class UnchangedOutputs:
+class UnchangedOutputs(Resumable):
     """Compare the features of two different batches bit by bit.
 
     Such a layer may have as many rows as the batch has samples by chance, but its rows are not samples. Only layers
@@ -34,6 +35,8 @@ class UnchangedOutputs:
     watching : bool
         Whether two different batches are still to come. After that nothing is read, so a GPU need not wait.
     """
+
+    lasting = ("watching", "_equal")
 
     def __init__(self) -> None:
         self.watching = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,66 +12,53 @@ import numpy as np
 import torch
 
 from ..atomic_write import atomic_write
+from ..capture.progress import Progress
 from ..safe_read import open_npz
+from .packed import packed, unpacked
 
 __all__ = ["FORMAT", "Checkpoint"]
 
 FORMAT = "cka_probe.checkpoint"
 
-OWN = ("done", "order", "layers", "keepers", "notes", "identity", "sizes")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a comparison after ``done`` batches, from which it can continue.
+    """The state of a comparison, from which it can continue.
 
     Attributes
     ----------
-    done : int
-        Number of batches in the statistics.
-    order : str
-        Digest of the samples in these batches, from ``SampleOrder``.
-    layers : list of (str, list of str, dict of str to str)
-        For each model its name, its layers, and the layers that were left out with the reason.
-    keepers : list of dict
-        For each model ``GramKeeper.state()``.
-    notes : list of str
-        Notes so far.
-    identity, sizes : dict
-        Of the comparison and its data, from ``comparison_identity`` and ``data_size``.
-    statistics : dict
-        ``MinibatchCKA.state_dict()``.
+    progress : Progress
+        Of the pass, whose first held object is a ``MinibatchPass``.
+    identity, sizes, settings : mapping
+        Of the comparison, its data and its models, from ``comparison_identity``, ``data_size`` and
+        ``module_settings``.
     """
 
-    done: int
-    order: str
-    layers: list[Any]
-    keepers: list[dict[str, Any]]
-    notes: list[str]
-    identity: dict[str, str]
-    sizes: dict[str, int]
-    statistics: dict[str, Any]
+    progress: Progress
+    identity: Mapping[str, str]
+    sizes: Mapping[str, int]
+    settings: Mapping[str, str]
 
     def save(self, path: Path) -> None:
         """Write the file, completely or not at all. Raise OSError if it cannot be written."""
-        state = dict(self.statistics)
-        sums: dict[str, Any] = {f"sum_{name}": total.cpu().numpy() for name, total in state.pop("sums").items()}
+        arrays: dict[str, Any] = {}
+        own = dict(self.progress.held[0])
+        sums = own.pop("sums")
+        given = replace(self.progress, held=[own])
+        progress = {field.name: packed(getattr(given, field.name), arrays) for field in fields(Progress)}
         header = {
-            **state,
             "format": FORMAT,
-            "done": self.done,
-            "order": self.order,
-            "layers": self.layers,
-            "keepers": self.keepers,
-            "notes": self.notes,
-            "identity": self.identity,
-            "sizes": self.sizes,
+            "identity": dict(self.identity),
+            "sizes": dict(self.sizes),
+            "settings": dict(self.settings),
+            "progress": progress,
         }
-        atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **sums))
+        arrays |= {f"sum_{name}": total.cpu().numpy() for name, total in sums.items()}
+        atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **arrays))
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Self:
-        """Read the file, with the statistics on ``device``.
+        """Read the file, with the sums on ``device`` and other tensors on the CPU.
 
         Raises
         ------
@@ -81,22 +69,22 @@ class Checkpoint:
         try:
             with open_npz(path) as archive:
                 header = archive.header()
-                ours = header.pop("format") == FORMAT
+                ours = header["format"] == FORMAT
                 if not ours:
                     raise KeyError("format")
-                sums = {
+                if "identity" not in header:
+                    raise ValueError("version 0.1 of cka_probe wrote it, which did not save what it was made of")
+                progress = Progress(**{key: unpacked(part, archive) for key, part in header["progress"].items()})
+                progress.held[0]["sums"] = {
                     name.removeprefix("sum_"): torch.from_numpy(archive[name]).to(device)
                     for name in archive
-                    if name != "header"
+                    if name.startswith("sum_")
                 }
-            if "identity" not in header:
-                raise ValueError("version 0.1 of cka_probe wrote it, which did not save what it was made of")
-            own = {key: header.pop(key) for key in OWN}
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            return cls(progress, header["identity"], header["sizes"], header["settings"])
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if ours:
                 raise ValueError(f"The checkpoint {path} is damaged ({error}). Delete it to start again.") from error
             raise ValueError(
                 f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Give another path as "
                 "`checkpoint`, or delete it if you do not need it."
             ) from error
-        return cls(**own, statistics={**header, "sums": sums})

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from ..capture.hooks import check_same_layers
+from ..capture.progress import OtherDataError
+from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
-from ..capture.streaming import SampleOrder
 from ..estimators.hsic import flat_centred
 from ..estimators.layer_grams import LayerGram, unit_stack
 from ..estimators.minibatch import MinibatchCKA
@@ -19,9 +22,11 @@ from .checkpoint import Checkpoint
 from .grams.keeper import GramKeeper
 from .notes import drift_notes, one_batch_notes, rows_are_samples, undefined_notes
 from .places import filled, places, selected
-from .processes import all_reduce, check_processes_agree, raise_failures
+from .processes import all_reduce
 from .request import ComparedModel, Request
-from .run_identity import check_same_run, comparison_identity, data_size
+from .resumed import FirstBatchError, first_batch_note
+from .run_identity import check_same_run, comparison_identity, data_size, module_settings
+from .together import Together, path_of_rank
 
 __all__ = ["CHECKPOINT_EVERY", "MinibatchPass", "centred_rows", "minibatch_result", "run_minibatch"]
 
@@ -33,14 +38,13 @@ One batch then has two thirds of the weight or more; the sum is 1 over the numbe
 MANY_BATCHES, MANY_SAMPLES = 6, 8
 """Fewer batches, or fewer samples in each, reach `ONE_BATCH` by chance: the spread of four samples is hardly known."""
 
-STOPPED = "stopped by the user"
-"""Begins the note of a pass that Ctrl-C ended, which a resumed one does not have."""
-
 CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
 
 
-def run_minibatch(models: Sequence[ComparedModel], request: Request, meta: dict[str, Any]) -> SimilarityMatrix:
+def run_minibatch(
+    models: Sequence[ComparedModel], request: Request, meta: dict[str, Any], together: Together
+) -> SimilarityMatrix:
     """Minibatch CKA of the models, in one pass over the data that starts from the checkpoint if there is one.
 
     Parameters
@@ -51,6 +55,8 @@ def run_minibatch(models: Sequence[ComparedModel], request: Request, meta: dict[
         The options.
     meta : dict
         Added to ``meta`` of the result.
+    together : Together
+        The processes that compare together, inside its ``with`` block.
 
     Returns
     -------
@@ -61,55 +67,53 @@ def run_minibatch(models: Sequence[ComparedModel], request: Request, meta: dict[
     ------
     ValueError, TypeError, CaptureError, OSError
         As ``compare``.
+    RuntimeError
+        If another process fails.
     KeyboardInterrupt
         If the user stops before a batch was used.
     """
     gathered = MinibatchPass(models, request)
-    path = None if request.checkpoint is None else Path(request.checkpoint)
+    path = None if request.checkpoint is None else path_of_rank(Path(request.checkpoint), together)
     order = None if path is None else SampleOrder(every_number=True)
-    run = request.make_pass(gathered.recorders, gathered.statistics.minimum, order=order)
-    identity = comparison_identity(gathered.recorders, request) if path is not None or request.distributed else {}
-    if request.distributed:
-        check_processes_agree(identity)
-    skip, seen_before = gathered.resume(path, identity) if path is not None and path.exists() else (0, "")
+    run = request.make_pass(gathered.recorders, gathered.statistics.minimum, order=order, held=[gathered])
+    identity = {} if path is None and not together else comparison_identity(gathered.recorders, request, together.world)
+    saved = gathered.load(path, identity) if path is not None and path.exists() else None
+    together.start(identity)
 
-    def save(path: Path, digest: str, done: int) -> None:
-        gathered.checkpoint(digest, done, run.notes, identity).save(path)
+    def save() -> None:
+        if path is not None:
+            gathered.read_keepers()
+            Checkpoint(run.progress(), identity, gathered.sizes, gathered.settings).save(path)
+
+    def after() -> None:
+        if run.done % CHECKPOINT_EVERY == 0:
+            save()
+        together.look()
 
     def consume(index: int, kept: list[list[Any]], samples: int) -> None:
         gathered.consume(index, kept, samples)
-        if path is not None and order is not None and (index + 1) % CHECKPOINT_EVERY == 0:
-            save(path, order.hexdigest(), index + 1)
+        if index == 0 and saved is not None:
+            gathered.check_first(saved)
 
-    def same_samples(digest: str) -> None:
-        if digest != seen_before:
-            raise ValueError(
-                f"{path} was made from other samples, or in another order. Turn shuffling off, or delete the file."
-            )
-
-    failure: BaseException | None = None
     try:
-        run.run(request.data, consume, data_y=request.data_y, skip=skip, skipped=same_samples)
-    except BaseException as error:
-        failure = error
-        if not request.distributed:
-            raise
-    if request.distributed:
-        raise_failures(failure)
-    if run.done < skip:
-        raise ValueError(
-            f"{path} holds the first {skip} batches, but the data ended after {run.done}. Give the same data again, or "
-            "delete the file."
-        )
-    if path is not None and run.interrupted:
-        save(path, run.digest, run.done)
-    if request.distributed:
-        all_reduce(gathered.statistics, gathered.recorders, gathered.home)
-    else:
+        progress = None if saved is None else saved.progress
+        run.run(request.data, consume, data_y=request.data_y, after=after, resumed=progress)
+    except (OtherDataError, FirstBatchError) as error:
+        raise ValueError(f"{path} {error}") from None
+    if run.interrupted:
+        save()
+        together.stop()
+    if not together:
         run.require_batches()
-    if path is not None and not run.interrupted:
+    notes = [*run.notes, *gathered.notes()]
+    others = together.end(interrupted=run.interrupted, notes=notes)
+    if together:
+        all_reduce(gathered.statistics, gathered.recorders, gathered.home)
+    if path is not None and others.interrupted and not run.interrupted and run.done:
+        save()
+    elif path is not None and not others.interrupted:
         path.unlink(missing_ok=True)
-    return gathered.result(run.notes, {**meta, "partial": run.interrupted})
+    return gathered.result(others.notes, {**meta, "partial": others.interrupted})
 
 
 class MinibatchPass:
@@ -147,9 +151,19 @@ class MinibatchPass:
         self.home = device_of(self.recorders[0].model) if request.device is None else torch.device(request.device)
         self._square = request.square or len(models) == 1
         self._models_in_result = request.square
-        self._notes: list[str] = []
-        self._notes_before: list[str] = []
-        self._sizes = data_size(request)
+        self.sizes = data_size(request)
+        self.settings = {} if request.checkpoint is None else self._module_settings()
+        self._loose = request.autocast is not None or any(_is_half(recorder.model) for recorder in self.recorders)
+        self._first: dict[str, torch.Tensor] = {}
+        """Sums after the first batch, by which a resumed run sees whether it computes the same."""
+        self._resumed: list[str] = []
+
+    def _module_settings(self) -> dict[str, str]:
+        return {
+            f"{setting} of {recorder.name}": text
+            for recorder in self.recorders
+            for setting, text in module_settings(recorder.model).items()
+        }
 
     def consume(self, index: int, kept: list[list[Any]], samples: int) -> None:
         """Add batch number ``index``: for each recorder the Gram matrices of its layers."""
@@ -164,22 +178,55 @@ class MinibatchPass:
         else:
             (rows_x, scale_x), (rows_y, scale_y) = sides
             self.statistics.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
+        if index == 0:
+            self._first = {name: self.statistics.sums[name] for name in ("cross", "self_x", "self_y")}
 
-    def _read_keepers(self) -> None:
+    def state(self) -> dict[str, Any]:
+        """The statistics so far, those of the first batch, and notes on a resumption."""
+        statistics = self.statistics
+        return {
+            "samples": statistics.samples,
+            "batches": statistics.batches,
+            "sums": dict(statistics.sums),
+            "first": dict(self._first),
+            "resumed": list(self._resumed),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; its sums are on ``home``."""
+        statistics = self.statistics
+        statistics.samples, statistics.batches, statistics.sums = (
+            state["samples"],
+            state["batches"],
+            dict(state["sums"]),
+        )
+        self._first = dict(state["first"])
+        self._resumed = list(dict.fromkeys([*state["resumed"], *self._resumed]))
+
+    def read_keepers(self) -> None:
         """Read what the keepers gathered on the device. Raise CaptureError if a layer gave NaN or infinity."""
         for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
-            self._notes += keeper.finish(recorder.name, recorder.names)
+            keeper.read(recorder.name, recorder.names)
 
-    def result(self, notes: Sequence[str], meta: dict[str, Any]) -> SimilarityMatrix:
-        """The similarities with their errors, p-values, chance levels and notes.
+    def notes(self) -> list[str]:
+        """What the keepers of this process say about the layers.
 
         Raises
         ------
         CaptureError
             If a layer gave NaN or infinity.
         """
-        self._read_keepers()
-        notes = list(dict.fromkeys([*self._notes_before, *notes]))  # a resumed pass repeats those of its first batch
+        notes = list(self._resumed)
+        for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
+            notes += keeper.finish(recorder.name, recorder.names)
+        notes += [note for recorder in self.recorders for note in recorder.notes()]
+        for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
+            notes += keeper.findings.notes(recorder.name, recorder.names, recorder.compared)
+        drifts = [keeper.batch_means.drift() if keeper.batch_means else None for keeper in self.keepers]
+        return notes + drift_notes([(r.name, drift) for r, drift in zip(self.recorders, drifts, strict=True)])
+
+    def result(self, notes: Sequence[str], meta: dict[str, Any]) -> SimilarityMatrix:
+        """The similarities with their errors, p-values, chance levels, and notes added to ``notes``."""
         sides = [[(r.name, layer) for layer in r.compared] for r in self.recorders]
         if self._square:
             rows = columns = [named for side in sides for named in side]
@@ -187,41 +234,17 @@ class MinibatchPass:
         else:
             rows, columns = sides
             statistics = selected(self.statistics, *(places([recorder]) for recorder in self.recorders))
-        notes = [*notes, *self._notes, *(note for r in self.recorders for note in r.notes())]
         reasons: dict[tuple[str, str], str] = {}
         far: set[tuple[str, str]] = set()
         for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
-            notes += keeper.findings.notes(recorder.name, recorder.names, recorder.compared)
             reasons |= {(recorder.name, layer): why for layer, why in keeper.findings.reasons().items()}
             far |= {(recorder.name, layer) for layer in keeper.findings.far}
-        drifts = [keeper.batch_means.drift() if keeper.batch_means else None for keeper in self.keepers]
-        notes += drift_notes([(recorder.name, drift) for recorder, drift in zip(self.recorders, drifts, strict=True)])
         return minibatch_result(
             statistics, rows, columns, notes, meta, models=self._models_in_result, reasons=reasons, far=far
         )
 
-    def checkpoint(self, order: str, done: int, notes: Sequence[str], identity: dict[str, str]) -> Checkpoint:
-        """The state after ``done`` batches with the digest ``order``, the notes of the pass and its identity.
-
-        Raises
-        ------
-        CaptureError
-            If a layer gave NaN or infinity: a checkpoint holds finite numbers only.
-        """
-        self._read_keepers()
-        return Checkpoint(
-            done=done,
-            order=order,
-            layers=[(r.name, r.names, r.left_out) for r in self.recorders],
-            keepers=[keeper.state() for keeper in self.keepers],
-            notes=[note for note in (*self._notes_before, *notes, *self._notes) if not note.startswith(STOPPED)],
-            identity=identity,
-            sizes=self._sizes,
-            statistics=self.statistics.state_dict(),
-        )
-
-    def resume(self, path: Path, identity: dict[str, str]) -> tuple[int, str]:
-        """Load the state of a checkpoint.
+    def load(self, path: Path, identity: dict[str, str]) -> Checkpoint:
+        """The checkpoint of an earlier run of this comparison.
 
         Parameters
         ----------
@@ -230,30 +253,40 @@ class MinibatchPass:
         identity : dict of str to str
             Of this comparison.
 
-        Returns
-        -------
-        done : int
-            Batches that the checkpoint holds.
-        order : str
-            Digest of their samples.
-
         Raises
         ------
         ValueError
-            If the file is not a checkpoint, or belongs to another comparison; the message names what differs.
+            If the file is not a checkpoint, belongs to another comparison, or cannot be resumed; the message says why.
         """
         saved = Checkpoint.load(path, self.home)
-        check_same_run(path, saved.identity, identity, saved.sizes, self._sizes)
-        try:
-            self.statistics.load_state_dict(saved.statistics)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        for recorder, (_, layers, left_out) in zip(self.recorders, saved.layers, strict=True):
-            recorder.names, recorder.left_out = layers, left_out
-        for keeper, state in zip(self.keepers, saved.keepers, strict=True):
-            keeper.restore(state, self.home)
-        self._notes_before = saved.notes
-        return saved.done, saved.order
+        changed = {name for own in saved.progress.changed for name in own}
+        before, now = (
+            {name: text for name, text in settings.items() if name.partition(" of ")[0] not in changed}
+            for settings in (saved.settings, self.settings)
+        )
+        check_same_run(path, saved.identity, identity, saved.sizes, self.sizes, before, now)
+        if saved.progress.refused:
+            raise ValueError(
+                f"{path} cannot be resumed. {saved.progress.refused}, which no file can hold. Delete it to start again."
+            )
+        return saved
+
+    def check_first(self, saved: Checkpoint) -> None:
+        """Compare the sums of the first batch with those of the earlier run.
+
+        Raises
+        ------
+        FirstBatchError
+            If they differ by more than rounding.
+        """
+        for recorder, state in zip(self.recorders, saved.progress.recorders, strict=True):
+            check_same_layers(recorder.name, state["names"], recorder.names)
+        sides = [[(r.name, layer) for layer in r.names] for r in self.recorders]
+        if self._square:
+            sides = [[named for side in sides for named in side]] * 2
+        first = {key: total.to(self.home) for key, total in saved.progress.held[0]["first"].items()}
+        note = first_batch_note(first, self._first, sides, exact=self.home.type == "cpu", loose=self._loose)
+        self._resumed += [] if note is None else [note]
 
 
 def centred_rows(
@@ -342,6 +375,10 @@ def minibatch_result(
         row_models=[model for model, _ in rows] if models else None,
         column_models=[model for model, _ in columns] if models else None,
     )
+
+
+def _is_half(model: nn.Module) -> bool:
+    return any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
 
 
 def _numpy(values: Any) -> np.ndarray:

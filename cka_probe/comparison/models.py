@@ -21,6 +21,7 @@ from .layer_choice import excluded, layers_by_model
 from .minibatch import run_minibatch
 from .request import ComparedModel, Request
 from .sharing import sharing_notes, with_notes
+from .together import Together
 
 __all__ = ["compare", "compare_many"]
 
@@ -101,12 +102,14 @@ def compare(
     autocast : torch.dtype, optional
         Run the forward passes under autocast in this precision. The statistics stay in float32 and float64.
     checkpoint : path, optional
-        Save the state to this file every 20 batches. A later call with the same arguments resumes from the file and
-        gives the identical result, unless a network changes itself or draws random numbers in its forward: that state
-        is not saved. The file is removed at the end. For the minibatch scope.
+        Save the state to this file every 20 batches and after Ctrl-C. A later call with the same arguments resumes from
+        the file and gives the identical result; one with other models, options or data is refused. The file is removed
+        at the end. With ``distributed`` each process has a file of its own: "run.rank0.npz" for "run.npz". For the
+        minibatch scope.
     distributed : bool
         Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
-        result for all shards. For the minibatch scope.
+        result for all shards. Models and options must be equal in all processes; if one process fails, all raise. For
+        the minibatch scope.
     backend : "torch" or "cupy"
         Library that computes Gram matrices on an NVIDIA GPU. Torch is faster (benchmarks/results/gpu.md). For the
         minibatch scope.
@@ -124,21 +127,21 @@ def compare(
     SimilarityMatrix
         Values in float64; standard errors, p-values under the permutation null and chance levels if scope and measure
         have them. Notes name layers that are constant or were left out, weights that the models share, and state that a
-        forward keeps. After Ctrl-C the result covers the batches
-        until then.
+        forward keeps. After Ctrl-C, which waits for the end of the batch in work, the result covers the batches until
+        then.
 
     Raises
     ------
     ValueError
         If a layer or option is unknown, two options contradict each other, ``data`` is empty, its batches are too
-        small, or a checkpoint belongs to another comparison.
+        small, a checkpoint belongs to another comparison, or the processes of ``distributed`` compare different things.
     TypeError
         If a model is not a network, ``data`` is not an iterable of batches, or an option is of the wrong kind.
     CaptureError
         If a layer gives NaN or infinity, or cannot be compared; the message names model, layer and batch.
     ModuleNotFoundError, RuntimeError
         If ``backend="cupy"`` and CuPy or the GPU is missing. RuntimeError also if ``distributed`` is set without a
-        process group, or if two threads inside comparisons wait for each other's networks.
+        process group, if another process fails, or if two threads inside comparisons wait for each other's networks.
     OSError
         If the checkpoint cannot be written.
 
@@ -153,40 +156,47 @@ def compare(
     >>> result.rows
     ('0', '1', '2')
     """
-    check_network(model_x, "`model_x`")
-    check_network(model_y, "`model_y`")
-    request = Request(
-        data,
-        data_y=data_y,
-        kernel=kernel,
-        estimator=estimator,
-        scope=scope,
-        measure=measure,
-        pooling=pooling,
-        forward=forward,
-        sample_axis=sample_axis,
-        device=device,
-        autocast=autocast,
-        checkpoint=checkpoint,
-        distributed=distributed,
-        backend=backend,
-        tf32=tf32,
-        overlap=overlap,
-        progress=progress,
-    )
-    if names is not None and (isinstance(names, str) or len(names) != 2 or not all(isinstance(n, str) for n in names)):
-        raise ValueError(f"`names` must be two texts, for model_x and model_y, got {names!r}.")
-    chosen = layer_parts(layers)
-    chosen_y = chosen if layers_y is None else layer_parts(layers_y)
-    exclude_x, exclude_y = excluded([model_x, model_y], [chosen, chosen_y], exclude)
-    models = [ComparedModel(model_x, names[0] if names else "model_x", chosen, exclude_x)]
-    selected, selected_y = (select_layers(*m) for m in ((model_x, chosen, exclude_x), (model_y, chosen_y, exclude_y)))
-    if unwrap(model_x) is not unwrap(model_y) or data_y is not None or selected != selected_y:
-        models.append(ComparedModel(model_y, names[1] if names else "model_y", chosen_y, exclude_y))
-    if len(models) == 2 and names and names[0] == names[1]:  # messages must tell them apart
-        models = [replace(m, name=f"{m.name} ({side})") for m, side in zip(models, ("rows", "columns"), strict=True)]
-    name_x, name_y = names or (_class_name(model_x), _class_name(model_y))
-    return _run(models, request, {"pooling": request.pooling_name, "model_x": name_x, "model_y": name_y})
+    with Together(bool(distributed)) as together:
+        check_network(model_x, "`model_x`")
+        check_network(model_y, "`model_y`")
+        request = Request(
+            data,
+            data_y=data_y,
+            kernel=kernel,
+            estimator=estimator,
+            scope=scope,
+            measure=measure,
+            pooling=pooling,
+            forward=forward,
+            sample_axis=sample_axis,
+            device=device,
+            autocast=autocast,
+            checkpoint=checkpoint,
+            distributed=distributed,
+            backend=backend,
+            tf32=tf32,
+            overlap=overlap,
+            progress=progress,
+        )
+        if names is not None and (
+            isinstance(names, str) or len(names) != 2 or not all(isinstance(n, str) for n in names)
+        ):
+            raise ValueError(f"`names` must be two texts, for model_x and model_y, got {names!r}.")
+        chosen = layer_parts(layers)
+        chosen_y = chosen if layers_y is None else layer_parts(layers_y)
+        exclude_x, exclude_y = excluded([model_x, model_y], [chosen, chosen_y], exclude)
+        models = [ComparedModel(model_x, names[0] if names else "model_x", chosen, exclude_x)]
+        selected, selected_y = (
+            select_layers(*m) for m in ((model_x, chosen, exclude_x), (model_y, chosen_y, exclude_y))
+        )
+        if unwrap(model_x) is not unwrap(model_y) or data_y is not None or selected != selected_y:
+            models.append(ComparedModel(model_y, names[1] if names else "model_y", chosen_y, exclude_y))
+        if len(models) == 2 and names and names[0] == names[1]:  # messages must tell them apart
+            models = [
+                replace(m, name=f"{m.name} ({side})") for m, side in zip(models, ("rows", "columns"), strict=True)
+            ]
+        name_x, name_y = names or (_class_name(model_x), _class_name(model_y))
+        return _run(models, request, {"pooling": request.pooling_name, "model_x": name_x, "model_y": name_y}, together)
 
 
 def compare_many(
@@ -242,51 +252,53 @@ def compare_many(
     >>> compare_many(nets, torch.randn(32, 8), progress=False).to_frame().shape
     (4, 4)
     """
-    if not isinstance(models, Mapping):
-        raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
-    if not models:
-        raise ValueError("`models` is empty: give at least one model by name.")
-    for name, model in models.items():
-        check_network(model, f"`models[{name!r}]`")
-    if isinstance(layers, Mapping):
-        layers = {str(key) if key in models else key: chosen for key, chosen in layers.items()}
-    models = _by_text(models)
-    request = Request(
-        data,
-        kernel=kernel,
-        estimator=estimator,
-        scope=scope,
-        measure=measure,
-        pooling=pooling,
-        forward=forward,
-        sample_axis=sample_axis,
-        square=True,
-        device=device,
-        autocast=autocast,
-        checkpoint=checkpoint,
-        distributed=distributed,
-        backend=backend,
-        tf32=tf32,
-        overlap=overlap,
-        progress=progress,
-    )
-    chosen = layers_by_model(models, layers)
-    without = excluded(list(models.values()), [chosen[name] for name in models], exclude)
-    compared = [
-        ComparedModel(model, name, chosen[name], own)
-        for (name, model), own in zip(models.items(), without, strict=True)
-    ]
-    classes = {name: _class_name(model) for name, model in models.items()}
-    return _run(compared, request, {"pooling": request.pooling_name, "models": classes})
+    with Together(bool(distributed)) as together:
+        if not isinstance(models, Mapping):
+            raise TypeError(f"`models` must be a mapping of names to models, got {type(models).__name__}.")
+        if not models:
+            raise ValueError("`models` is empty: give at least one model by name.")
+        for name, model in models.items():
+            check_network(model, f"`models[{name!r}]`")
+        if isinstance(layers, Mapping):
+            layers = {str(key) if key in models else key: chosen for key, chosen in layers.items()}
+        models = _by_text(models)
+        request = Request(
+            data,
+            kernel=kernel,
+            estimator=estimator,
+            scope=scope,
+            measure=measure,
+            pooling=pooling,
+            forward=forward,
+            sample_axis=sample_axis,
+            square=True,
+            device=device,
+            autocast=autocast,
+            checkpoint=checkpoint,
+            distributed=distributed,
+            backend=backend,
+            tf32=tf32,
+            overlap=overlap,
+            progress=progress,
+        )
+        chosen = layers_by_model(models, layers)
+        without = excluded(list(models.values()), [chosen[name] for name in models], exclude)
+        compared = [
+            ComparedModel(model, name, chosen[name], own)
+            for (name, model), own in zip(models.items(), without, strict=True)
+        ]
+        classes = {name: _class_name(model) for name, model in models.items()}
+        return _run(compared, request, {"pooling": request.pooling_name, "models": classes}, together)
 
 
-def _run(models: list[ComparedModel], request: Request, meta: dict[str, Any]) -> SimilarityMatrix:
+def _run(models: list[ComparedModel], request: Request, meta: dict[str, Any], together: Together) -> SimilarityMatrix:
     networks = [(model.name, unwrap(model.model)) for model in models]
     if not request.square and len({id(network) for _, network in networks}) == 1:
         networks = []  # `compare` of a network with itself is meant
     notes = sharing_notes(networks)
-    run = run_minibatch if request.scope == "minibatch" else run_dataset
-    return with_notes(run(models, request, meta), notes)
+    if request.scope == "minibatch":
+        return with_notes(run_minibatch(models, request, meta, together), notes)
+    return with_notes(run_dataset(models, request, meta), notes)
 
 
 def _by_text(models: Mapping[Any, nn.Module]) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,9 +11,8 @@ import torch
 from ..capture.recorder import LayerRecorder
 from ..estimators.minibatch import MinibatchCKA
 from .places import selected_sums
-from .run_identity import processes_differ
 
-__all__ = ["Shard", "all_reduce", "check_processes_agree", "raise_failures"]
+__all__ = ["Shard", "all_reduce"]
 
 
 class Shard:
@@ -119,38 +118,6 @@ def all_reduce(statistics: MinibatchCKA, recorders: Sequence[LayerRecorder], dev
     statistics.sums = sums
     statistics.samples = sum(part["samples"] for part in gathered)
     statistics.batches = sum(part["batches"] for part in gathered)
-
-
-def check_processes_agree(identity: Mapping[str, str]) -> None:
-    """Raise ValueError in every process of torch.distributed if one compares other things than the first.
-
-    Parameters
-    ----------
-    identity : mapping of str to str
-        From ``comparison_identity``, in this process.
-    """
-    import torch.distributed as dist
-
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, dict(identity))
-    if (problem := processes_differ(gathered)) is not None:
-        raise ValueError(problem)
-
-
-def raise_failures(failure: BaseException | None) -> None:
-    """Raise the error of this process, or a RuntimeError that names the error of another one.
-
-    Every process calls it after its batches. So one that failed does not leave the others waiting for its sums.
-    """
-    import torch.distributed as dist
-
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, None if failure is None else f"{type(failure).__name__}: {failure}")
-    if failure is not None:
-        raise failure
-    for rank, text in enumerate(gathered):
-        if text is not None:
-            raise RuntimeError(f"The comparison was stopped because process {rank} failed: {text}")
 
 
 def _agree(recorder: LayerRecorder, parts: Sequence[tuple[str, list[str], dict[str, str]]]) -> None:

@@ -16,9 +16,11 @@ from ..capture.layers import Layers
 from ..capture.nearest import nearest_hint
 from ..capture.networks import check_device
 from ..capture.pooling import Pooling, check_pooling
+from ..capture.progress import HasState
 from ..capture.recorder import Keep, LayerRecorder
+from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
-from ..capture.streaming import Pass, SampleOrder
+from ..capture.streaming import Pass
 from ..estimators.kernels import Linear
 from ..estimators.validation import check_estimator
 from .checks import check_autocast, check_checkpoint, check_forward, check_process_group, checked_kernel
@@ -97,11 +99,6 @@ class Request:
         check_pooling(self.pooling)
         check_forward(self.forward)
         check_autocast(self.autocast)
-        if self.distributed and self.checkpoint is not None:
-            raise ValueError(
-                "`checkpoint` is for one process: with distributed=True the processes would write the same file. Leave "
-                "one of them out."
-            )
         if self.distributed:
             check_process_group()
         if self.checkpoint is not None:
@@ -171,6 +168,7 @@ class Request:
         minimum: int,
         *,
         order: SampleOrder | None = None,
+        held: Sequence[HasState] = (),
         label: str = "compare",
     ) -> Pass:
         """Return a ``Pass`` of the recorders with the options of this request; see ``Pass`` for the parameters."""
@@ -182,4 +180,5 @@ class Request:
             progress=self.progress,
             label=label,
             order=order,
+            held=held,
         )

@@ -16,7 +16,7 @@ from ..capture.state import device_of, reduces_products
 from ..identity import UNKNOWN, differences, identity, weights_digest
 from .request import Request
 
-__all__ = ["check_same_run", "comparison_identity", "data_size", "processes_differ"]
+__all__ = ["check_same_run", "comparison_identity", "data_size", "module_settings", "processes_differ"]
 
 
 def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, processes: int = 1) -> dict[str, str]:
@@ -71,9 +71,21 @@ def _weights(model: nn.Module) -> str:
 
 
 def _code(model: nn.Module) -> str:
-    """Identity of the classes of a model. Those of installed packages count by their names."""
-    classes = {type(module) for module in model.modules()}
-    return identity(sorted(classes, key=lambda kind: (kind.__module__, kind.__qualname__)))
+    """Identity of the classes of a model, of which layer has which, and of the settings of layers of torch."""
+    modules = list(model.named_modules())
+    classes = sorted({type(module) for _, module in modules}, key=lambda kind: (kind.__module__, kind.__qualname__))
+    layers = [
+        (path, type(module).__qualname__, module.extra_repr() if _is_of_torch(module) else "")
+        for path, module in modules
+    ]
+    found = identity(classes)
+    if found.startswith(UNKNOWN):
+        return found
+    return f"{len(classes)} classes in {len(layers)} modules #{identity([found, layers]).rpartition('#')[2]}"
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao."))
 
 
 def _layers(selection: Selection) -> str:
@@ -84,6 +96,31 @@ def _layers(selection: Selection) -> str:
     )
     names = [selection.name(path) for path in selection.paths]
     return f"{listed(names)} #{identity(fields).rpartition('#')[2]}"
+
+
+def module_settings(model: nn.Module) -> dict[str, str]:
+    """The numbers, texts and tensors in the attributes of all modules of a model, by their paths, as texts."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in NO_SETTINGS and (text := _setting(value)) is not None:
+                found[f"{path}.{key}" if path else key] = text
+    return found
+
+
+NO_SETTINGS = frozenset({*vars(nn.Module()), "name_or_path"})
+
+
+def _setting(value: Any) -> str | None:
+    if isinstance(value, bool | int | float | complex | str | None):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        return None if value.is_meta else identity(value)
+    if isinstance(value, tuple | list | dict | set) and len(value) <= 64:
+        keys = sorted(value, key=repr) if isinstance(value, set) else list(value)
+        texts = [_setting(part) for part in (*keys, *(value.values() if isinstance(value, dict) else ()))]
+        return None if None in texts else f"{type(value).__name__}({', '.join(map(str, texts))})"
+    return None
 
 
 def data_size(request: Request) -> dict[str, int]:
@@ -110,6 +147,8 @@ def check_same_run(
     now: Mapping[str, Any],
     sizes_before: Mapping[str, int],
     sizes_now: Mapping[str, int],
+    settings_before: Mapping[str, str],
+    settings_now: Mapping[str, str],
 ) -> None:
     """Raise ValueError unless a saved comparison has the same ingredients as this one.
 
@@ -121,6 +160,8 @@ def check_same_run(
         From ``comparison_identity``.
     sizes_before, sizes_now : mapping of str to int
         From ``data_size``. What one of them does not know is not compared.
+    settings_before, settings_now : mapping of str to str
+        From ``module_settings``, without what the forwards set.
     """
     # Of other models, every ingredient differs.
     keys = ("models",) if before.get("models") != now.get("models") else {**before, **now}
@@ -128,6 +169,8 @@ def check_same_run(
     found += differences(
         *({key: sizes[key] for key in sizes_before if key in sizes_now} for sizes in (sizes_before, sizes_now))
     )
+    if not found:  # other models have other settings
+        found = differences(settings_before, settings_now)[:3]
     if found:
         raise ValueError(
             f"{where} belongs to another comparison: {'; '.join(found)}. The file is unchanged. Give the same "

@@ -21,7 +21,7 @@ from ..capture.batches import Forward
 from ..capture.layers import Layers
 from ..capture.networks import check_network
 from ..capture.pooling import Pooling
-from ..capture.streaming import SampleOrder
+from ..capture.sample_order import SampleOrder
 from ..estimators.kernels import Kernel, kernel_from_name
 from ..estimators.minibatch import MinibatchCKA
 from ..estimators.validation import check_estimator

@@ -186,11 +186,6 @@ def test_ctrl_c_at_random_moments(tmp_path):
     assert stopped >= 5
 
 
-def test_processes_share_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="`checkpoint` is for one process"):
-        cp.compare(network(0), network(1), batches(), distributed=True, checkpoint=tmp_path / "a", progress=False)
-
-
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

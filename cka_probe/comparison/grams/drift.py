@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from ...capture.progress import Resumable
 
 __all__ = ["DIRECTIONS", "LEVEL", "SHARE", "BatchMeans", "Drift"]
 
@@ -29,7 +31,7 @@ class Drift(NamedTuple):
     share: float
 
 
-class BatchMeans:
+class BatchMeans(Resumable):
     """Sums for the F-test of the batch means of one layer, on its device: nothing is read until ``drift``.
 
     If batches are random subsets, the variance of their means is that of the samples over the batch size, whatever the
@@ -38,6 +40,8 @@ class BatchMeans:
     The layer is the last one of the first minibatch that varies. The sums start with the second minibatch, when it is
     known.
     """
+
+    lasting = ("layer", "_names", "_shift", "_samples", "_batches", "_sums")
 
     def __init__(self) -> None:
         self.layer: str | None = None
@@ -48,25 +52,6 @@ class BatchMeans:
         self._samples = 0
         self._batches = 0
         self._sums: torch.Tensor | None = None
-
-    def state(self) -> dict[str, Any]:
-        """The sums so far, as plain values for a checkpoint."""
-        shift, sums = (None if one is None else one.tolist() for one in (self._shift, self._sums))
-        return {
-            "layer": self.layer,
-            "shift": shift,
-            "sums": sums,
-            "samples": self._samples,
-            "batches": self._batches,
-        }
-
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from what ``state`` returned; tensors are on ``device``."""
-        self.layer, self._samples, self._batches = state["layer"], state["samples"], state["batches"]
-        self._shift, self._sums = (
-            None if state[key] is None else torch.tensor(state[key], dtype=torch.float64, device=device)
-            for key in ("shift", "sums")
-        )
 
     def see(self, name: str, features: torch.Tensor) -> None:
         """Project the features (n, d) if this is the layer. A second call for a minibatch replaces the first."""

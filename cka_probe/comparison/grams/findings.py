@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ...capture.notes import listed
+from ...capture.progress import Resumable
 from ...estimators.gram_accuracy import resolution
 from ...estimators.kernels import MEDIAN_ZERO, Kernel, Linear
 from ...estimators.layer_grams import LayerGram
@@ -87,7 +88,7 @@ class FarSample(NamedTuple):
     error: str = ""
 
 
-class Findings:
+class Findings(Resumable):
     """Layers of one model, by what their features or Gram matrices showed.
 
     Parameters
@@ -103,6 +104,8 @@ class Findings:
         Layers whose Gram matrix was not finite though their features were.
     """
 
+    lasting = ("far", "undefined", "_coarse", "_constant", "_batches", "_alike", "_zero")
+
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.far: dict[str, FarSample] = {}
@@ -113,31 +116,6 @@ class Findings:
         self._alike: set[str] = set()
         self._zero: set[str] = set()
         self._differ: dict[str, torch.Tensor] = {}
-
-    def state(self) -> dict[str, Any]:
-        """What the minibatches so far showed, as plain values for a checkpoint."""
-        return {
-            "far": {name: list(far) for name, far in self.far.items()},
-            "undefined": sorted(self.undefined),
-            "coarse": {name: [value, str(dtype)] for name, (value, dtype) in self._coarse.items()},
-            "constant": None if self._constant is None else self._constant.tolist(),
-            "batches": self._batches,
-            "alike": sorted(self._alike),
-            "zero": sorted(self._zero),
-        }
-
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from what ``state`` returned; tensors are on ``device``."""
-        self.far = {name: FarSample(*far) for name, far in state["far"].items()}
-        self.undefined = set(state["undefined"])
-        self._coarse = {
-            name: (value, getattr(torch, dtype.removeprefix("torch.")))
-            for name, (value, dtype) in state["coarse"].items()
-        }
-        constant = state["constant"]
-        self._constant = None if constant is None else torch.tensor(constant, dtype=torch.long, device=device)
-        self._batches = state["batches"]
-        self._alike, self._zero = set(state["alike"]), set(state["zero"])
 
     def look(self, name: str, features: torch.Tensor, dtype: torch.dtype) -> None:
         """Note how coarsely ``dtype`` holds the features (n, d) of a layer. This reads a number from the device."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from ...capture.hooks import CaptureError
+from ...capture.progress import Resumable
 from ...capture.recorder import NotFiniteError
+from ...capture.trees import move
 from ...estimators.gram_accuracy import MEAN_LIMIT, doubtful, mean_over_spread
 from ...estimators.hsic import flat_centred
 from ...estimators.kernels import Kernel, Linear
@@ -19,10 +20,11 @@ from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_mea
 from .cuda import by_cupy, half_gram, tf32_products
 from .drift import BatchMeans
 from .findings import Findings
+from .measures import FAR_WEIGHT, Measures
 from .side_stream import CudaStreams, SideStream, Streams
 from .triton_gram import pays, tensor_core_gram
 
-__all__ = ["COST", "FAR_WEIGHT", "HALF_LIMIT", "KERNEL_ERROR", "GramKeeper"]
+__all__ = ["COST", "HALF_LIMIT", "KERNEL_ERROR", "GramKeeper"]
 
 COST = 6e-7 / MEAN_LIMIT
 """float32 error of CKA per unit of ``mean_over_spread``."""
@@ -30,17 +32,13 @@ COST = 6e-7 / MEAN_LIMIT
 KERNEL_ERROR = 1e-5
 """Largest relative error of a centred Gram matrix in float32 for which a GPU may compute a kernel so."""
 
-FAR_WEIGHT = 1 / 3
-"""Squares in the row of one far sample over the mean squares in the other rows, over the number of samples; about 1 for
-a sample that is far from all others, and 1 / n where the mean lies above the spread of all."""
-
 HALF_LIMIT = 1e-5 / COST
 """Largest ``mean_over_spread`` of raw features in half precision on a GPU.
 
 These features carry a rounding of 4e-3 themselves, and their raw product is ten times faster than one in float32."""
 
 
-class GramKeeper:
+class GramKeeper(Resumable):
     """Compute the Gram matrix of each layer's features, and decide whether they must be centred first.
 
     On the CPU the decision is made in each minibatch, and NaN is found at once. If a recorder calls ``review``, a layer
@@ -91,6 +89,8 @@ class GramKeeper:
     """
 
     takes_half = True
+    lasting = ("modes", "_careful", "_half", "_far")
+    parts = ("findings", "batch_means", "_measures", "_side_stream")
 
     def __init__(
         self,
@@ -121,25 +121,11 @@ class GramKeeper:
         self._finite: dict[str, torch.Tensor] = {}
         self._far: dict[str, tuple[int, float]] = {}
         self._home: torch.device | None = None
-        self._batches: list[int] = []
-        self._measures: list[torch.Tensor] = []
+        self._measures = Measures()
 
-    def state(self) -> dict[str, Any]:
-        """What decides how later minibatches are prepared, and what those so far showed, as plain values."""
-        return {
-            "modes": dict(self.modes),
-            "careful": sorted(self._careful),
-            "half": sorted(self._half),
-            "findings": self.findings.state(),
-            "means": None if self.batch_means is None else self.batch_means.state(),
-        }
-
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from what ``state`` returned; tensors are on ``device``."""
-        self.modes, self._careful, self._half = state["modes"], set(state["careful"]), set(state["half"])
-        self.findings.restore(state["findings"], device)
-        if self.batch_means is not None and state["means"] is not None:
-            self.batch_means.restore(state["means"], device)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; its tensors are moved to where this keeper computes, as soon as that is known."""
+        super().restore(state if self._home is None else move(state, self._home))
 
     def _defers(self, device: torch.device) -> bool:
         return device.type != "cpu" if self.deferred is None else self.deferred
@@ -154,7 +140,9 @@ class GramKeeper:
         ValueError
             If ``overlap`` is set and the features are not on an NVIDIA GPU.
         """
-        self._home = self._home or features.device
+        if self._home is None:
+            self._home = features.device
+            self.restore(self.state())
         if features.device != self._home:  # the network is spread over several devices
             features = features.to(self._home)
         if self.overlap and self._side_stream is None:
@@ -237,6 +225,7 @@ class GramKeeper:
         result = self._decided(name, _single(features), (HALF_LIMIT if half else MEAN_LIMIT) / 2, features.dtype)
         # These test torch and the compiler now, while waiting for the GPU is allowed.
         if result.mode == "raw" and half:
+            self._half.add(name)
             half_gram(features[:1])
         else:
             pays(features)
@@ -319,11 +308,10 @@ class GramKeeper:
                 if name in self._finite:
                     measure[place].masked_fill_(~self._finite[name], torch.nan)
         self._finite = {}
-        self._batches.append(batch)
-        self._measures.append(torch.stack([measure, sample.double(), weight]))
+        self._measures.add(batch, torch.stack([measure, sample.double(), weight]))
 
-    def finish(self, model: str, names: Sequence[str]) -> list[str]:
-        """Read what ``observe`` gathered since the last call.
+    def read(self, model: str, names: Sequence[str]) -> None:
+        """Read from the device what ``observe`` gathered since the last call.
 
         Parameters
         ----------
@@ -331,6 +319,21 @@ class GramKeeper:
             Name of the model in messages.
         names : sequence of str
             The layers.
+
+        Raises
+        ------
+        CaptureError
+            If a layer gave NaN or infinity; the message names model, layer and minibatch.
+        """
+        self._measures.read(model, {name: HALF_LIMIT if name in self._half else MEAN_LIMIT for name in names})
+
+    def finish(self, model: str, names: Sequence[str]) -> list[str]:
+        """Call ``read``, and tell what all minibatches so far showed.
+
+        Parameters
+        ----------
+        model, names
+            As in ``read``.
 
         Returns
         -------
@@ -341,39 +344,25 @@ class GramKeeper:
         Raises
         ------
         CaptureError
-            If a layer gave NaN or infinity; the message names model, layer and minibatch.
+            As ``read``.
         """
-        if not self._measures:
-            return []
-        measures, samples, weights = torch.stack(self._measures, 1).cpu()
-        batches, self._batches, self._measures = self._batches, [], []
-        bad = measures.isnan().nonzero()
-        if len(bad):
-            batch, layer = bad[0].tolist()
-            raise CaptureError(
-                f"Layer {names[layer]!r} of {model} gave NaN or infinity in batch {batches[batch]}, or numbers whose "
-                "squares are infinite. Check the input and weights; half precision may have overflowed."
-            )
+        self.read(model, names)
         notes = []
-        for layer, name in enumerate(names):
-            limit = HALF_LIMIT if name in self._half else MEAN_LIMIT
-            places = (measures[:, layer] > limit).nonzero()[:, 0].tolist()
-            if not places:
+        for name in names:
+            above = self._measures.above.get(name)
+            if above is None:
                 continue
+            error = "more than 4e-5" if math.isinf(above.measure) else f"up to {COST * above.measure:.0e}"
             if not self._linear:
                 self.findings.undefined.add(name)
-                continue
-            worst = max(places, key=lambda place: float(measures[place, layer]))
-            measure, batch = float(measures[worst, layer]), batches[worst]
-            error = "more than 4e-5" if math.isinf(measure) else f"up to {COST * measure:.0e}"
-            if float(weights[worst, layer]) > FAR_WEIGHT:
-                self.findings.far_sample(name, batch, int(samples[worst, layer]), math.inf, error)
+            elif above.far:
+                self.findings.far_sample(name, above.batch, above.sample, math.inf, error)
             elif self.modes.get(name, "scaled") == "raw":
                 notes.append(
-                    f"{model}: in {len(places)} of {len(batches)} batches, most in batch {batch}, the mean of {name!r} "
-                    f"lay further above its spread than in the first batch, which decides on a GPU how the layer is "
-                    f"centred. The rounding error of its values there is {error}. Shuffle the data, or compare on the "
-                    "CPU."
+                    f"{model}: in {above.number} of {self._measures.batches} batches, most in batch {above.batch}, the "
+                    f"mean of {name!r} lay further above its spread than in the first batch, which decides on a GPU "
+                    f"how the layer is centred. The rounding error of its values there is {error}. Shuffle the data, "
+                    "or compare on the CPU."
                 )
         return notes
 

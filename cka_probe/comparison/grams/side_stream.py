@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from ...capture.progress import Resumable
 from ...capture.trees import tensors
 
 __all__ = ["LAG", "CudaStreams", "SideStream", "Streams"]
@@ -68,7 +69,7 @@ class _Read(NamedTuple):
     event: Any
 
 
-class SideStream:
+class SideStream(Resumable):
     """Run the work of hooks on the side stream, and find the activations that changed in place before they were read.
 
     An operation in place (``ReLU(inplace=True)``, ``out += x``) may change an activation before the side stream has
@@ -91,6 +92,8 @@ class SideStream:
     changed_in_place : set of str
         Layers whose activation a later operation changes in place.
     """
+
+    lasting = ("changed_in_place",)
 
     def __init__(self, streams: Streams, lag: int = LAG) -> None:
         self.changed_in_place: set[str] = set()
