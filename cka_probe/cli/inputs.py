@@ -158,7 +158,7 @@ class _Images(torch.utils.data.Dataset[torch.Tensor]):
     def __init__(self, paths: list[Path], size: int) -> None:
         from torchvision import transforms
 
-        from ..distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
+        from ..distill.data.image_folders import IMAGENET_DEVIATION, IMAGENET_MEAN
 
         self.paths = paths
         self.transform = transforms.Compose(

@@ -1,5 +1,16 @@
 from . import baselines, losses, models
-from .data import cifar100, digits, fashion_mnist, imagenet
+from .data import (
+    cifar10,
+    cifar100,
+    digits,
+    fashion_mnist,
+    glyphs,
+    image_folder,
+    imagenet,
+    make_glyphs,
+    saved_dataset,
+    tiny_imagenet,
+)
 from .dense.detection import distill_detector
 from .dense.segmentation import distill_segmenter
 from .losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
@@ -27,15 +38,21 @@ __all__ = [
     "SegmentationCKALoss",
     "StepDecay",
     "baselines",
+    "cifar10",
     "cifar100",
     "digits",
     "distill",
     "distill_detector",
     "distill_segmenter",
     "fashion_mnist",
+    "glyphs",
+    "image_folder",
     "imagenet",
     "losses",
+    "make_glyphs",
     "match_stages",
     "models",
+    "saved_dataset",
     "stage_layers",
+    "tiny_imagenet",
 ]

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import Cityscapes, CocoDetection
 from torchvision.transforms import v2
 
-from ..data import IMAGENET_DEVIATION, IMAGENET_MEAN
+from ..data.image_folders import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 __all__ = ["CITYSCAPES_TRAIN_IDS", "IGNORED", "CocoBoxes", "LabelMaps", "collate_lists"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from torchvision.datasets import CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100
 
-from cka_probe.distill.data import cifar100
+from cka_probe.distill.data import cifar10, cifar100
 
 
 @pytest.fixture
@@ -122,3 +122,47 @@ def test_cifar100_downloads_only_when_asked(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is damaged") as caught:
         cifar100(tmp_path, download=True)
     assert "no network" in str(caught.value.__cause__)
+
+
+@pytest.fixture
+def cifar10_root(tmp_path, monkeypatch):
+    """Write five training batches of four images and one test batch as CIFAR-10 files."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    sums = {}
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        labels = [int(label) for label in generator.integers(0, 10, 4)]
+        pixels = generator.integers(0, 256, (4, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {index}" for index in range(10)]}))
+    for path in folder.iterdir():
+        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in names])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    return tmp_path
+
+
+def test_cifar10_is_read_and_normalised(cifar10_root):
+    train, test = cifar10(cifar10_root, augment=False)
+    assert (len(train), len(test)) == (20, 4)
+    assert train.classes[3] == "class 3"
+    entry = pickle.loads((cifar10_root / "cifar-10-batches-py" / "data_batch_2").read_bytes())
+    mean = np.array([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
+    deviation = np.array([0.2470, 0.2435, 0.2616]).reshape(3, 1, 1)
+    expected = (entry["data"].reshape(-1, 3, 32, 32) / 255.0 - mean) / deviation
+    for index in range(4):
+        image, label = train[4 + index]
+        assert label == entry["labels"][index]
+        np.testing.assert_allclose(image, expected[index], atol=1e-5)
+
+
+def test_cifar10_missing_and_damaged(cifar10_root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in .*Unpack cifar-10-python\.tar\.gz there"):
+        cifar10(tmp_path / "nowhere")
+    path = cifar10_root / "cifar-10-batches-py" / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"CIFAR-10 in .* is damaged: the checksum of data_batch_3 is wrong"):
+        cifar10(cifar10_root)

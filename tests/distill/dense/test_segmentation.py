@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from cka_probe.distill.baselines import CWDLoss
-from cka_probe.distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
+from cka_probe.distill.data.image_folders import IMAGENET_DEVIATION, IMAGENET_MEAN
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
 from cka_probe.distill.dense.data import CITYSCAPES_TRAIN_IDS, CocoBoxes, LabelMaps
 from cka_probe.distill.dense.networks import SmallResNet, segmenter
