@@ -34,7 +34,7 @@ ROOMS = {
     "distill/baselines": ["estimators", "distill/losses"],
     "distill/taps": ["capture", "distill/losses/contract"],
     "distill/models": ["capture"],
-    "distill/data": ["capture/extras"],
+    "distill/data": ["capture/extras", "capture/nearest"],
     "distill/training": [
         "capture",
         "comparison",  # diagnostics: the similarity of teacher and student while training

@@ -134,7 +134,7 @@ def make_glyphs(
             for variant in range(pictures)
         ]
         count = len(characters) * pictures
-        arrays = {
+        arrays: dict[str, Any] = {
             "images": np.stack(images),
             "labels": np.tile(np.repeat(np.arange(len(characters)), pictures), len(members)),
             "faces": np.repeat(np.arange(len(members)), count),
