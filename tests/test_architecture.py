@@ -26,7 +26,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
     # Compare: data flows down this list.
     "capture": [],
-    "estimators": [],
+    "estimators": ["capture/extras", "capture/nearest"],
     "similarity": ["plotting", "capture/nearest"],  # plotting only inside functions: SimilarityMatrix.plot
     "comparison": ["capture", "estimators", "similarity"],
     # Distill.

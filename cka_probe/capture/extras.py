@@ -8,7 +8,7 @@ from importlib.util import find_spec
 __all__ = ["require"]
 
 # Libraries whose name differs from that of their module.
-NAMES = {"cupy": "CuPy", "sklearn": "scikit-learn", "tensorboard": "TensorBoard", "tomli_w": "tomli-w"}
+NAMES = {"cupy": "CuPy", "ot": "POT", "sklearn": "scikit-learn", "tensorboard": "TensorBoard", "tomli_w": "tomli-w"}
 
 
 def require(module: str, extra: str | None, what: str) -> None:

@@ -12,13 +12,23 @@ from .double_debiasing import cka_double_debiased
 from .hsic import hsic, hsic_from_grams
 from .inference import Estimate, OutlierWarning, cka_matrix_with_error, cka_with_error, sample_influence
 from .kernels import RBF, Cosine, Kernel, Laplacian, Linear, Polynomial, center_features, kernel_from_name
+from .measures.aligned import aligned_cosine, partial_whitening_distance, procrustes_size_and_shape
 from .measures.canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
-from .measures.catalogue import MEASURES, Measure, MeasureMatrix, uncentred_alignment
+from .measures.catalogue import MEASURES
+from .measures.centred_distances import distance_correlation
 from .measures.dissimilarities import rsa
+from .measures.held_out import held_out_cca, held_out_regression_r2
 from .measures.layer_mmd import layer_mmd_squared, mmd_matrix
+from .measures.matching import hard_correlation, permutation_procrustes, soft_correlation, soft_matching
+from .measures.measure import Measure, MeasureMatrix
+from .measures.neighbour_orders import edit_distance_knn, lcs_knn, rank_similarity
+from .measures.neighbour_sets import cycle_knn, jaccard, second_order_cosine
 from .measures.neighbours import cknna, mutual_knn
+from .measures.noise_ceiling import CorrectedRSA, rsa_corrected
 from .measures.predictors import gulp, linear_regression_r2
 from .measures.shapes import angular_distance, normalized_bures_similarity, procrustes_distance
+from .measures.topology import rtd
+from .measures.uncentred import uncentred_alignment
 from .minibatch import MinibatchCKA, cka_matrix
 from .mmd import Distance, MMDTest, energy_distance, mmd_squared, mmd_test
 from .permutation import PermutationTest, cka_matrix_test, cka_test
@@ -28,6 +38,7 @@ __all__ = [
     "MEASURES",
     "RBF",
     "CKAMMDBounds",
+    "CorrectedRSA",
     "Corridor",
     "CorridorCurves",
     "Cosine",
@@ -47,6 +58,7 @@ __all__ = [
     "Route",
     "SketchCKA",
     "Statement",
+    "aligned_cosine",
     "alignment_corridor",
     "alignment_corridor_from_covariances",
     "angular_distance",
@@ -68,12 +80,20 @@ __all__ = [
     "cka_with_error",
     "cknna",
     "corridor_curves",
+    "cycle_knn",
+    "distance_correlation",
+    "edit_distance_knn",
     "energy_distance",
     "gulp",
+    "hard_correlation",
+    "held_out_cca",
+    "held_out_regression_r2",
     "hsic",
     "hsic_from_grams",
+    "jaccard",
     "kernel_from_name",
     "layer_mmd_squared",
+    "lcs_knn",
     "linear_regression_r2",
     "mean_cca",
     "median_distance",
@@ -82,11 +102,20 @@ __all__ = [
     "mmd_test",
     "mutual_knn",
     "normalized_bures_similarity",
+    "partial_whitening_distance",
     "participation_ratio",
+    "permutation_procrustes",
     "procrustes_distance",
+    "procrustes_size_and_shape",
     "pwcca",
+    "rank_similarity",
     "rsa",
+    "rsa_corrected",
+    "rtd",
     "sample_influence",
+    "second_order_cosine",
+    "soft_correlation",
+    "soft_matching",
     "squared_distances",
     "svcca",
     "u_center_gram",

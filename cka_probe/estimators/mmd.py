@@ -337,7 +337,7 @@ def mmd_test(
     return MMDTest(statistic, xp.where(xp.isnan(statistic), statistic, p_value), null)
 
 
-def energy_distance(x: Array, y: Array, *, estimator: str = "biased") -> Array:
+def energy_distance(x: Array, y: Array, *, estimator: str = "unbiased") -> Array:
     """The energy distance 2 E|x - y| - E|x - x'| - E|y - y'| between two sets of samples.
 
     Parameters
@@ -346,15 +346,15 @@ def energy_distance(x: Array, y: Array, *, estimator: str = "biased") -> Array:
         Samples of the first distribution, n >= 2.
     y : array (..., m, p)
         Samples of the second distribution, m >= 2.
-    estimator : "biased" or "unbiased"
-        "biased" includes the pairs of a sample with itself in E|x - x'| and E|y - y'|, as Szekely and Rizzo define it;
-        "unbiased" leaves them out.
+    estimator : "unbiased" or "biased"
+        As ``mmd_squared``: "unbiased" leaves out the pairs of a sample with itself in E|x - x'| and E|y - y'|; "biased"
+        includes them, as Szekely and Rizzo define it.
 
     Returns
     -------
     array (...) of float64
-        In units of the features: twice the squared MMD of the kernel ``Distance()``. The biased value is never
-        negative.
+        In units of the features: twice the squared MMD of the kernel ``Distance()``. The unbiased value may be
+        negative, the biased never is.
 
     Raises
     ------

@@ -17,7 +17,7 @@ __all__ = [
     "cknna",
     "mutual_knn",
     "neighbour_alignment",
-    "neighbour_mask",
+    "neighbour_places",
     "prepare",
     "shared_neighbours",
     "shared_neighbours_chance",
@@ -29,26 +29,27 @@ FORMS = ("released", "paper")
 class Neighbours(NamedTuple):
     """Neighbours in one layer.
 
-    ``mask`` (..., n, n) is 1 where column j is among the k nearest neighbours of row i, else 0. ``undefined`` (...) is
-    NaN for a constant layer, else 0.
+    ``mask`` (..., n, n) is 1 where column j is among the k nearest neighbours of row i, else 0. ``places`` (..., n, n)
+    is the place of j among the neighbours of i: 0 is the nearest, n - 1 the sample itself. ``undefined`` (...) is NaN
+    for a constant layer, else 0.
     """
 
     mask: Array
+    places: Array
     gram: Array
     k: int
     form: str
     undefined: Array
 
 
-def neighbour_mask(gram: Array, k: int) -> Array:
-    """1 where entry j != i is among the k largest of row i, else 0 (..., n, n); of equal entries the first counts."""
+def neighbour_places(gram: Array) -> Array:
+    """Place of entry j != i among the entries of row i, the largest first (..., n, n); of equal entries the first."""
     xp = array_namespace(gram)
     n = gram.shape[-1]
     on_diagonal = xp.eye(n, dtype=gram.dtype, device=gram.device) > 0
     closeness = xp.where(on_diagonal, xp.full_like(gram, -xp.inf), constant(gram))
     order = xp.argsort(-closeness, axis=-1, stable=True)
-    places = xp.argsort(order, axis=-1, stable=True)
-    return xp.astype(places < k, gram.dtype)
+    return xp.argsort(order, axis=-1, stable=True)
 
 
 def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = "released") -> Neighbours:
@@ -57,7 +58,8 @@ def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = 
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"`k` must be an int, got {type(k).__name__}.")
     if not 1 <= k < n:
-        raise ValueError(f"`k` must be from 1 to {n - 1} neighbours for {n} samples, got {k}.")
+        more = " Pass more samples or a smaller `k`." if k >= n else ""
+        raise ValueError(f"`k` must be from 1 to {n - 1} neighbours for {n} samples, got {k}.{more}")
     if form not in FORMS:
         raise ValueError(f'`form` must be "released" or "paper", got {form!r}.')
     xp = array_namespace(x)
@@ -66,7 +68,15 @@ def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = 
     centred, _ = scaled_features(x)
     varied = xp.any(constant(centred) != 0, axis=(-2, -1))
     zero = xp.zeros_like(gram[..., 0, 0])
-    return Neighbours(neighbour_mask(gram, k), gram, k, form, xp.where(varied, zero, xp.full_like(zero, xp.nan)))
+    places = neighbour_places(gram)
+    return Neighbours(
+        mask=xp.astype(places < k, gram.dtype),
+        places=places,
+        gram=gram,
+        k=k,
+        form=form,
+        undefined=xp.where(varied, zero, xp.full_like(zero, xp.nan)),
+    )
 
 
 def shared_neighbours(x: Neighbours, y: Neighbours) -> Array:

@@ -18,6 +18,8 @@ __all__ = [
     "normalized_bures_similarity",
     "prepare",
     "procrustes_distance",
+    "reduced",
+    "shape_of",
     "similarity",
     "squared_chord",
 ]
@@ -30,20 +32,31 @@ class Shape(NamedTuple):
     undefined: Array
 
 
+def reduced(z: Array) -> Array:
+    """Features (..., n, min(n, p)) with the same inner products as ``z`` (..., n, p)."""
+    if z.shape[-1] <= z.shape[-2]:
+        return z
+    xp = array_namespace(z)
+    # Projecting onto a basis of the row space keeps all distances. The gradient is exact with a constant basis, because
+    # the features lie in its span.
+    basis, _ = xp.linalg.qr(constant(xp.matrix_transpose(z)))
+    return z @ basis
+
+
+def shape_of(z: Array) -> Shape:
+    """Shape of centred features (..., n, p) in float64, of any size that does not overflow when squared."""
+    xp = array_namespace(z)
+    squares = xp.sum(z * z, axis=(-2, -1), keepdims=True)
+    alive = squares > 0
+    z = reduced(z / xp.sqrt(xp.where(alive, squares, xp.ones_like(squares))))
+    nan = xp.full_like(squares, xp.nan)
+    return Shape(z, xp.where(alive, xp.zeros_like(squares), nan)[..., 0, 0])
+
+
 def prepare(x: Array) -> Shape:
     """Shape of one layer from its checked features (..., n, p), in float64."""
     xp = array_namespace(x)
-    z, _ = scaled_features(xp.astype(x, xp.float64))
-    squares = xp.sum(z * z, axis=(-2, -1), keepdims=True)
-    alive = squares > 0
-    z = z / xp.sqrt(xp.where(alive, squares, xp.ones_like(squares)))
-    if z.shape[-1] > z.shape[-2]:
-        # Projecting onto a basis of the row space keeps all distances. The gradient is exact with a constant basis,
-        # because the features lie in its span.
-        basis, _ = xp.linalg.qr(constant(xp.matrix_transpose(z)))
-        z = z @ basis
-    nan = xp.full_like(squares, xp.nan)
-    return Shape(z, xp.where(alive, xp.zeros_like(squares), nan)[..., 0, 0])
+    return shape_of(scaled_features(xp.astype(x, xp.float64))[0])
 
 
 def squared_chord(x: Shape, y: Shape) -> Array:

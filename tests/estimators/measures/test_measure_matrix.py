@@ -1,37 +1,47 @@
 """Measures over all pairs of layers, their gradients, and their error messages."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from libraries import to_numpy
+from measure_definitions import OPTIONS
 from numpy.testing import assert_allclose
 
 from cka_probe.estimators import (
     MEASURES,
     RBF,
     Polynomial,
+    aligned_cosine,
     angular_distance,
     cca_r2,
     cknna,
+    distance_correlation,
     gulp,
+    hard_correlation,
+    held_out_cca,
+    held_out_regression_r2,
     layer_mmd_squared,
     linear_regression_r2,
     mean_cca,
     mmd_matrix,
     mutual_knn,
     normalized_bures_similarity,
+    partial_whitening_distance,
+    permutation_procrustes,
     procrustes_distance,
+    procrustes_size_and_shape,
     pwcca,
     rsa,
+    soft_correlation,
+    soft_matching,
     svcca,
     uncentred_alignment,
 )
 
 NAMES = list(MEASURES)
-# With few samples, the measures of neighbours need a small k.
-OPTIONS = {"mutual_knn": {"k": 3}, "cknna": {"k": 4}}
 
 
 def score(name, x, y):
@@ -115,6 +125,14 @@ def test_layers_with_batch_axes_are_refused(rng):
         lambda x, y: rsa(x, y, comparison="pearson"),
         lambda x, y: rsa(x, y, comparison="pearson", dissimilarity="euclidean"),
         lambda x, y: cknna(x, y, k=3, form="paper"),
+        distance_correlation,
+        lambda x, y: distance_correlation(x, y, bias_corrected=True),
+        soft_correlation,
+        hard_correlation,
+        permutation_procrustes,
+        soft_matching,
+        procrustes_size_and_shape,
+        aligned_cosine,
     ],
 )
 @pytest.mark.parametrize("width", [3, 9])
@@ -127,8 +145,11 @@ def test_gradient(rng, function, width):
 def test_gradient_through_subspaces(rng):
     x = torch.tensor(rng.normal(size=(8, 3)), requires_grad=True)
     y = torch.tensor(rng.normal(size=(8, 4)), requires_grad=True)
-    for function in (linear_regression_r2, cca_r2, mean_cca):
+    for function in (linear_regression_r2, cca_r2, mean_cca, partial_whitening_distance):
         assert torch.autograd.gradcheck(function, (x, y))
+    more = [torch.tensor(rng.normal(size=(16, p)), requires_grad=True) for p in (3, 4)]
+    for function in (held_out_regression_r2, held_out_cca):
+        assert torch.autograd.gradcheck(partial(function, folds=2), more)
 
 
 def test_the_gradient_at_distance_0_is_finite(rng):
