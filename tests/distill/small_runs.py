@@ -82,7 +82,7 @@ def network(seed=0, **kwargs):
 
 
 def run(student=None, teacher=None, loss=None, **kwargs):
-    student = student or network(1)
+    student = network(1) if student is None else student
     options = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "progress": False, **kwargs}
     train = options.pop("train", images())
     test = options.pop("test", images(24, seed=1))

@@ -185,7 +185,6 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         if any(isfinite(row.get(main_column, nan)) for row in run.rows):
             best = files.best_state()
         files.open()
-        stack.callback(files.close)
         descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
 
         done = run.epoch * len(batches) + run.step

@@ -104,7 +104,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         output_dir=directory,
         resume=resume,
         checkpoint_steps=recipe.output.checkpoint_steps,
-        tensorboard=recipe.output.tensorboard,
+        log_with="tensorboard" if recipe.output.tensorboard else None,
         teacher_cache=cache,
         diagnostics=None if diagnostics is None or alone else Diagnostics(**diagnostics.model_dump()),
         progress=progress,

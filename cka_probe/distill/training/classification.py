@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ...capture.extras import require
-from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
-from ...identity import identity, weights_digest
-from ..taps.tapped_model import TappedModel
-from .accelerator import accelerator_for
-from .batch_norm import synchronised_batch_norm
-from .batches import Batch, evaluation_loader, split_batch, training_batches
-from .diagnostics import Diagnostics, gradient_cosines, pair_similarities, similarities
-from .preparation import check_arguments, choose_layers, fit_together
+from .diagnostics import Diagnostics
+from .evaluation import Evaluation
+from .preparation import check_arguments
 from .result import DistillationResult
-from .run_files import RunFiles
-from .run_identity import (
-    check_processes_agree,
-    extension_refused,
-    identity_at_start,
-    networks_identity,
-    samples_of,
-    weights_at_start,
-)
-from .run_state import RunState, checked_total
 from .schedules import StepDecay
-from .seeding import seed_everything
-from .seen_data import SeenData, check_same_data
-from .steps import accumulated_gradient, average_gradients, exact_gradient, same_buffers, weighted_terms
-from .teacher_cache import cached_teacher
+from .settings import Settings
+from .student_loop import train_student
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,20 +38,26 @@ def distill(
     epochs: int = 240,
     batch_size: int | None = None,
     learning_rate: float = 0.05,
-    schedule: Callable[[int, int], float] = StepDecay(),  # noqa: B008 - frozen: all calls may share it
+    schedule: Callable[..., Any] = StepDecay(),  # noqa: B008 - frozen: all calls may share it
     optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=0.9),  # noqa: B008
     weight_decay: float = 5e-4,
+    clip_norm: float | None = None,
+    ema: float | None = None,
     ce_weight: float = 1.0,
+    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    seed: int = 0,
+    output_dir: Path | str | None = None,
+    resume: bool = True,
     accumulation_steps: int = 1,
     accumulation: str = "exact",
     mixed_precision: str = "no",
     sync_batchnorm: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
     workers: int = 0,
-    seed: int = 0,
-    output_dir: Path | str | None = None,
-    resume: bool = True,
     checkpoint_steps: int | None = None,
-    tensorboard: bool = False,
+    log_with: Any = None,
+    callbacks: Sequence[Any] = (),
     teacher_cache: Path | str | None = None,
     files: Mapping[str, str] | None = None,
     diagnostics: Diagnostics | None = None,
@@ -113,34 +98,57 @@ def distill(
     learning_rate : float
         At the start; `schedule` multiplies it, and the rate of each parameter group that the optimiser makes.
     schedule : callable
-        ``schedule(epoch, epochs)`` returns the factor of an epoch: `StepDecay` or `CosineDecay`.
+        ``schedule(epoch, epochs)`` returns the factor of an epoch: `StepDecay` or `CosineDecay`, with a warm-up if you
+        like. It may also be a function of the optimiser that returns any LRScheduler of torch, which is advanced after
+        each epoch; `ReduceLROnPlateau` gets the test accuracy. Inside `PerStep` both count steps.
     optimizer : callable
         Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
     weight_decay : float
         Weight decay of all parameters.
+    clip_norm : float, optional
+        Largest norm of the gradient; a larger gradient is scaled down.
+    ema : float, optional
+        Decay of a moving average of the student's weights and running statistics, for example 0.999. The average is
+        then what is scored and saved, and what the student holds after the last step.
     ce_weight : float
         Weight of the cross-entropy with the labels.
-    accumulation_steps : int
-        Number of microbatches that each batch is divided into, to save memory.
-    accumulation : {"exact", "mean"}
-        "exact": the loss of the whole batch, for one more forward pass (for losses that relate samples, such as CKA);
-        "mean": the mean of the losses of the microbatches.
-    mixed_precision : {"no", "bf16", "fp16"}
-        For the networks; losses see float32.
-    sync_batchnorm : bool
-        Whether batch norm uses the samples of all processes. Several processes need it to equal one; only on GPUs.
-    workers : int
-        Processes that load data sets.
+    evaluation : Evaluation
+        When the student is scored, after how many scores without improvement the run stops, and further columns, such
+        as top-5 and the test loss. By default it is scored after each epoch.
     seed : int
         The same seed gives the same weights, bit for bit on a CPU, with any number of workers.
     output_dir : path, optional
         Folder for best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
     resume : bool
         Whether to resume from a checkpoint in `output_dir`; False starts again.
+
+    Other Parameters
+    ----------------
+    accumulation_steps : int
+        Number of microbatches that each batch is divided into, to save memory.
+    accumulation : {"exact", "mean"}
+        "exact": the loss of the whole batch, for one more forward pass (for losses that relate samples, such as CKA);
+        "mean": the mean of the losses of the microbatches.
+    mixed_precision : {"no", "bf16", "fp16"}
+        For the networks; losses see float32. "fp16" needs a GPU.
+    sync_batchnorm : bool
+        Whether batch norm uses the samples of all processes. Several processes need it to equal one; only on GPUs.
+    channels_last : bool
+        Whether filters and images have their channels last in memory during the run, which is often faster.
+    compile : bool
+        Whether both networks run under ``torch.compile(network, dynamic=False)``. Networks that you have compiled
+        yourself, with other options, may be passed too. Files have the names of the uncompiled network.
+    workers : int
+        Processes that load data sets.
     checkpoint_steps : int, optional
         Number of steps after which a checkpoint is also saved within an epoch.
-    tensorboard : bool
-        Whether the history also goes to ``output_dir/tensorboard``.
+    log_with : str, GeneralTracker or list of them, optional
+        Trackers of accelerate that get the rows of the history: "tensorboard" (in ``output_dir/tensorboard``), "wandb",
+        ... Trackers that your own `accelerator` has started get them too.
+    callbacks : list of objects
+        With methods ``on_step(moment)``, called after each step, or ``on_epoch(moment)``, called after each row of the
+        history; see `Moment`. If one returns True, the run ends after that step and can be resumed. With several
+        processes it must do so in all of them.
     teacher_cache : path, optional
         Folder for the teacher's outputs, which are computed once. For data sets without augmentation.
     files : mapping of str to str, optional
@@ -161,14 +169,15 @@ def distill(
     Raises
     ------
     TypeError
-        If a data argument, a batch or a list of layers has the wrong type, or the loss takes other arguments.
+        If a data argument, a batch, a list of layers, the schedule, a callback or a tracker has the wrong type, or the
+        loss takes other arguments.
     ValueError
         If an argument is out of range, a layer does not exist, batches are too small, the numbers of classes differ, or
         `output_dir` holds a run with other settings.
     FloatingPointError
         If the training loss is no longer finite.
     ModuleNotFoundError
-        If accelerate or torchmetrics is not installed.
+        If accelerate, torchmetrics or the library of a tracker is not installed.
     CheckpointError
         If no checkpoint in `output_dir` can be read.
     OSError
@@ -189,211 +198,37 @@ def distill(
     """
     for library in ("accelerate", "torchmetrics"):
         require(library, "distill", "distill()")
-    from accelerate.utils import gather_object
-
-    check_arguments(
-        teacher,
-        student,
-        loss,
+    settings = Settings(
+        student_layers=student_layers,
+        teacher_layers=teacher_layers,
         epochs=epochs,
+        batch_size=batch_size,
         learning_rate=learning_rate,
+        schedule=schedule,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        ema=ema,
         ce_weight=ce_weight,
+        evaluation=evaluation,
+        seed=seed,
+        output_dir=output_dir,
+        resume=resume,
         accumulation_steps=accumulation_steps,
         accumulation=accumulation,
-        diagnostics=diagnostics,
-        output_dir=output_dir,
+        mixed_precision=mixed_precision,
+        sync_batchnorm=sync_batchnorm,
+        channels_last=channels_last,
+        compile=compile,
+        workers=workers,
+        checkpoint_steps=checkpoint_steps,
+        log_with=log_with,
+        callbacks=callbacks,
         teacher_cache=teacher_cache,
+        files=files,
+        diagnostics=diagnostics,
+        progress=progress,
+        accelerator=accelerator,
     )
-    with ExitStack() as stack:
-        stack.enter_context(random_states_restored())
-        stack.enter_context(modes_restored(student))
-        stack.enter_context(frozen(teacher))
-        accelerator = stack.enter_context(accelerator_for(accelerator, mixed_precision, ce_weight))
-        main, device = accelerator.is_main_process, accelerator.device
-
-        # The data, the two networks with their taps, and the loss.
-        seed_everything(seed)
-        batches = training_batches(train, batch_size=batch_size, seed=seed, workers=workers, accelerator=accelerator)
-        tests = evaluation_loader(test, batch_size=batch_size, workers=workers, accelerator=accelerator)
-        networks = networks_identity(teacher, student, output_dir, resume)
-        sample = batches.sample()
-        for network in filter(None, (teacher, student)):
-            network.to(device)
-        stack.enter_context(synchronised_batch_norm(student, accelerator, sync_batchnorm))
-        layers, layers_y = choose_layers(teacher, student, loss, sample, student_layers, teacher_layers)
-        pupil = stack.enter_context(TappedModel(student, layers, "student"))
-        master = None if teacher is None else stack.enter_context(TappedModel(teacher, layers_y, "teacher"))
-
-        def ask_teacher(batch: Batch) -> Any:
-            if master is None or loss is None:
-                return None
-            with torch.no_grad(), accelerator.autocast():
-                return master(batch.inputs).in_float32()
-
-        terms_of = partial(weighted_terms, loss, ce_weight)
-        teach: Callable[[Batch], Any] = ask_teacher
-        classes = fit_together(pupil, teach, loss, terms_of, sample, accelerator)
-        if teacher_cache is not None and master is not None:
-            teach = cached_teacher(teacher_cache, master, teach, batches, accelerator, progress and main)
-
-        # The optimiser, and the state of an earlier process.
-        extra = loss if isinstance(loss, nn.Module) else nn.Module()
-        parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
-        descent = optimizer(parameters, lr=learning_rate, weight_decay=weight_decay)
-        rates = [group["lr"] for group in descent.param_groups]  # groups may have rates of their own
-        model, descent = accelerator.prepare(pupil, descent)
-        gradient = accumulated_gradient if accumulation == "mean" or loss is None else exact_gradient
-        settings = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "steps_per_epoch": len(batches),
-            "learning_rate": learning_rate,
-            "schedule": identity(schedule),
-            "optimizer": identity(optimizer),
-            "weight_decay": weight_decay,
-            "loss": identity_at_start(loss, output_dir, resume),
-            "ce_weight": ce_weight,
-            "student_layers": layers,
-            "teacher_layers": layers_y,
-            **networks,
-            "teacher_weights": weights_digest(teacher),
-            "student_weights": weights_at_start(student, output_dir, resume),
-            "accumulation": [accumulation_steps, accumulation],
-            "mixed_precision": accelerator.mixed_precision,
-            "processes": accelerator.num_processes,
-            "sync_batchnorm": sync_batchnorm and accelerator.num_processes > 1,
-            "diagnostics": identity(diagnostics),
-            "teacher_cache": teacher_cache is not None,
-            "train_samples": samples_of(train),
-            "test_samples": samples_of(test),
-            "seed": seed,
-        }
-        check_processes_agree(settings)
-        folder = RunFiles(
-            output_dir, settings, resume=resume, main=main, tensorboard=tensorboard,
-            extend=lambda before, now, saved: extension_refused(
-                schedule, before, now, saved["epoch"] + bool(saved["step"])
-            ), texts=files,
-        )  # fmt: skip
-        run = RunState(folder.state, accelerator.process_index)
-        best: dict[str, Tensor] = {}
-        if folder.state is not None:
-            seed_everything(seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
-            again = ((batch.inputs, batch.target) for batch in batches.of_epoch(0))
-            check_same_data("train", run.saved_seen["train"], again, output_dir)
-            check_same_data("test", run.saved_seen["test"], map(split_batch, tests), output_dir)
-            run.load(student, extra, descent, accelerator)
-            best = folder.best_state() if run.rows else {}
-        folder.open()
-        stack.callback(folder.close)
-        descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
-
-        total = epochs * len(batches)
-        done = run.epoch * len(batches) + run.step
-        bar = stack.enter_context(tqdm(total=total, initial=done, disable=not (progress and main), unit="step"))
-        for epoch in range(run.epoch, epochs):
-            started = time.perf_counter() - run.seconds
-            seed_everything(seed, epoch, accelerator.process_index)
-            if run.random is not None:
-                set_random_states(run.random[accelerator.process_index])
-            factor = schedule(epoch, epochs)
-            for group, own_rate in zip(descent.param_groups, rates, strict=True):
-                group["lr"] = factor * own_rate
-            bar.set_description(f"epoch {epoch + 1}/{epochs}")
-            pupil.train()
-            extra.train()
-
-            for batch in batches.of_epoch(epoch, first=run.step):
-                if epoch == 0 and output_dir is not None:
-                    run.seen["train"].add((batch.inputs, batch.target))
-                logits, terms = gradient(accelerator, model, teach, terms_of, batch, accumulation_steps)
-                average_gradients(accelerator, extra)
-                descent.step()
-                descent.zero_grad()
-                run.add(_sums_of(batch, logits, terms), len(batch), device)
-                bar.update()
-                if checkpoint_steps and run.step % checkpoint_steps == 0 and run.step < len(batches):
-                    run.random = gather_object([random_states()])
-                    run.seconds = time.perf_counter() - started
-                    folder.save_checkpoint(run.state(student, extra, descent, accelerator))
-
-            means = run.means(accelerator)
-            right = means.pop("right")
-            total_loss = checked_total(means, f"in epoch {epoch + 1}", "the weight of the term that is not finite")
-            row = {"epoch": epoch + 1, "train_loss": total_loss, **means, "train_accuracy": right}
-            row["test_accuracy"] = _accuracy(pupil, tests, classes, accelerator, None if run.rows else run.seen["test"])
-            row |= {"lr": factor * learning_rate, "seconds": time.perf_counter() - started}
-            improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
-            run.add_row(row)
-            run.next_epoch()
-            run.seconds = 0.0
-            bar.set_postfix(loss=f"{row['train_loss']:.3f}", test=f"{row['test_accuracy']:.2%}")
-
-            if diagnostics is not None and master is not None:
-                share = -(-diagnostics.samples // accelerator.num_processes)
-                agreement = partial(
-                    similarities, master, pupil, tests, share, distributed=accelerator.num_processes > 1
-                )
-                # A loss of logits taps no layer: the outputs of the networks are compared instead.
-                tapped = (layers_y, layers) if layers else ("", "")
-                if run.epoch % diagnostics.every == 0 or run.epoch == epochs:
-                    matrix = agreement(tapped)
-                    pairs = (
-                        zip(layers_y, layers, strict=True) if layers else zip(matrix.rows, matrix.columns, strict=True)
-                    )
-                    run.diagnostics += pair_similarities(run.epoch, matrix, list(pairs))
-                    run.diagnostics += gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator)
-                if diagnostics.heatmap_every and run.epoch % diagnostics.heatmap_every == 0:
-                    chosen = diagnostics.heatmap_layers
-                    both = tapped if chosen is None else (chosen, chosen)
-                    folder.save_heatmap(agreement(both), run.epoch)
-
-            facts = {"epoch": run.epoch, "test_accuracy": row["test_accuracy"], "seed": seed}
-            if improved:
-                best = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
-                folder.save_weights("best", best, facts)
-            folder.save_weights("last", student.state_dict(), facts)
-            folder.log_epoch(run.rows, run.diagnostics)
-            folder.save_checkpoint(run.state(student, extra, descent, accelerator))
-
-        return DistillationResult(
-            history=pd.DataFrame(run.rows),
-            student=student,
-            best_state=best,
-            diagnostics=pd.DataFrame(run.diagnostics),
-            notes=(*batches.notes, *run.notes),
-            output_dir=folder.directory,
-        )
-
-
-def _accuracy(
-    model: TappedModel,
-    loader: DataLoader[Any],
-    classes: int,
-    accelerator: Accelerator,
-    seen: SeenData | None = None,
-) -> float:
-    """Fraction of right answers over a loader, in eval mode, over all processes; in [0, 1].
-
-    The samples are added to ``seen``.
-    """
-    from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
-
-    metric = MulticlassAccuracy(classes, average="micro", validate_args=False, sync_on_compute=False)
-    metric = metric.to(accelerator.device)
-    model.eval()
-    same_buffers(model, accelerator)
-    with torch.no_grad(), accelerator.autocast():
-        for batch in loader:
-            inputs, target = split_batch(batch)
-            if seen is not None:
-                seen.add((inputs, target))
-            predicted = model(inputs).logits.argmax(1)
-            metric.update(*accelerator.gather_for_metrics((predicted, target)))
-    return float(metric.compute())
-
-
-def _sums_of(batch: Batch, logits: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each loss term times the batch size, and the number of right answers."""
-    sums = {name: term * len(batch) for name, term in terms.items()}
-    return {**sums, "right": (logits.argmax(1) == batch.target).sum()}
+    check_arguments(teacher, student, loss, settings)
+    return train_student(teacher, student, train, test, loss, settings)

@@ -10,11 +10,20 @@ from torch import nn
 
 from ...capture.wrappers import compiled_parts
 
-__all__ = ["is_compiled", "plain_names", "reset_graphs", "uncompiled"]
+__all__ = ["compiled", "is_compiled", "plain_names", "reset_graphs", "uncompiled"]
 
 Value = TypeVar("Value")
 
 PREFIX = "_orig_mod."
+
+
+def compiled(network: nn.Module, wanted: bool) -> nn.Module:
+    """The network as it is called: compiled here if that is wanted and the caller has not done it."""
+    if not wanted or is_compiled(network):
+        return network
+    # A graph for each shape: torch would make one for any shape as soon as it sees a second, and then the bits of a
+    # step would depend on the batches before it, which a resumed run has not seen.
+    return torch.compile(network, dynamic=False)
 
 
 def is_compiled(network: nn.Module) -> bool:

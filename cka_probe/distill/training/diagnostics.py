@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from ...capture.layers import Layers
 from ...capture.state import buffers_restored, modes_restored, random_states_restored
+from ...capture.wrappers import compiled_parts, eagerly
 from ...comparison.models import compare
 from ...similarity.matrix import SimilarityMatrix
 from ..taps.tapped_model import TappedModel
 from .batches import MINIMUM_BATCH, Batch, split_batch
 
-__all__ = ["Diagnostics", "gradient_cosines", "pair_similarities", "similarities"]
+__all__ = ["Diagnostics", "gradient_cosines", "measured", "pair_similarities", "similarities"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,51 @@ class Diagnostics:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.samples < MINIMUM_BATCH:
             raise ValueError(f"`samples` must be at least {MINIMUM_BATCH}, got {self.samples}.")
+
+
+def measured(
+    diagnostics: Diagnostics,
+    epoch: int,
+    last: bool,
+    networks: tuple[TappedModel, TappedModel],
+    loader: Iterable[Any],
+    layers: tuple[list[str], list[str]],
+    cosines: Callable[[], list[dict[str, Any]]],
+    processes: int = 1,
+) -> tuple[list[dict[str, Any]], SimilarityMatrix | None]:
+    """What is measured after an epoch: lines for the table, and the matrix of the heatmap if one is due.
+
+    Parameters
+    ----------
+    diagnostics : Diagnostics
+        Says what is due.
+    epoch : int
+        Counted from 1.
+    last : bool
+        Whether the run ends here.
+    networks : (TappedModel, TappedModel)
+        Teacher and student.
+    loader : iterable of batches
+        The test data.
+    layers : (list of str, list of str)
+        The tapped layers of teacher and student. If there are none, the outputs of the networks are compared.
+    cosines : callable
+        Gives the lines of `gradient_cosines`.
+    processes : int
+        Number of processes, each with its part of the data.
+    """
+    share = -(-diagnostics.samples // processes)
+    agreement = partial(similarities, *networks, loader, share, distributed=processes > 1)
+    tapped: tuple[Layers, Layers] = layers if layers[0] else ("", "")
+    lines: list[dict[str, Any]] = []
+    if last or epoch % diagnostics.every == 0:
+        matrix = agreement(tapped)
+        pairs = zip(*layers, strict=True) if layers[0] else zip(matrix.rows, matrix.columns, strict=True)
+        lines = pair_similarities(epoch, matrix, list(pairs)) + cosines()
+    if not diagnostics.heatmap_every or epoch % diagnostics.heatmap_every:
+        return lines, None
+    chosen = diagnostics.heatmap_layers
+    return lines, agreement(tapped if chosen is None else (chosen, chosen))
 
 
 def similarities(
@@ -180,7 +227,8 @@ def gradient_cosines(
         and NaN for a term without gradient.
     """
     parameters = [parameter for parameter in pupil.parameters() if parameter.requires_grad]
-    with random_states_restored(), modes_restored(pupil), buffers_restored(pupil):
+    # Compiled code frees what its backward needs after the first of the gradients.
+    with random_states_restored(), modes_restored(pupil), buffers_restored(pupil), eagerly(compiled_parts(pupil)):
         pupil.train()
         with accelerator.autocast():
             outputs = pupil(batch.inputs).in_float32()

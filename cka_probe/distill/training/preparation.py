@@ -13,11 +13,12 @@ from ..losses.contract import Outputs, check_signature
 from ..taps.stages import match_stages
 from ..taps.tapped_model import TappedModel
 from .batches import Batch
-from .diagnostics import Diagnostics
 from .steps import weighted_terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from .settings import Settings
 
 __all__ = ["LayerNames", "check_arguments", "choose_layers", "fit_together"]
 
@@ -25,21 +26,8 @@ LayerNames = Sequence[str] | str
 """Paths of layers, or "auto"."""
 
 
-def check_arguments(
-    teacher: nn.Module | None,
-    student: nn.Module,
-    loss: Any,
-    *,
-    epochs: int,
-    learning_rate: float,
-    ce_weight: float,
-    accumulation_steps: int,
-    accumulation: str,
-    diagnostics: Diagnostics | None,
-    output_dir: Any,
-    teacher_cache: Any,
-) -> None:
-    """Raise TypeError or ValueError for the first argument of `distill` that is not valid."""
+def check_arguments(teacher: nn.Module | None, student: nn.Module, loss: Any, given: Settings) -> None:
+    """Raise TypeError or ValueError if the networks, the loss and the settings of `distill` do not belong together."""
     for name, model in (("teacher", teacher), ("student", student)):
         if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
             raise TypeError(f"`{name}` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -55,21 +43,11 @@ def check_arguments(
         raise ValueError(
             "`loss` compares the student with a teacher, but teacher is None. Pass loss=None to train alone."
         )
-    if loss is None and ce_weight == 0:
+    if loss is None and given.ce_weight == 0:
         raise ValueError("There is nothing to minimise: loss is None and ce_weight is 0.")
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
-    if not learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}.")
-    if accumulation_steps < 1:
-        raise ValueError(f"`accumulation_steps` must be at least 1, got {accumulation_steps}.")
-    if accumulation not in ("exact", "mean"):
-        raise ValueError(f'`accumulation` must be "exact" or "mean", got {accumulation!r}.')
-    if diagnostics is not None and teacher is None:
+    if given.diagnostics is not None and teacher is None:
         raise ValueError("`diagnostics` compare the student with a teacher, but teacher is None.")
-    if diagnostics is not None and diagnostics.heatmap_every and output_dir is None:
-        raise ValueError("`diagnostics` with heatmap_every needs an `output_dir` to save the pictures in.")
-    if teacher_cache is not None and loss is None:
+    if given.teacher_cache is not None and loss is None:
         raise ValueError("`teacher_cache` keeps the teacher's outputs for the loss, but loss is None.")
 
 

@@ -1,4 +1,4 @@
-"""Files of a run: settings, history, weights, checkpoints and TensorBoard events."""
+"""Files of a run: settings, history, weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...atomic_write import atomic_write
-from ...capture.extras import require
 from ...identity import differences
 from ...similarity.matrix import SimilarityMatrix
 from ...similarity.text import safe_csv
@@ -47,8 +46,6 @@ class RunFiles:
         run.
     main : bool
         Whether this process writes.
-    tensorboard : bool
-        Whether the history also goes to ``directory/tensorboard``.
     length : {"epochs", "steps"}
         The setting that is the length of the run.
     extend : callable, optional
@@ -60,8 +57,7 @@ class RunFiles:
     Raises
     ------
     ValueError
-        If `tensorboard` is set without a directory, or `resume` is set and the directory holds a run
-        with other settings.
+        If `resume` is set and the directory holds a run with other settings.
     CheckpointError
         If `resume` is set and no checkpoint in the directory can be read.
     """
@@ -73,21 +69,16 @@ class RunFiles:
         *,
         resume: bool = True,
         main: bool = True,
-        tensorboard: bool = False,
         length: str = "epochs",
         extend: Callable[[int, int, dict[str, Any]], str | None] | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        if tensorboard and directory is None:
-            raise ValueError("`tensorboard` needs an `output_dir` to write to.")
         self.directory = None if directory is None else Path(directory)
         self.settings = json.loads(json.dumps(settings))
         self.state: dict[str, Any] | None = None
         self._main = main
         self._resume = resume
-        self._tensorboard = tensorboard
         self._texts = texts or {}
-        self._board: Any = None
         if self.directory is not None and resume:
             self.state = load_checkpoint(self.directory)
             if self.state is not None:
@@ -118,8 +109,6 @@ class RunFiles:
 
         Raises
         ------
-        ModuleNotFoundError
-            If TensorBoard is asked for and not installed.
         OSError
             If the directory cannot be written.
         """
@@ -131,8 +120,6 @@ class RunFiles:
                 (self.directory / name).unlink(missing_ok=True)
         for name, text in {"settings.json": json.dumps(self.settings, indent=1), **self._texts}.items():
             atomic_write(self.directory / name, text)
-        if self._tensorboard:
-            self._board = _summary_writer(self.directory / "tensorboard", self.state)
 
     def best_state(self) -> dict[str, Tensor]:
         """Best weights of the run that is resumed.
@@ -156,23 +143,6 @@ class RunFiles:
         """Save rows as ``name.csv``."""
         if self.directory is not None and self._main:
             atomic_write(self.directory / f"{name}.csv", safe_csv(pd.DataFrame(rows)))
-
-    def log_epoch(self, rows: list[dict[str, float]], diagnostics: list[dict[str, Any]]) -> None:
-        """Save the history and the diagnostics so far as CSV, and send those of the last epoch to TensorBoard."""
-        self.save_table("history", rows)
-        if diagnostics:
-            self.save_table("diagnostics", diagnostics)
-        if self._board is not None:
-            epoch = int(rows[-1]["epoch"])
-            for name, value in rows[-1].items():
-                if name != "epoch":
-                    self._board.add_scalar(name, value, epoch)
-            for line in diagnostics:
-                if line["epoch"] == epoch:
-                    self._board.add_scalar(
-                        "/".join(filter(None, (line["quantity"], line["first"], line["second"]))), line["value"], epoch
-                    )
-            self._board.flush()
 
     def save_weights(self, name: str, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Save a state dict as ``name.safetensors``."""
@@ -208,16 +178,3 @@ class RunFiles:
         """Save everything that a later process needs to resume from here."""
         if self.directory is not None and self._main:
             save_checkpoint(self.directory, {**state, "settings": self.settings})
-
-    def close(self) -> None:
-        """Close the file of TensorBoard."""
-        if self._board is not None:
-            self._board.close()
-
-
-def _summary_writer(directory: Path, state: dict[str, Any] | None) -> Any:
-    require("tensorboard", "tensorboard", "tensorboard=True")
-    from torch.utils.tensorboard import SummaryWriter
-
-    # Hide events of epochs that a killed run logged and the resumed run repeats.
-    return SummaryWriter(str(directory), purge_step=None if state is None else state["epoch"] + 1)

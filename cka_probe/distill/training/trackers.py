@@ -12,7 +12,7 @@ from ...capture.extras import require
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["trackers_of"]
+__all__ = ["trackers_of", "values_of"]
 
 PROJECT = "cka-probe"
 """The project's name for trackers that keep projects."""
@@ -64,6 +64,22 @@ def trackers_of(
         for tracker in made:
             accelerator.trackers.remove(tracker)
             tracker.finish()
+
+
+def values_of(row: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The values that are logged for a row of the history, with those of its epoch's diagnostics.
+
+    Examples
+    --------
+    >>> lines = [{"epoch": 1, "quantity": "cka", "first": "layer1", "second": "stem", "value": 0.5}]
+    >>> values_of({"epoch": 1, "train_loss": 0.2}, lines)
+    {'train_loss': 0.2, 'cka/layer1/stem': 0.5}
+    """
+    values = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+    for line in lines:
+        if line["epoch"] == row["epoch"]:
+            values["/".join(filter(None, (line["quantity"], line["first"], line["second"])))] = line["value"]
+    return values
 
 
 def _wanted(log_with: Any, directory: Path | None) -> list[Any]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small_runs import Mimic, images, killable, network, run, weights
 from torch import nn
 
-from cka_probe.distill.training import classification
+from cka_probe.distill.training import student_loop
 from cka_probe.distill.training.checkpoints import (
     CheckpointError,
     load_checkpoint,
@@ -211,7 +211,7 @@ def test_optimizer_of_ones_own_and_loader_resume(tmp_path, monkeypatch):
     steps = []
     expected = go()
     with monkeypatch.context() as patch:
-        patch.setattr(classification, "average_gradients", stop)
+        patch.setattr(student_loop, "average_gradients", stop)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path)
     assert load_checkpoint(tmp_path)["step"] == 3

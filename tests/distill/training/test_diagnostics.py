@@ -19,7 +19,7 @@ def go(**kwargs):
 
 def test_they_do_not_change_the_run(tmp_path):
     look = Diagnostics(every=1, samples=20, heatmap_every=2, heatmap_layers="leaves")
-    plain, watched = go(), go(diagnostics=look, output_dir=tmp_path, tensorboard=True)
+    plain, watched = go(), go(diagnostics=look, output_dir=tmp_path, log_with="tensorboard")
     assert torch.equal(weights(plain.student), weights(watched.student))
     assert sorted(path.name for path in (tmp_path / "heatmaps").iterdir()) == ["epoch_002.npz", "epoch_002.png"]
     matrix = cka_probe.SimilarityMatrix.load(tmp_path / "heatmaps" / "epoch_002.npz")
@@ -108,5 +108,5 @@ def test_bad_settings():
         run(diagnostics=Diagnostics())
     with pytest.raises(ValueError, match="heatmap_every needs an `output_dir`"):
         go(diagnostics=Diagnostics(heatmap_every=1))
-    with pytest.raises(ValueError, match="`tensorboard` needs an `output_dir`"):
-        run(tensorboard=True)
+    with pytest.raises(ValueError, match="`log_with`='tensorboard' needs an `output_dir`"):
+        run(log_with="tensorboard")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from cka_probe.distill.training import classification
+from cka_probe.distill.training import student_loop
 from cka_probe.distill.training.run_identity import check_processes_agree, extension_refused
 from cka_probe.distill.training.schedules import CosineDecay, StepDecay
 from cka_probe.distill.training.seen_data import SeenData
@@ -98,7 +98,7 @@ def started(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classification, "average_gradients", stop)
+        patch.setattr(student_loop, "average_gradients", stop)
         with pytest.raises(KeyboardInterrupt):
             go(directory, checkpoint_steps=lambda: 2)
     return directory
@@ -133,7 +133,7 @@ def test_the_object_that_was_trained_in_this_process_is_resumed(tmp_path, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(classification, "average_gradients", stop)
+        patch.setattr(student_loop, "average_gradients", stop)
         with pytest.raises(KeyboardInterrupt):
             run(student, network(2), loss, output_dir=tmp_path)
     result = run(student, network(2), loss, output_dir=tmp_path)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from cka_probe.distill.dense import SmallResNet, distill_segmenter, loop, segmenter
-from cka_probe.distill.training import classification
+from cka_probe.distill.training import student_loop
 from cka_probe.distill.training.diagnostics import Diagnostics
 from cka_probe.distill.training.schedules import CosineDecay, StepDecay
 
@@ -180,7 +180,7 @@ def stopped(module, after, job):
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
     directory = tmp_path_factory.mktemp("started")
-    stopped(classification, 8, lambda: go(directory, checkpoint_steps=lambda: 2))
+    stopped(student_loop, 8, lambda: go(directory, checkpoint_steps=lambda: 2))
     return directory
 
 
@@ -195,7 +195,7 @@ def test_a_distillation_with_one_other_ingredient_is_refused_by_its_name(started
 
 
 def test_without_a_change_it_resumes_to_the_same_bits(tmp_path):
-    stopped(classification, 8, lambda: go(tmp_path, checkpoint_steps=lambda: 2))
+    stopped(student_loop, 8, lambda: go(tmp_path, checkpoint_steps=lambda: 2))
     result, whole = go(tmp_path), go(None)
     assert torch.equal(weights(result.student), weights(whole.student))
     assert result.history["train_loss"].tolist() == whole.history["train_loss"].tolist()
