@@ -21,6 +21,7 @@ from .recipes.recipe import Recipe
 from .taps.stages import match_stages, stage_layers
 from .training.classification import distill
 from .training.diagnostics import Diagnostics
+from .training.evaluation import Evaluation
 from .training.result import DistillationResult
 from .training.schedules import CosineDecay, PerStep, StepDecay
 
@@ -28,6 +29,7 @@ __all__ = [
     "CosineDecay",
     "Diagnostics",
     "DistillationResult",
+    "Evaluation",
     "FeatureCKALoss",
     "LogitCKALoss",
     "Outputs",
