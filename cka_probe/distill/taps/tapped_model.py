@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...capture.batches import call_model
+from ...capture.batches import attention_mask, call_model
 from ...capture.hooks import Probe
 from ...capture.layers import unknown_layer, unwrap
 from ...capture.trees import first_tensor
@@ -36,6 +36,8 @@ class TappedModel(nn.Module):
         Layer paths as in ``model.named_modules()``. The features come out in this order.
     role : str
         Name of the model in messages, for example "student".
+    forward : callable, optional
+        ``forward(model, inputs)`` returns the output. By default the model is called with the inputs.
 
     Raises
     ------
@@ -53,12 +55,19 @@ class TappedModel(nn.Module):
     (torch.Size([2, 3]), torch.Size([2, 8]))
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str] = (), role: str = "model") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str] = (),
+        role: str = "model",
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> None:
         super().__init__()
         check_layer_names(model, layers, role)
         self.model = model
         self.layers = tuple(layers)
         self.role = role
+        self.calls = forward
         self._probe: Probe | None = None
         self._kept: dict[str, _Kept] = {}
         # For train and for eval mode: the calls whose outputs are changed in place later on.
@@ -88,7 +97,7 @@ class TappedModel(nn.Module):
         Returns
         -------
         Outputs
-            Features in the order of ``layers``; no mask.
+            Features in the order of ``layers``. The mask is the "attention_mask" of a mapping, if it has one.
 
         Raises
         ------
@@ -100,12 +109,16 @@ class TappedModel(nn.Module):
             If an activation was changed in place that was not changed in the first forward pass.
         """
         self._kept = {}
-        output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        if self.calls is not None:
+            output = self.calls(self.model, inputs)
+        else:
+            output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
         logits = first_tensor(getattr(output, "logits", output))
+        mask = attention_mask(inputs) if isinstance(inputs, Mapping) else None
         if logits is None:
             raise TypeError(f"The {self.role} returns a {type(output).__name__} without a tensor.")
         if self._probe is None:
-            return Outputs(logits)
+            return Outputs(logits, mask=mask)
         kept, self._kept = self._kept, {}
         for layer in self.layers:
             if f"{layer}#2" in kept:
@@ -124,7 +137,7 @@ class TappedModel(nn.Module):
                     "Tap a layer that the forward pass uses."
                 )
         self._check_in_place(kept)
-        return Outputs(logits, tuple(kept[layer].features for layer in self.layers))
+        return Outputs(logits, tuple(kept[layer].features for layer in self.layers), mask)
 
     def _keep(self, name: str, _module: nn.Module, output: Tensor) -> None:
         if torch.compiler.is_compiling():  # the graph may overwrite the output, and has no count of changes

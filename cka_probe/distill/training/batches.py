@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from .batch_parts import part_of, samples_in, split_batch
 from .seeding import EpochOrder, Reseeded, mixed_seed
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "MINIMUM_BATCH",
     "Batch",
+    "CycledBatches",
     "DatasetBatches",
     "LoaderBatches",
     "evaluation_loader",
-    "split_batch",
     "training_batches",
 ]
 
@@ -33,21 +34,21 @@ SAMPLE = 64
 
 
 class Batch(NamedTuple):
-    """One batch on the device: model inputs, class labels, and the samples' indices in the data set, if known."""
+    """One batch on the device: model inputs, targets or None, and the samples' indices in the data set, if known."""
 
     inputs: Any
-    target: Tensor
+    target: Any
     indices: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.target)
+        return samples_in(self.inputs, self.target)
 
     def split(self, parts: int) -> list[Batch]:
         """Microbatches of nearly equal size, each with at least two samples; so there may be fewer than `parts`."""
         parts = max(1, min(parts, len(self) // 2))
         bounds = [round(i * len(self) / parts) for i in range(parts + 1)]
         return [
-            Batch(_slice(self.inputs, a, b), self.target[a:b], None if self.indices is None else self.indices[a:b])
+            Batch(part_of(self.inputs, a, b), part_of(self.target, a, b), part_of(self.indices, a, b))
             for a, b in pairwise(bounds)
         ]
 
@@ -59,7 +60,9 @@ def training_batches(
     seed: int,
     workers: int,
     accelerator: Accelerator,
-) -> DatasetBatches | LoaderBatches:
+    labelled: bool = True,
+    max_steps: int | None = None,
+) -> DatasetBatches | LoaderBatches | CycledBatches:
     """Training batches of a data set or of a ready DataLoader.
 
     Parameters
@@ -74,11 +77,15 @@ def training_batches(
         Loading processes, for a data set.
     accelerator : Accelerator
         Gives the device and the rank of this process.
+    labelled : bool
+        Whether the batches must have targets.
+    max_steps : int, optional
+        Read the data again and again for this number of steps, as one long epoch.
 
     Returns
     -------
-    DatasetBatches or LoaderBatches
-        Both have ``len()`` and ``of_epoch(epoch, first=0)``.
+    DatasetBatches, LoaderBatches or CycledBatches
+        All have ``len()``, ``sample()`` and ``of_epoch(epoch, first=0)``.
 
     Raises
     ------
@@ -92,13 +99,17 @@ def training_batches(
             raise ValueError(
                 "batch_size and workers belong to data sets; `train` is a DataLoader that has its own. Leave them out."
             )
-        return LoaderBatches(data, seed=seed, accelerator=accelerator)
+        loaded = LoaderBatches(data, seed=seed, accelerator=accelerator, labelled=labelled)
+        return loaded if max_steps is None else CycledBatches(loaded, max_steps)
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise TypeError(
             f"train must be a data set with length and indices, or a DataLoader, got {type(data).__name__}. "
             "Wrap an iterable data set in a DataLoader."
         )
-    return DatasetBatches(data, batch_size=batch_size or 64, seed=seed, workers=workers, accelerator=accelerator)
+    shuffled = DatasetBatches(
+        data, batch_size=batch_size or 64, seed=seed, workers=workers, accelerator=accelerator, labelled=labelled
+    )
+    return shuffled if max_steps is None else CycledBatches(shuffled, max_steps)
 
 
 def evaluation_loader(
@@ -140,7 +151,14 @@ class DatasetBatches:
     """
 
     def __init__(
-        self, dataset: Dataset[Any], *, batch_size: int, seed: int, workers: int, accelerator: Accelerator
+        self,
+        dataset: Dataset[Any],
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int,
+        accelerator: Accelerator,
+        labelled: bool = True,
     ) -> None:
         world = accelerator.num_processes
         count = len(dataset)  # type: ignore[arg-type]
@@ -156,6 +174,7 @@ class DatasetBatches:
         self.notes: tuple[str, ...] = ()
         self.dataset = dataset
         self.seed = seed
+        self._labelled = labelled
         self.count = count
         self.batch_size = batch_size
         self._device = accelerator.device
@@ -188,13 +207,13 @@ class DatasetBatches:
     def read(self, indices: Sequence[int], epoch: int = 0) -> Batch:
         """Batch of the samples with these indices, augmented as in `epoch`."""
         batch, found = _collate(Reseeded(self.dataset, self.seed).__getitems__([(epoch, i) for i in indices]))
-        return _placed(batch, found, self._device)
+        return _placed(batch, found, self._device, self._labelled)
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from batch number `first` on. A second call yields the same batches."""
         self._order.epoch, self._order.first = epoch, first
         for batch, indices in self._loader:
-            yield _placed(batch, indices, self._device)
+            yield _placed(batch, indices, self._device, self._labelled)
 
 
 class LoaderBatches:
@@ -203,9 +222,10 @@ class LoaderBatches:
     If the loader has a generator of its own, it is reseeded for each epoch, so that a resumed run sees the same order.
     """
 
-    def __init__(self, loader: DataLoader[Any], *, seed: int, accelerator: Accelerator) -> None:
+    def __init__(self, loader: DataLoader[Any], *, seed: int, accelerator: Accelerator, labelled: bool = True) -> None:
         self.notes: tuple[str, ...] = ()
         self.seed = seed
+        self._labelled = labelled
         self._sources = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
         self._loader = accelerator.prepare_data_loader(loader) if accelerator.num_processes > 1 else loader
         self._device = accelerator.device
@@ -214,12 +234,15 @@ class LoaderBatches:
         try:
             return len(self._loader)
         except TypeError as error:
-            raise TypeError("train must have a length: pass a DataLoader over a data set that has one.") from error
+            raise TypeError(
+                "The train loader has no length, so an epoch has no end that is known: say `max_steps=`, the number of "
+                "training steps."
+            ) from error
 
     def sample(self) -> Batch:
         """First batch of the loader, for the checks of shapes and classes."""
         for batch in self._loader:
-            return _placed(batch, None, self._device)
+            return _placed(batch, None, self._device, self._labelled)
         raise ValueError("The train loader has no batches.")
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -231,7 +254,7 @@ class LoaderBatches:
                 set_epoch(epoch)
         used = 0
         for raw in self._loader:
-            batch = _placed(raw, None, self._device)
+            batch = _placed(raw, None, self._device, self._labelled)
             if len(batch) >= MINIMUM_BATCH:
                 used += 1
                 if used > first:
@@ -245,39 +268,58 @@ class LoaderBatches:
             )
 
 
-def split_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Model inputs and class labels of a collated batch: an (input, label) pair or a mapping with "labels".
+class CycledBatches:
+    """Batches of another object of this module, read again and again, as one epoch of a given number of steps.
 
-    Raises
-    ------
-    TypeError
-        If the batch has neither form.
+    Each reading has its own order and augmentation, as an epoch has.
+
+    Parameters
+    ----------
+    batches : DatasetBatches or LoaderBatches
+        The data.
+    steps : int
+        Length of the epoch.
     """
-    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
-        return {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
-    if isinstance(batch, Sequence) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        return batch[0], batch[1]
-    raise TypeError(
-        f'Batches must be (input, label) pairs or dicts with "labels", got a {type(batch).__name__}'
-        f"{f' of {len(batch)}' if isinstance(batch, Sequence) else ''}."
-    )
+
+    def __init__(self, batches: DatasetBatches | LoaderBatches, steps: int) -> None:
+        self.batches = batches
+        self._steps = steps
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes of the batches inside."""
+        return self.batches.notes
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def sample(self) -> Batch:
+        """Samples for the checks before the run."""
+        return self.batches.sample()
+
+    def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches from number `first` on."""
+        done, reading = 0, epoch
+        while done < self._steps:
+            before = done
+            for batch in self.batches.of_epoch(reading):
+                if done == self._steps:
+                    return
+                done += 1
+                if done > first:
+                    yield batch
+            if done == before:
+                raise ValueError("The train loader gave no batch when it was read again: it can be read only once.")
+            reading += 1
 
 
-def _placed(batch: Any, indices: Tensor | None, device: torch.device) -> Batch:
+def _placed(batch: Any, indices: Tensor | None, device: torch.device, labelled: bool = True) -> Batch:
     from accelerate.utils import send_to_device
 
-    inputs, target = send_to_device(split_batch(batch), device, non_blocking=True)
+    inputs, target = send_to_device(split_batch(batch, labelled), device, non_blocking=True)
     return Batch(inputs, target, indices)
 
 
 def _collate(samples: list[tuple[Any, int]]) -> tuple[Any, Tensor]:
     items, indices = zip(*samples, strict=True)
     return default_collate(list(items)), torch.tensor(indices)
-
-
-def _slice(inputs: Any, start: int, stop: int) -> Any:
-    if isinstance(inputs, Mapping):
-        return {key: _slice(value, start, stop) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return [_slice(value, start, stop) for value in inputs]
-    return inputs[start:stop] if isinstance(inputs, Tensor) else inputs

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...capture.extras import require
@@ -22,15 +22,16 @@ from .student_loop import train_student
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torchmetrics import Metric
 
 __all__ = ["distill"]
 
 
 def distill(
-    teacher: nn.Module | None,
+    teacher: nn.Module | Sequence[nn.Module] | None,
     student: nn.Module,
     train: Dataset[Any] | DataLoader[Any],
-    test: Dataset[Any] | DataLoader[Any],
+    test: Dataset[Any] | DataLoader[Any] | None,
     loss: nn.Module | Callable[..., Any] | None = None,
     *,
     student_layers: Sequence[str] | str = "auto",
@@ -43,7 +44,11 @@ def distill(
     weight_decay: float = 5e-4,
     clip_norm: float | None = None,
     ema: float | None = None,
+    supervision: Callable[[Tensor, Tensor], Tensor] | str | None = "cross_entropy",
     ce_weight: float = 1.0,
+    metric: Metric | None = None,
+    forward: Callable[[nn.Module, Any], Any] | Mapping[str, Callable[[nn.Module, Any], Any]] | None = None,
+    max_steps: int | None = None,
     evaluation: Evaluation = Evaluation(),  # noqa: B008
     seed: int = 0,
     output_dir: Path | str | None = None,
@@ -64,11 +69,11 @@ def distill(
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> DistillationResult:
-    """Train ``student`` on labels and on a frozen teacher's outputs; return its history and weights.
+    """Train ``student`` on targets and on a frozen teacher's outputs; return its history and weights.
 
-    The student is trained in place, by SGD on cross-entropy plus the terms of `loss`. The teacher stays in eval mode,
-    so that its batch-norm statistics do not change. Hooks, modes, gradient flags and random states are restored at the
-    end, also after an exception or Ctrl-C.
+    The student is trained in place, by SGD on cross-entropy, or another supervision, plus the terms of `loss`. The
+    teacher stays in eval mode, so that its batch-norm statistics do not change. Hooks, modes, gradient flags and random
+    states are restored at the end, also after an exception or Ctrl-C.
 
     A run with an `output_dir` saves a checkpoint after every epoch. A run that was killed resumes from there when it is
     called again with the same arguments. On a CPU it ends with the same weights, bit for bit.
@@ -78,19 +83,23 @@ def distill(
 
     Parameters
     ----------
-    teacher : torch.nn.Module or None
-        None trains on the labels alone, as a teacher is trained.
+    teacher : torch.nn.Module, list of them or None
+        None trains on the targets alone, as a teacher is trained. Of several teachers, the loss sees the mean of the
+        logits and the features of all.
     student : torch.nn.Module
-        Any classifier with logits of shape (B, classes).
+        Any network whose output is a tensor, or has ``logits``.
     train, test : Dataset or DataLoader
-        Samples (input, label), or loaders of dicts with "labels". Data sets are loaded with seeded order and
-        augmentation. If your own loader has a generator, it is reseeded.
+        Samples (input, target), (input, target, index), or dicts with "labels", which are passed to the networks as
+        keywords. Without targets (``supervision=None``) the inputs alone. Data sets are loaded with seeded order and
+        augmentation. If your own loader has a generator, it is reseeded. Without `test` (None) nothing is scored, and
+        the best weights are the last.
     loss : torch.nn.Module, callable or None
         ``loss(student, teacher, target)`` of the `Outputs` of both networks. If it has a method ``terms``, its weighted
         terms are recorded one by one. None trains on the labels alone.
     student_layers, teacher_layers : sequence of str, or "auto"
         Layer paths whose activations the loss compares, pair by pair; `teacher_layers` defaults to `student_layers`.
-        "auto" matches the stages of the two networks if the loss needs features.
+        "auto" matches the stages of the two networks if the loss needs features. For several teachers,
+        `teacher_layers` may be a list of lists.
     epochs : int
         Passes over `train`.
     batch_size : int, optional
@@ -100,7 +109,7 @@ def distill(
     schedule : callable
         ``schedule(epoch, epochs)`` returns the factor of an epoch: `StepDecay` or `CosineDecay`, with a warm-up if you
         like. It may also be a function of the optimiser that returns any LRScheduler of torch, which is advanced after
-        each epoch; `ReduceLROnPlateau` gets the test accuracy. Inside `PerStep` both count steps.
+        each epoch; `ReduceLROnPlateau` gets the main score. Inside `PerStep` both count steps.
     optimizer : callable
         Called as ``optimizer(parameters, lr=..., weight_decay=...)``; SGD with momentum 0.9 by default.
     weight_decay : float
@@ -110,8 +119,23 @@ def distill(
     ema : float, optional
         Decay of a moving average of the student's weights and running statistics, for example 0.999. The average is
         then what is scored and saved, and what the student holds after the last step.
+    supervision : callable, "cross_entropy" or None
+        ``supervision(output, target)`` returns the loss of the student on the targets, a scalar: any loss of torch or
+        of your own, such as ``CrossEntropyLoss(label_smoothing=0.1)``, ``BCEWithLogitsLoss()`` or ``MSELoss()``.
+        Cross-entropy takes class numbers (B,), probabilities (B, classes) as mixup gives them, tokens (B, T) beside an
+        output (B, T, classes), where -100 does not count, and label maps; for a causal language model of transformers
+        it compares each token with the prediction from those before. None: there are no targets.
     ce_weight : float
-        Weight of the cross-entropy with the labels.
+        Weight of the supervision.
+    metric : torchmetrics.Metric, optional
+        Main score, which chooses the best epoch by its ``higher_is_better``. By default the accuracy if the targets are
+        classes, else the supervision on the test data ("test_loss", lower is better).
+    forward : callable, or dict of callables for "student" and "teacher", optional
+        ``forward(model, inputs)`` returns the output, where a network is not called as ``model(inputs)``. With a dict
+        the two networks may take different parts of the inputs.
+    max_steps : int, optional
+        Number of steps of the run, in place of `epochs`; the data are read as often as needed. Loaders without length
+        need it. The schedule counts steps then.
     evaluation : Evaluation
         When the student is scored, after how many scores without improvement the run stops, and further columns, such
         as top-5 and the test loss. By default it is scored after each epoch.
@@ -172,8 +196,8 @@ def distill(
         If a data argument, a batch, a list of layers, the schedule, a callback or a tracker has the wrong type, or the
         loss takes other arguments.
     ValueError
-        If an argument is out of range, a layer does not exist, batches are too small, the numbers of classes differ, or
-        `output_dir` holds a run with other settings.
+        If an argument is out of range, a layer does not exist, batches are too small, the targets do not fit the output
+        or the supervision, the numbers of classes differ, or `output_dir` holds a run with other settings.
     FloatingPointError
         If the training loss is no longer finite.
     ModuleNotFoundError
@@ -209,7 +233,11 @@ def distill(
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         ema=ema,
+        supervision=supervision,
         ce_weight=ce_weight,
+        metric=metric,
+        forward=forward,
+        max_steps=max_steps,
         evaluation=evaluation,
         seed=seed,
         output_dir=output_dir,
@@ -230,5 +258,6 @@ def distill(
         progress=progress,
         accelerator=accelerator,
     )
-    check_arguments(teacher, student, loss, settings)
-    return train_student(teacher, student, train, test, loss, settings)
+    teachers = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    check_arguments(teachers, student, loss, settings)
+    return train_student(teachers, student, train, test, loss, settings)

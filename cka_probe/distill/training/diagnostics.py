@@ -9,15 +9,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...capture.batches import call_model
 from ...capture.layers import Layers
 from ...capture.state import buffers_restored, modes_restored, random_states_restored
 from ...capture.wrappers import compiled_parts, eagerly
 from ...comparison.models import compare
 from ...similarity.matrix import SimilarityMatrix
 from ..taps.tapped_model import TappedModel
-from .batches import MINIMUM_BATCH, Batch, split_batch
+from .batch_parts import samples_in, split_batch
+from .batches import MINIMUM_BATCH, Batch
 
 __all__ = ["Diagnostics", "gradient_cosines", "measured", "pair_similarities", "similarities"]
 
@@ -139,13 +141,19 @@ def similarities(
         With standard errors and chance levels.
     """
 
+    def call(model: nn.Module, inputs: Any) -> Any:
+        own = (master if model is master.model else pupil).calls
+        return call_model(model, inputs) if own is None else own(model, inputs)
+
+    own_forward = not (master.calls is None and pupil.calls is None)
+
     def first_batches() -> Iterable[Any]:
         seen = 0
         for batch in loader:
-            inputs, target = split_batch(batch)
+            inputs, _ = split_batch(batch, labelled=False)
             # `compare` would read a list as (input, target); a tuple goes to networks of several inputs.
-            yield inputs if isinstance(inputs, (Tensor, dict)) else (*inputs,)
-            seen += len(target)
+            yield inputs if own_forward or isinstance(inputs, (Tensor, dict)) else (*inputs,)
+            seen += samples_in(inputs)
             if seen >= samples:
                 return
 
@@ -154,6 +162,7 @@ def similarities(
             master.model,
             pupil.model,
             first_batches(),
+            forward=call if own_forward else None,
             layers=layers[0],
             layers_y=layers[1],
             distributed=distributed,

@@ -14,6 +14,8 @@ from ..taps.stages import match_stages
 from ..taps.tapped_model import TappedModel
 from .batches import Batch
 from .steps import weighted_terms
+from .supervision import Supervision
+from .teachers import forward_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,26 +28,30 @@ LayerNames = Sequence[str] | str
 """Paths of layers, or "auto"."""
 
 
-def check_arguments(teacher: nn.Module | None, student: nn.Module, loss: Any, given: Settings) -> None:
+def check_arguments(teachers: Sequence[nn.Module], student: nn.Module, loss: Any, given: Settings) -> None:
     """Raise TypeError or ValueError if the networks, the loss and the settings of `distill` do not belong together."""
-    for name, model in (("teacher", teacher), ("student", student)):
-        if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
+    for name, model in (*(("teacher", one) for one in teachers), ("student", student)):
+        if not isinstance(model, nn.Module):
             raise TypeError(f"`{name}` must be a torch.nn.Module, got {type(model).__name__}.")
-    if teacher is not None and {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
-        raise ValueError(
-            "`teacher` and `student` share parameters, but the teacher is frozen. Give the student its own copy."
-        )
+    for one in teachers:
+        if {id(p) for p in one.parameters()} & {id(p) for p in student.parameters()}:
+            raise ValueError(
+                "`teacher` and `student` share parameters, but the teacher is frozen. Give the student its own copy."
+            )
     if loss is not None and not callable(loss):
         raise TypeError(f"`loss` must be a module, a function or None, got {type(loss).__name__}.")
     if loss is not None:
         check_signature(loss)
-    if loss is not None and teacher is None:
+    if loss is not None and not teachers:
         raise ValueError(
             "`loss` compares the student with a teacher, but teacher is None. Pass loss=None to train alone."
         )
-    if loss is None and given.ce_weight == 0:
-        raise ValueError("There is nothing to minimise: loss is None and ce_weight is 0.")
-    if given.diagnostics is not None and teacher is None:
+    if loss is None and (given.ce_weight == 0 or given.supervision is None):
+        which = "ce_weight is 0" if given.ce_weight == 0 else "supervision is None"
+        raise ValueError(f"There is nothing to minimise: loss is None and {which}.")
+    if given.diagnostics is not None and len(teachers) > 1:
+        raise ValueError("`diagnostics` compare the student with one teacher, but there are several. Leave it out.")
+    if given.diagnostics is not None and not teachers:
         raise ValueError("`diagnostics` compare the student with a teacher, but teacher is None.")
     if given.teacher_cache is not None and loss is None:
         raise ValueError("`teacher_cache` keeps the teacher's outputs for the loss, but loss is None.")
@@ -58,6 +64,7 @@ def choose_layers(
     sample: Batch,
     student_layers: LayerNames = "auto",
     teacher_layers: LayerNames | None = None,
+    forward: Any = None,
 ) -> tuple[list[str], list[str]]:
     """Layers to tap in the student and in the teacher, pair by pair.
 
@@ -71,8 +78,13 @@ def choose_layers(
         If a list is a string other than "auto".
     """
     if student_layers == "auto" and teacher_layers in (None, "auto"):
-        if teacher is None or not _needs_features(loss, student, sample):
+        if teacher is None or not _needs_features(loss, student, sample, forward):
             return [], []
+        if forward is not None:
+            raise ValueError(
+                "The loss compares layers, and with `forward` their pairs cannot be found by running the networks. "
+                "Name them: student_layers=[...], teacher_layers=[...]."
+            )
         return match_stages(student, teacher, sample.inputs)
     teacher_layers = student_layers if teacher_layers is None else teacher_layers
     for name, layers in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
@@ -86,16 +98,16 @@ def choose_layers(
     return list(student_layers), list(teacher_layers)
 
 
-def _needs_features(loss: Any, student: nn.Module, sample: Batch) -> bool:
+def _needs_features(loss: Any, student: nn.Module, sample: Batch, forward: Any) -> bool:
     """Whether the loss fails on the logits alone."""
     if loss is None:
         return False
     sample = sample.split(len(sample) // 8)[0]  # a few samples are enough
     with borrowed([student]), buffers_restored(student):
         student.train()  # for the same reason as in `fit_together`
-        logits = TappedModel(student)(sample.inputs).logits
+        logits = TappedModel(student, forward=forward_of(forward, "student"))(sample.inputs).logits
         try:
-            weighted_terms(loss, 0.0, Outputs(logits), Outputs(logits.clone()), sample.target)
+            weighted_terms(loss, None, 0.0, Outputs(logits), Outputs(logits.clone()), sample.target)
         except Exception:  # a missing feature can raise any error
             return True
     return False
@@ -105,18 +117,19 @@ def fit_together(
     pupil: TappedModel,
     teach: Callable[[Batch], Any],
     loss: Any,
+    supervision: Supervision,
     terms_of: Callable[..., dict[str, Tensor]],
     sample: Batch,
     accelerator: Accelerator,
-) -> int:
-    """Check on a sample batch that networks, labels and loss fit together; return the number of classes.
+) -> Tensor:
+    """Check on a sample batch that networks, targets and losses fit together; return the student's output.
 
     If the loss has a method ``prepare(student_features, teacher_features)``, it creates its parameters here.
 
     Raises
     ------
     ValueError
-        If the student has too few classes for a label, or the loss compares logits of different classes.
+        If the targets do not fit the student, or the loss compares logits of different classes.
     """
     # In train mode, as in training. In eval mode, the initial running statistics of batch norm can make the outputs of
     # a deep network constant.
@@ -124,14 +137,11 @@ def fit_together(
     with torch.no_grad(), buffers_restored(pupil), accelerator.autocast():
         outputs = pupil(sample.inputs).in_float32()
     taught = teach(sample)
-    classes = outputs.logits.shape[-1]
-    largest = int(sample.target.max())
-    if largest >= classes:
-        raise ValueError(
-            f"`train` has the label {largest}, but the student has {classes} classes (0 to {classes - 1})."
-        )
+    supervision.to(accelerator.device)
+    with torch.no_grad():
+        supervision.check(outputs.logits, sample.target, "train")
     if taught is None:
-        return classes
+        return outputs.logits
     if hasattr(loss, "prepare"):
         loss.prepare(outputs.features, taught.features)
     if isinstance(loss, nn.Module):
@@ -141,10 +151,11 @@ def fit_together(
             terms_of(outputs, taught, sample.target)
     except Exception as error:
         # Different classes are an error only if the loss fails: a loss of features does not compare logits.
-        if taught.logits.shape[-1] != classes:
+        ours, theirs = outputs.logits.shape[-1], taught.logits.shape[-1]
+        if theirs != ours:
             raise ValueError(
-                f"The teacher has {taught.logits.shape[-1]} classes and the student {classes}; this loss compares "
-                "their logits. Give both the same classes."
+                f"The teacher has {theirs} classes and the student {ours}; this loss compares their logits. Give both "
+                "the same classes."
             ) from error
         raise
-    return classes
+    return outputs.logits

@@ -19,12 +19,12 @@ class DistillationResult:
     Parameters
     ----------
     history : pandas.DataFrame
-        One row for each epoch: epoch (from 1), train_loss, the mean of each weighted term, train_accuracy,
-        test_accuracy, lr and seconds. Accuracies are fractions in [0, 1].
+        One row for each epoch: epoch (from 1), train_loss, the mean of each weighted term, train_accuracy (if answers
+        are classes), the main score, lr and seconds. Accuracies are fractions in [0, 1].
     student : torch.nn.Module
         The network that was passed, with the weights of the last epoch.
     best_state : dict of str to Tensor
-        The state dict of the epoch with the best test accuracy, on the CPU.
+        The state dict of the epoch with the best main score, on the CPU; of the last epoch without scores.
     diagnostics : pandas.DataFrame
         One row for each measurement: epoch, quantity ("cka", "gradient norm" or "gradient cosine"), first, second,
         value, chance and standard_error. Empty without diagnostics.
@@ -32,6 +32,13 @@ class DistillationResult:
         Samples that were left out, and where the run was resumed.
     output_dir : pathlib.Path, optional
         Folder of best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
+    score_column : str or None
+        Column of the main score, which chooses the best epoch: "test_accuracy", "test_loss" or that of the metric.
+    higher_is_better : bool
+        Whether a larger main score is better.
+    teacher_score : float, optional
+        Main score of the teacher on the test data, the ceiling of most students. None without a teacher, or if its
+        outputs do not fit the targets.
     """
 
     history: pd.DataFrame
@@ -40,21 +47,49 @@ class DistillationResult:
     diagnostics: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
     output_dir: Path | None = None
+    score_column: str | None = "test_accuracy"
+    higher_is_better: bool = True
+    teacher_score: float | None = None
+
+    @property
+    def last_score(self) -> float:
+        """Main score after the last epoch; NaN without one."""
+        return float("nan") if self.score_column is None else float(self.history[self.score_column].iloc[-1])
+
+    @property
+    def best_score(self) -> float:
+        """Best main score of any epoch; NaN without one. It is selected on the test data, as in published tables."""
+        row = self._best_row
+        return float("nan") if row is None else float(self.history[str(self.score_column)].iloc[row])
 
     @property
     def last_accuracy(self) -> float:
-        """Test accuracy after the last epoch, in [0, 1]."""
-        return float(self.history["test_accuracy"].iloc[-1])
+        """Test accuracy after the last epoch, in [0, 1]. Raise ValueError if the run has another score."""
+        self._check_accuracy()
+        return self.last_score
 
     @property
     def best_accuracy(self) -> float:
-        """Best test accuracy of any epoch, in [0, 1]. It is selected on the test data, as in published tables."""
-        return float(self.history["test_accuracy"].max())
+        """Best test accuracy of any epoch, in [0, 1]. Raise ValueError if the run has another score."""
+        self._check_accuracy()
+        return self.best_score
 
     @property
     def best_epoch(self) -> int:
-        """First epoch (from 1) with the best accuracy."""
-        return int(self.history["epoch"].iloc[self.history["test_accuracy"].argmax()])
+        """First epoch (from 1) with the best score; the last one without scores."""
+        row = self._best_row
+        return int(self.history["epoch"].iloc[-1 if row is None else row])
+
+    @property
+    def _best_row(self) -> int | None:
+        if self.score_column is None or self.history[self.score_column].isna().all():
+            return None
+        column = self.history[self.score_column]
+        return int(column.argmax() if self.higher_is_better else column.argmin())
+
+    def _check_accuracy(self) -> None:
+        if self.score_column != "test_accuracy":
+            raise ValueError(f"This run has no accuracy. Its score is {self.score_column!r}: see last_score.")
 
     @property
     def best_path(self) -> Path | None:
@@ -68,9 +103,18 @@ class DistillationResult:
 
     def __repr__(self) -> str:
         where = "" if self.output_dir is None else f", in {self.output_dir}"
+        if self.score_column is None:
+            return f"<DistillationResult: {len(self.history)} epochs, no score{where}>"
+        name = self.score_column.replace("_", " ")
+        last, best, *teacher = (
+            f"{value:.2%}" if self.score_column == "test_accuracy" else f"{value:.4g}"
+            for value in (self.last_score, self.best_score, self.teacher_score)
+            if value is not None
+        )
+        taught = f", teacher {teacher[0]}" if teacher else ""
         return (
-            f"<DistillationResult: {len(self.history)} epochs, test accuracy last {self.last_accuracy:.2%}, "
-            f"best {self.best_accuracy:.2%} (epoch {self.best_epoch}){where}>"
+            f"<DistillationResult: {len(self.history)} epochs, {name} last {last}, best {best} "
+            f"(epoch {self.best_epoch}){taught}{where}>"
         )
 
 

@@ -16,6 +16,8 @@ from .evaluation import Evaluation
 from .learning_rates import check_schedule
 from .preparation import LayerNames
 from .schedules import StepDecay
+from .scoring import check_metric
+from .teachers import check_forward
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +50,11 @@ class Settings:
     weight_decay: float = 5e-4
     clip_norm: float | None = None
     ema: float | None = None
+    supervision: Callable[..., Any] | str | None = "cross_entropy"
     ce_weight: float = 1.0
+    metric: Any = None
+    forward: Any = None
+    max_steps: int | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     accumulation_steps: int = 1
     accumulation: str = "exact"
@@ -70,13 +76,15 @@ class Settings:
     accelerator: Accelerator | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulation_steps", "checkpoint_steps"):
+        for name in ("epochs", "max_steps", "accumulation_steps", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         check_schedule(self.schedule)
+        check_metric(self.metric)
+        check_forward(self.forward)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"`clip_norm` must be positive or None, got {self.clip_norm}.")
         if self.ema is not None:

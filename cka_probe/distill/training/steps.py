@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...capture.state import buffers_restored, random_states, random_states_restored, set_random_states
 from ..losses.contract import Outputs
@@ -29,34 +28,37 @@ __all__ = [
 
 def weighted_terms(
     loss: nn.Module | Callable[..., Any] | None,
+    supervision: Callable[[Tensor, Tensor], Tensor] | None,
     ce_weight: float,
     student: Outputs,
     teacher: Outputs | None,
-    target: Tensor,
+    target: Any,
 ) -> dict[str, Tensor]:
-    """Weighted terms whose sum is minimised: cross-entropy with the labels, and the terms of the distillation loss.
+    """Weighted terms whose sum is minimised: the loss on the targets, and the terms of the distillation loss.
 
     Parameters
     ----------
     loss : module, callable or None
         ``loss.terms(student, teacher, target)`` returns a dict of weighted terms. A loss without ``terms`` is called
         and counts as one term, "distillation".
+    supervision : Supervision, callable or None
+        ``supervision(output, target)``. None leaves it out.
     ce_weight : float
-        Weight of the cross-entropy; 0 leaves it out.
+        Weight of the supervision; 0 leaves it out.
     student, teacher : Outputs
         Of the same samples.
-    target : Tensor of shape (B,)
-        Class labels.
+    target : Tensor or None
+        The targets.
 
     Returns
     -------
     dict of str to Tensor
-        Scalars; "cross_entropy" comes first.
+        Scalars; that of the supervision comes first.
     """
     terms = {}
-    if ce_weight:
+    if ce_weight and supervision:
         assert student.logits is not None
-        terms["cross_entropy"] = ce_weight * functional.cross_entropy(student.logits, target)
+        terms[getattr(supervision, "name", "supervision")] = ce_weight * supervision(student.logits, target)
     if loss is not None and teacher is not None:
         found = loss.terms if hasattr(loss, "terms") else lambda *outputs: {"distillation": loss(*outputs)}
         terms.update(found(student, teacher, target))

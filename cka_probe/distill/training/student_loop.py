@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,13 @@ from tqdm.auto import tqdm
 
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
+from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for
 from .averaging import WeightAverage
 from .batch_norm import synchronised_batch_norm
-from .batches import Batch, evaluation_loader, split_batch, training_batches
+from .batch_parts import split_batch
+from .batches import Batch, evaluation_loader, training_batches
 from .callbacks import Callbacks, Moment
 from .compiled import compiled, is_compiled, plain_names, reset_graphs, uncompiled
 from .diagnostics import gradient_cosines, measured
@@ -31,19 +34,21 @@ from .result import DistillationResult
 from .run_files import RunFiles
 from .run_identity import check_processes_agree, identity_at_start, networks_identity, samples_of, weights_at_start
 from .run_state import RunState, checked_total
-from .scoring import Scorer
+from .scoring import Scorer, right_answers
 from .seeding import seed_everything
 from .seen_data import check_same_data
 from .settings import Settings
 from .steps import accumulated_gradient, average_gradients, exact_gradient, tell_progress, weighted_terms
+from .supervision import Supervision
 from .teacher_cache import cached_teacher
+from .teachers import Teachers, forward_of, joined, paired_layers
 from .trackers import trackers_of, values_of
 
 __all__ = ["train_student"]
 
 
 def train_student(
-    teacher: nn.Module | None,
+    teachers: Sequence[nn.Module],
     student: nn.Module,
     train: Any,
     test: Any,
@@ -54,7 +59,9 @@ def train_student(
 
     Parameters
     ----------
-    teacher, student, train, test, loss
+    teachers : sequence of torch.nn.Module
+        None, one or several.
+    student, train, test, loss
         As in `distill`.
     given : Settings
         The options of the run.
@@ -67,11 +74,11 @@ def train_student(
     from accelerate.utils import gather_object
 
     callbacks = Callbacks(given.callbacks)
-    callers = (
-        teacher,
-        student,
-    )  # torch.compile may have wrapped them; weights and layers are those of the networks inside
-    teacher, student = None if teacher is None else uncompiled(teacher), uncompiled(student)
+    # torch.compile may have wrapped the networks; weights and layers are those of the networks inside.
+    caller, student = student, uncompiled(student)
+    callers, teachers = teachers, [uncompiled(one) for one in teachers]
+    teacher = joined(teachers) if teachers else None
+    supervision = Supervision(given.supervision, student)
     with ExitStack() as stack:
         stack.enter_context(random_states_restored())
         stack.enter_context(modes_restored(student))
@@ -82,24 +89,35 @@ def train_student(
         # The data, the two networks with their taps, and the loss.
         seed_everything(given.seed)
         loading: Any = {"batch_size": given.batch_size, "workers": given.workers, "accelerator": accelerator}
-        batches = training_batches(train, seed=given.seed, **loading)
-        tests = evaluation_loader(test, **loading)
+        batches = training_batches(
+            train, seed=given.seed, labelled=bool(supervision), max_steps=given.max_steps, **loading
+        )
+        epochs = given.epochs if given.max_steps is None else 1
+        tests = None if test is None else evaluation_loader(test, **loading)
+        read_tests = () if tests is None else tests
         networks = networks_identity(teacher, student, given.output_dir, given.resume)
         sample = batches.sample()
-        both = [network for network in (teacher, student) if network is not None]
+        both = [*teachers, student]
         for network in both:
             network.to(device)
         stack.enter_context(channels_last(both, given.channels_last))
         average = None if given.ema is None else WeightAverage(student, given.ema)
         scored: nn.Module = student if average is None else average.network
         stack.enter_context(synchronised_batch_norm(student, accelerator, given.sync_batchnorm))
-        layers, layers_y = choose_layers(teacher, student, loss, sample, given.student_layers, given.teacher_layers)
-        called = [None if network is None else compiled(network, given.compile) for network in callers]
+        pairs = [
+            choose_layers(one, student, loss, sample, given.student_layers, own, given.forward)
+            for one, own in zip(teachers, layers_of_each(given.teacher_layers, len(teachers)), strict=True)
+        ]
+        layers, places = paired_layers(pairs)
+        called = [compiled(network, given.compile) for network in (*callers, caller)]
         if layers:
             reset_graphs(*called)
-        assert called[1] is not None
-        pupil = stack.enter_context(TappedModel(called[1], layers, "student"))
-        master = None if called[0] is None else stack.enter_context(TappedModel(called[0], layers_y, "teacher"))
+        pupil = stack.enter_context(TappedModel(called[-1], layers, "student", forward_of(given.forward, "student")))
+        tapped = [
+            stack.enter_context(TappedModel(network, own, "teacher", forward_of(given.forward, "teacher")))
+            for network, (_, own) in zip(called[:-1], pairs, strict=True)
+        ]
+        master = Teachers(tapped) if tapped else None
 
         def ask_teacher(batch: Batch) -> Any:
             if master is None or loss is None:
@@ -107,10 +125,14 @@ def train_student(
             with torch.no_grad(), accelerator.autocast():
                 return master(batch.inputs).in_float32()
 
-        terms_of = partial(weighted_terms, loss, given.ce_weight)
+        def terms_of(outputs: Outputs, taught: Outputs | None, target: Any) -> dict[str, Tensor]:
+            if len(teachers) > 1:  # beside the features of each teacher
+                outputs = outputs._replace(features=tuple(outputs.features[place] for place in places))
+            return weighted_terms(loss, supervision, given.ce_weight, outputs, taught, target)
+
         teach: Callable[[Batch], Any] = ask_teacher
-        classes = fit_together(pupil, teach, loss, terms_of, sample, accelerator)
-        score = Scorer(tests, classes, accelerator, given.evaluation)
+        first_output = fit_together(pupil, teach, loss, supervision, terms_of, sample, accelerator)
+        score = Scorer(tests, supervision, given.metric, (first_output, sample.target), accelerator, given.evaluation)
         if given.teacher_cache is not None and master is not None:
             teach = cached_teacher(given.teacher_cache, master, teach, batches, accelerator, given.progress and main)
 
@@ -118,13 +140,18 @@ def train_student(
         extra = loss if isinstance(loss, nn.Module) else nn.Module()
         parameters = [p for p in [*student.parameters(), *extra.parameters()] if p.requires_grad]
         descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
-        rates = LearningRates(given.schedule, descent, given.learning_rate)
-        total = given.epochs * len(batches)
-        rates.check_length(given.epochs, total)
+        rates = LearningRates(
+            given.schedule, descent, given.learning_rate,
+            unit="epoch" if given.max_steps is None else "step", higher_is_better=score.higher_is_better,
+        )  # fmt: skip
+        total = epochs * len(batches)
+        rates.check_length(epochs, total)
         model, descent = accelerator.prepare(pupil, descent)
-        gradient = accumulated_gradient if given.accumulation == "mean" or loss is None else exact_gradient
+        alone = loss is None and supervision.is_mean_over_samples(sample.target)
+        gradient = accumulated_gradient if given.accumulation == "mean" or alone else exact_gradient
         settings = {
-            "epochs": given.epochs,
+            "epochs": epochs,
+            "max_steps": given.max_steps,
             "batch_size": given.batch_size,
             "steps_per_epoch": len(batches),
             "learning_rate": given.learning_rate,
@@ -137,11 +164,14 @@ def train_student(
             "patience": given.evaluation.patience,
             "columns": list(given.evaluation.columns),
             "channels_last": given.channels_last,
-            "compile": [is_compiled(network) for network in called if network is not None],
+            "compile": [is_compiled(network) for network in called],
             "loss": identity_at_start(loss, given.output_dir, given.resume),
+            "supervision": identity(given.supervision),
             "ce_weight": given.ce_weight,
-            "student_layers": layers,
-            "teacher_layers": layers_y,
+            "metric": None if given.metric is None else identity(given.metric),
+            "forward": identity(given.forward),
+            "student_layers": layers if len(teachers) < 2 else [own for own, _ in pairs],
+            "teacher_layers": pairs[0][1] if len(teachers) == 1 else [own for _, own in pairs],
             **networks,
             "teacher_weights": weights_digest(teacher),
             "student_weights": weights_at_start(student, given.output_dir, given.resume),
@@ -171,17 +201,28 @@ def train_student(
             seed_everything(given.seed, 0, accelerator.process_index)  # as at the start of the epoch that is read again
             again = ((batch.inputs, batch.target) for batch in batches.of_epoch(0))
             check_same_data("train", run.saved_seen["train"], again, given.output_dir)
-            check_same_data("test", run.saved_seen["test"], map(split_batch, tests), given.output_dir)
+            splits = (split_batch(batch, labelled=bool(supervision)) for batch in read_tests)
+            check_same_data("test", run.saved_seen["test"], splits, given.output_dir)
             run.load(student, extra, descent, accelerator)
             best = folder.best_state() if run.rows else {}
         folder.open()
         descent.zero_grad()  # a run that was stopped in a step has left gradients on the caller's student
+
+        if master is not None and "teacher" not in run.scores:
+            with random_states_restored():
+                found = score.of_teacher(master)
+            if found is not None:
+                run.scores["teacher"] = found
+                run.notes += teacher_notes(score, found)
+        ceiling = run.scores.get("teacher")
 
         done = run.epoch * length + run.step
         keys = [int(row.get("step", row["epoch"])) for row in run.rows]
         first = None if folder.state is None else max(keys, default=0) + 1
         log = stack.enter_context(trackers_of(accelerator, given.log_with, folder.directory, folder.settings, first))
         bar = stack.enter_context(tqdm(total=total, initial=done, disable=not (given.progress and main), unit="step"))
+        if ceiling is not None and given.progress and main and not done:
+            bar.write(f"teacher: {score.shown(ceiling)} ({score.column})")
         started = time.perf_counter() - run.seconds
 
         def save_checkpoint() -> None:
@@ -194,19 +235,27 @@ def train_student(
             """Score the student, add a row to the history, and save the weights."""
             nonlocal best, started
             means = run.means(accelerator)
-            right = means.pop("right")
+            right, answers = means.pop("right", None), means.pop("answers", None)
             total_loss = checked_total(means, f"in epoch {epoch + 1}", "the weight of the term that is not finite")
             row: dict[str, Any] = {"epoch": epoch + 1} | ({} if given.evaluation.every is None else {"step": done})
-            row |= {"train_loss": total_loss, **means, "train_accuracy": right}
+            row |= {"train_loss": total_loss, **means}
+            row |= {} if right is None or not answers else {"train_accuracy": right / answers}
             with random_states_restored():
-                row |= score(pupil if average is None else scored, None if run.rows else run.seen["test"])
+                first = not run.rows
+                row |= score(pupil if average is None else scored, run.seen["test"] if first else None, first=first)
             row |= {"lr": rates.rate, "seconds": time.perf_counter() - started}
             started = time.perf_counter()
-            improved = not run.rows or row["test_accuracy"] > max(before["test_accuracy"] for before in run.rows)
+            facts: dict[str, Any] = {"epoch": epoch + 1, "seed": given.seed}
+            shown = {"loss": f"{row['train_loss']:.3f}"}
+            improved = score.column is None  # without a score the last weights are the best known
+            if score.column is not None:
+                value = row[score.column]
+                improved = score.better(value, [before[score.column] for before in run.rows])
+                rates.evaluated(value)
+                facts[score.column] = value
+                shown["test"] = score.shown(value)
             run.add_row(row)
-            rates.evaluated(row["test_accuracy"])
-            bar.set_postfix(loss=f"{row['train_loss']:.3f}", test=f"{row['test_accuracy']:.2%}")
-            facts = {"epoch": epoch + 1, "test_accuracy": row["test_accuracy"], "seed": given.seed}
+            bar.set_postfix(shown)
             state = plain_names(scored.state_dict())
             if improved:
                 best = {
@@ -218,33 +267,63 @@ def train_student(
             pupil.train()
             extra.train()
 
-        def measure() -> None:
+        def measure(ended: bool) -> None:
             """Diagnose the student after an epoch."""
             if given.diagnostics is None or master is None:
                 return
             lines, heatmap = measured(
-                given.diagnostics, run.epoch, ended or run.epoch == given.epochs, (master, pupil), tests,
-                (layers_y, layers), lambda: gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator),
+                given.diagnostics, run.epoch, ended or run.epoch == epochs, (tapped[0], pupil), read_tests,
+                (pairs[0][1], pairs[0][0]),
+                lambda: gradient_cosines(run.epoch, pupil, teach, terms_of, sample, accelerator),
                 accelerator.num_processes,
             )  # fmt: skip
             run.diagnostics += lines
             if heatmap is not None:
                 folder.save_heatmap(heatmap, run.epoch)
 
-        early = partial(stopped_early, run.rows, "test_accuracy", given.evaluation.patience)
+        def close(whole: bool, ended: bool, moment: Moment) -> bool:
+            """Score and save what is due after a step; return whether the run ends."""
+            every = given.evaluation.every
+            scoring = ended or (whole if every is None else done % every == 0 or done == total)
+            if whole:
+                rates.end_epoch()
+            if scoring:
+                add_row(run.epoch)
+                if callbacks.on_epoch(replace(moment, row=run.rows[-1])) and not ended:
+                    ended = True
+                    run.notes += (f"ended by a callback after step {done}",)
+                ended = early() or ended
+            if whole:
+                run.next_epoch()
+                measure(ended)
+            if scoring:
+                row = run.rows[-1]
+                log(values_of(row, run.diagnostics), int(row.get("step", row["epoch"])))
+                folder.save_table("history", run.rows)
+                if run.diagnostics:
+                    folder.save_table("diagnostics", run.diagnostics)
+            asked = given.checkpoint_steps is not None and run.step % given.checkpoint_steps == 0
+            if scoring or whole or asked:
+                save_checkpoint()
+            return ended
+
+        early = partial(
+            stopped_early, run.rows, score.column, given.evaluation.patience, score.higher_is_better
+        )  # fmt: skip
         ended = early()
-        while run.epoch < given.epochs and not ended:
+        while run.epoch < epochs and not ended:
             epoch = run.epoch
+            done = epoch * length + run.step
             seed_everything(given.seed, epoch, accelerator.process_index)
             if run.random is not None:
                 set_random_states(run.random[accelerator.process_index])
-            bar.set_description(f"epoch {epoch + 1}/{given.epochs}")
+            bar.set_description(f"epoch {epoch + 1}/{epochs}")
             pupil.train()
             extra.train()
             for batch in batches.of_epoch(epoch, first=run.step):
                 if epoch == 0 and given.output_dir is not None:
                     run.seen["train"].add((batch.inputs, batch.target))
-                rates.begin_step(epoch, given.epochs, done, total)
+                rates.begin_step(epoch, epochs, done, total)
                 tell_progress(loss, done / total)
                 logits, terms = gradient(accelerator, model, teach, terms_of, batch, given.accumulation_steps)
                 average_gradients(accelerator, extra)
@@ -255,7 +334,7 @@ def train_student(
                 descent.zero_grad()
                 if average is not None:
                     average.update()
-                run.add(_sums_of(batch, logits, terms), len(batch), device)
+                run.add(_sums_of(batch, logits, terms, supervision), len(batch), device)
                 bar.update()
                 done += 1
 
@@ -267,47 +346,54 @@ def train_student(
                 ended = callbacks.on_step(moment(terms=terms))
                 if ended:
                     run.notes += (f"ended by a callback after step {done}",)
-                every = given.evaluation.every
-                scoring = ended or (whole if every is None else done % every == 0 or done == total)
-                if whole:
-                    rates.end_epoch()
-                if scoring:
-                    add_row(epoch)
-                    if callbacks.on_epoch(moment(terms=terms, row=run.rows[-1])) and not ended:
-                        ended = True
-                        run.notes += (f"ended by a callback after step {done}",)
-                    ended = early() or ended
-                if whole:
-                    run.next_epoch()
-                    measure()
-                if scoring:
-                    log(values_of(run.rows[-1], run.diagnostics), int(run.rows[-1].get("step", epoch + 1)))
-                    folder.save_table("history", run.rows)
-                    if run.diagnostics:
-                        folder.save_table("diagnostics", run.diagnostics)
-                asked = given.checkpoint_steps is not None and run.step % given.checkpoint_steps == 0
-                if scoring or whole or asked:
-                    save_checkpoint()
+                ended = close(whole, ended, moment(terms=terms))
                 if ended:
                     break
+            if run.epoch == epoch and not ended:  # the loader had fewer batches than its length says
+                done = (epoch + 1) * length
+                ended = close(True, False, moment(terms=terms))
         if average is not None:
             average.give()
-        notes = (*batches.notes, *run.notes)
+        notes = (*supervision.notes, *batches.notes, *run.notes)
         if early():
             last = int(run.rows[-1]["epoch"])
             patience = given.evaluation.patience
-            notes += (f"stopped after epoch {last}: no better test_accuracy in the last {patience} evaluations",)
+            notes += (f"stopped after epoch {last}: no better {score.column} in the last {patience} evaluations",)
         return DistillationResult(
             history=pd.DataFrame(run.rows),
-            student=callers[1],
+            student=caller,
             best_state=best,
             diagnostics=pd.DataFrame(run.diagnostics),
             notes=notes,
             output_dir=folder.directory,
+            score_column=score.column,
+            higher_is_better=score.higher_is_better,
+            teacher_score=ceiling,
         )
 
 
-def _sums_of(batch: Batch, logits: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each loss term times the batch size, and the number of right answers."""
+def teacher_notes(score: Scorer, found: float) -> tuple[str, ...]:
+    """A note if the teacher answers no better than chance."""
+    chance = score.chance()
+    if chance is None or found > chance:
+        return ()
+    return (
+        f"the teacher's test accuracy is {found:.1%}, no better than chance ({score.classes} classes): does it have "
+        "its trained weights, and are the inputs prepared as in its training?",
+    )
+
+
+def _sums_of(batch: Batch, logits: Tensor, terms: dict[str, Tensor], supervision: Supervision) -> dict[str, Tensor]:
+    """Each loss term times the batch size, and the numbers of right answers and of answers."""
     sums = {name: term * len(batch) for name, term in terms.items()}
-    return {**sums, "right": (logits.argmax(1) == batch.target).sum()}
+    return sums | right_answers(supervision, logits, batch.target)
+
+
+def layers_of_each(teacher_layers: Any, teachers: int) -> list[Any]:
+    """The argument `teacher_layers` for each teacher: one list for all, or a list of lists."""
+    several = isinstance(teacher_layers, list | tuple) and any(isinstance(one, list | tuple) for one in teacher_layers)
+    if not several:
+        return [teacher_layers] * teachers
+    if len(teacher_layers) != teachers:
+        raise ValueError(f"`teacher_layers` has {len(teacher_layers)} lists for {teachers} teachers.")
+    return list(teacher_layers)

@@ -1,10 +1,13 @@
 """Microbatches with the loss of the whole batch have the same gradient and terms as one large batch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from small_runs import cpu_accelerator, images, network, run, weights
 from torch import nn
+from torch.nn import functional
 
 from cka_probe.distill.losses.contract import Outputs
 from cka_probe.distill.taps.tapped_model import TappedModel
@@ -47,7 +50,8 @@ def gradients(method, parts, *, norm=False, dropout=0.0, count=10):
             with torch.no_grad():
                 return master(piece.inputs)
 
-        logits, terms = method(accelerator, pupil, teach, lambda *args: weighted_terms(loss, 0.7, *args), batch, parts)
+        terms_of = partial(weighted_terms, loss, functional.cross_entropy, 0.7)
+        logits, terms = method(accelerator, pupil, teach, terms_of, batch, parts)
     found = torch.cat([p.grad.flatten() for p in [*student.parameters(), *loss.parameters()]])
     return found, {name: term.item() for name, term in terms.items()}, logits, student, torch.rand(3)
 
