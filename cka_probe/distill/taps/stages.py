@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...capture.batches import call_model
+from ...capture.batches import Forward, call_model
 from ...capture.layers import block_layers, unwrap
 from ...capture.state import borrowed
 from ...capture.trees import tensors
+from .running import own_inputs, run_network, takes_each
 
 __all__ = ["match_stages", "stage_layers"]
 
@@ -53,11 +55,13 @@ def stage_layers(model: nn.Module, example_input: Any) -> list[str]:
     >>> stage_layers(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64))
     ['layer1', 'layer2', 'layer3', 'layer4']
     """
-    paths, flat = _find(model, example_input, "the network")
+    paths, flat = _find(model, example_input, "network")
     return _spread(paths, min(FLAT_STAGES, len(paths))) if flat else paths
 
 
-def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> tuple[list[str], list[str]]:
+def match_stages(
+    student: nn.Module, teacher: nn.Module, example_input: Any, forward: Mapping[str, Forward | None] | None = None
+) -> tuple[list[str], list[str]]:
     """Pairs of layers of student and teacher that a feature loss can compare.
 
     The stages of both networks (see `stage_layers`) are paired from the end; the network with fewer stages decides the
@@ -68,7 +72,10 @@ def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> 
     student, teacher : torch.nn.Module
         Any two networks that take `example_input`.
     example_input : Tensor, mapping or tuple
-        A batch as the networks take it. One sample is enough.
+        A batch as the networks take it; {"student": ..., "teacher": ...} if each takes its own. One sample is enough.
+    forward : mapping, optional
+        ``forward["student"](model, example_input)`` runs the student, ``forward["teacher"]`` the teacher, where they
+        are not called with the input alone.
 
     Returns
     -------
@@ -87,8 +94,9 @@ def match_stages(student: nn.Module, teacher: nn.Module, example_input: Any) -> 
     >>> match_stages(build("ShuffleNetV1"), build("ResNet18"), torch.zeros(1, 3, 32, 32))
     (['layer1', 'layer2', 'layer3'], ['layer2', 'layer3', 'layer4'])
     """
-    student_paths, student_flat = _find(student, example_input, "the student")
-    teacher_paths, teacher_flat = _find(teacher, example_input, "the teacher")
+    ways = forward or {}
+    student_paths, student_flat = _find(student, example_input, "student", ways.get("student"))
+    teacher_paths, teacher_flat = _find(teacher, example_input, "teacher", ways.get("teacher"))
     count = min(len(student_paths), len(teacher_paths))
     if student_flat and teacher_flat:
         count = min(count, FLAT_STAGES)
@@ -108,13 +116,13 @@ class _Visit:
     point: Tensor | None  # the output itself if its extent is 1, because it may be the logits
 
 
-def _find(model: nn.Module, example_input: Any, whose: str) -> tuple[list[str], bool]:
+def _find(model: nn.Module, example_input: Any, whose: str, forward: Forward | None = None) -> tuple[list[str], bool]:
     """Ends of the stages and False; for a network of one resolution its blocks and True."""
     model = unwrap(model)
     own = getattr(model, "stage_layers", None)
     if isinstance(own, tuple | list) and own:
         return list(own), False
-    visits, logits = _run(model, example_input)
+    visits, logits = _run(model, own_inputs(example_input, whose), forward)
     stages = _resolution_ends(visits, logits)
     if len(stages) > 1:
         return stages, False
@@ -125,12 +133,12 @@ def _find(model: nn.Module, example_input: Any, whose: str) -> tuple[list[str], 
     if len(weight_layers) > 1:
         return weight_layers[:-1], True  # the last one gives the logits
     raise ValueError(
-        f"No stages were found in {whose} ({type(model).__name__}): it has fewer than two layers with weights. "
+        f"No stages were found in the {whose} ({type(model).__name__}): it has fewer than two layers with weights. "
         "Name the layers to compare, or use a loss of logits."
     )
 
 
-def _run(model: nn.Module, example_input: Any) -> tuple[dict[str, _Visit], Tensor | None]:
+def _run(model: nn.Module, example_input: Any, forward: Forward | None) -> tuple[dict[str, _Visit], Tensor | None]:
     """Every module that ran, in the order in which they finished, and the network's output."""
     visits: dict[str, _Visit] = {}
 
@@ -152,7 +160,11 @@ def _run(model: nn.Module, example_input: Any) -> tuple[dict[str, _Visit], Tenso
     ]
     try:
         with borrowed([model]):
-            output = call_model(model, example_input)
+            parts = example_input if isinstance(example_input, tuple | list) else None
+            if forward is None and parts is not None and not takes_each(model, *parts):
+                output = call_model(model, example_input)  # a pair (input, target)
+            else:
+                output, _ = run_network(model, example_input, forward)
     finally:
         for handle in handles:
             handle.remove()

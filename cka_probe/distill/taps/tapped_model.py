@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...capture.batches import attention_mask, call_model
+from ...capture.batches import Forward
 from ...capture.hooks import Probe
 from ...capture.layers import unknown_layer, unwrap
 from ...capture.trees import first_tensor
 from ...capture.wrappers import compiled_parts, named_layers
 from ..losses.contract import Outputs
+from .running import RealTokens, own_inputs, run_network
 
 __all__ = ["TappedModel", "check_layer_names"]
 
@@ -33,11 +34,12 @@ class TappedModel(nn.Module):
     model : torch.nn.Module
         Any module. It is neither copied nor changed.
     layers : sequence of str
-        Layer paths as in ``model.named_modules()``. The features come out in this order.
+        Layer paths as in ``model.named_modules()``. The features come out in this order. A layer may be named twice.
     role : str
-        Name of the model in messages, for example "student".
+        Name of the model in messages, for example "student". A "student" or a "teacher" reads its own entry of inputs
+        {"student": ..., "teacher": ...}.
     forward : callable, optional
-        ``forward(model, inputs)`` returns the output. By default the model is called with the inputs.
+        ``forward(model, inputs)`` runs the model and returns its output.
 
     Raises
     ------
@@ -56,11 +58,7 @@ class TappedModel(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[str] = (),
-        role: str = "model",
-        forward: Callable[[nn.Module, Any], Any] | None = None,
+        self, model: nn.Module, layers: Sequence[str] = (), role: str = "model", forward: Forward | None = None
     ) -> None:
         super().__init__()
         check_layer_names(model, layers, role)
@@ -68,6 +66,7 @@ class TappedModel(nn.Module):
         self.layers = tuple(layers)
         self.role = role
         self.calls = forward
+        self._real_tokens = RealTokens(self.layers, role)
         self._probe: Probe | None = None
         self._kept: dict[str, _Kept] = {}
         # For train and for eval mode: the calls whose outputs are changed in place later on.
@@ -76,7 +75,7 @@ class TappedModel(nn.Module):
 
     def __enter__(self) -> TappedModel:
         if self.layers:
-            probe = Probe(self.model, list(self.layers), pooling=None, receiver=self._keep)
+            probe = Probe(self.model, list(dict.fromkeys(self.layers)), pooling=None, receiver=self._keep)
             self._probe = self._stack.enter_context(probe)
         return self
 
@@ -91,32 +90,33 @@ class TappedModel(nn.Module):
 
         Parameters
         ----------
-        inputs : Tensor or mapping
-            A mapping (for example a tokenizer's batch) is passed to the model as keyword arguments.
+        inputs : Tensor, mapping, tuple or list
+            A mapping (for example a tokenizer's batch) is passed to the model as keyword arguments, a tuple or list of
+            several inputs as several arguments.
 
         Returns
         -------
         Outputs
-            Features in the order of ``layers``. The mask is the "attention_mask" of a mapping, if it has one.
+            Features in the order of ``layers``; the mask that the model was given as ``attention_mask`` or, negated, as
+            ``src_key_padding_mask``.
 
         Raises
         ------
         ValueError
-            If a tapped layer was called twice, or not at all.
+            If a tapped layer was called twice, or not at all; or layers of an encoder and a decoder with different
+            masks are tapped.
         TypeError
-            If the model's output contains no tensor.
+            If the model does not take the inputs, or its output contains no tensor.
         RuntimeError
             If an activation was changed in place that was not changed in the first forward pass.
         """
         self._kept = {}
-        if self.calls is not None:
-            output = self.calls(self.model, inputs)
-        else:
-            output = call_model(self.model, inputs) if isinstance(inputs, Mapping) else self.model(inputs)
-        logits = first_tensor(getattr(output, "logits", output))
-        mask = attention_mask(inputs) if isinstance(inputs, Mapping) else None
+        output, arguments = run_network(self.model, own_inputs(inputs, self.role), self.calls)
+        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        logits = first_tensor(output if named is None else named)
         if logits is None:
             raise TypeError(f"The {self.role} returns a {type(output).__name__} without a tensor.")
+        mask = self._real_tokens(arguments)
         if self._probe is None:
             return Outputs(logits, mask=mask)
         kept, self._kept = self._kept, {}

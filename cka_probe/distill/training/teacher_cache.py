@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...atomic_write import atomic_write
-from ...identity import weights_digest
+from ...identity import identity, weights_digest
 from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .batches import Batch, DatasetBatches
@@ -32,6 +32,9 @@ __all__ = ["cached_teacher"]
 # Samples that are read twice to check that the data set has no augmentation.
 PROBES = 16
 FINISHED = "cache.json"
+MASK = "mask.npy"
+# Changes when a folder holds other files than before: folders of version 1 have no masks.
+VERSION = 2
 
 
 def cached_teacher(
@@ -42,7 +45,7 @@ def cached_teacher(
     accelerator: Accelerator,
     progress: bool = True,
 ) -> Callable[[Batch], Outputs]:
-    """Function like `teach` that reads the teacher's logits and features from disk. They are written there first.
+    """Function like `teach` that reads the teacher's logits, features and mask from disk. They are written there first.
 
     The outputs are memory-mapped .npy files in a folder. Its name is a hash of the teacher's weights, the tapped
     layers, the precision and every sample of the data set, which is read once for this. The folder is either complete
@@ -81,6 +84,8 @@ def cached_teacher(
         )
     _refuse_augmentation(batches)
     parts = [
+        VERSION,
+        identity(master.calls),
         weights_digest(master.model),
         master.layers,
         accelerator.mixed_precision,
@@ -96,8 +101,9 @@ def cached_teacher(
     def read(batch: Batch) -> Outputs:
         assert batch.indices is not None  # DatasetBatches always have them
         rows = batch.indices.cpu().numpy()
-        logits, *features = [torch.from_numpy(array[rows]).to(accelerator.device) for array in arrays]
-        return Outputs(logits, tuple(features))
+        logits, *others = [torch.from_numpy(array[rows]).to(accelerator.device) for array in arrays]
+        mask = others.pop() != 0 if names[-1] == MASK else None
+        return Outputs(logits, tuple(others), mask)
 
     return read
 
@@ -147,10 +153,15 @@ def _mapped(path: Path) -> np.ndarray:
         ) from error
 
 
+def _tensors_of(outputs: Outputs) -> list[torch.Tensor]:
+    """Logits, features and mask, as far as they are there."""
+    return [tensor for tensor in (outputs.logits, *outputs.features, outputs.mask) if tensor is not None]
+
+
 def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches, progress: bool) -> None:
     count = batches.count
     taught = teach(batches.read([0, 1], 0))
-    shapes = [tuple(output.shape[1:]) for output in (taught.logits, *taught.features)]
+    shapes = [tuple(output.shape[1:]) for output in _tensors_of(taught)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = 4 * count * sum(int(np.prod(shape)) for shape in shapes)
     free = shutil.disk_usage(folder.parent).free
@@ -161,6 +172,7 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
             "Leave teacher_cache out, or tap fewer or smaller layers",
         )
     names = ["logits.npy", *(f"feature_{i}.npy" for i in range(len(taught.features)))]
+    names += [] if taught.mask is None else [MASK]
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".tmp"))
     try:
         # Written like any file, and mapped only when complete: a full disk ends a process that writes to a mapped file.
@@ -174,7 +186,7 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
                 _chunks(batches), desc="teacher outputs", total=total, unit="batch", disable=not progress
             ):
                 outputs = teach(batches.read(indices, 0))
-                for file, output, shape in zip(opened, (outputs.logits, *outputs.features), shapes, strict=True):
+                for file, output, shape in zip(opened, _tensors_of(outputs), shapes, strict=True):
                     if output.shape != (len(indices), *shape):
                         raise ValueError(
                             f"The teacher gives an output of shape {tuple(output.shape)} for samples {indices[0]} to "
