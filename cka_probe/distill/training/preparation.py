@@ -80,12 +80,8 @@ def choose_layers(
     if student_layers == "auto" and teacher_layers in (None, "auto"):
         if teacher is None or not _needs_features(loss, student, sample, forward):
             return [], []
-        if forward is not None:
-            raise ValueError(
-                "The loss compares layers, and with `forward` their pairs cannot be found by running the networks. "
-                "Name them: student_layers=[...], teacher_layers=[...]."
-            )
-        return match_stages(student, teacher, sample.inputs)
+        ways = {role: forward_of(forward, role) for role in ("student", "teacher")}
+        return match_stages(student, teacher, sample.inputs, ways)
     teacher_layers = student_layers if teacher_layers is None else teacher_layers
     for name, layers in (("student_layers", student_layers), ("teacher_layers", teacher_layers)):
         if isinstance(layers, str):
@@ -105,7 +101,7 @@ def _needs_features(loss: Any, student: nn.Module, sample: Batch, forward: Any) 
     sample = sample.split(len(sample) // 8)[0]  # a few samples are enough
     with borrowed([student]), buffers_restored(student):
         student.train()  # for the same reason as in `fit_together`
-        logits = TappedModel(student, forward=forward_of(forward, "student"))(sample.inputs).logits
+        logits = TappedModel(student, (), "student", forward_of(forward, "student"))(sample.inputs).logits
         try:
             weighted_terms(loss, None, 0.0, Outputs(logits), Outputs(logits.clone()), sample.target)
         except Exception:  # a missing feature can raise any error

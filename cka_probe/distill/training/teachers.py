@@ -36,6 +36,7 @@ class Teachers:
         self.model: nn.Module = joined([one.model for one in self._tapped])
         self.layers: tuple[Any, ...] = first.layers if len(tapped) == 1 else tuple(one.layers for one in self._tapped)
         self.first = first
+        self.calls = first.calls
 
     def __call__(self, inputs: Any) -> Outputs:
         """Outputs for a batch: the mean of the logits, and the features of all teachers one after another."""
