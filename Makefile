@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.cka-probe-installed
 
-.PHONY: help setup demo test lint docs bench gpu figures figures-dense clean
+.PHONY: help setup demo test lint docs bench study gpu figures figures-dense clean
 
 help:
 	@echo "make demo     compare two trained networks, distill one into the other, write the figures (5 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     build the documentation into site/"
 	@echo "make bench    time and memory, compared with peers and with the forward pass alone"
+	@echo "make study    students of every method on Fashion-MNIST; stop and go on at any time (a day on one core)"
 	@echo "make gpu      tests and benchmark on an NVIDIA GPU; with VENV= (empty) PYTHON runs without an environment"
 	@echo "make figures  draw the figures in the style of the paper again"
 	@echo "make figures-dense  train the detectors and segmenters of figures/README.md again and draw their figures"
@@ -48,6 +49,13 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/coverage.py
+
+# JOBS=2 on two idle cores. OMP_NUM_THREADS: two threads beside a busy core are slower than one.
+JOBS ?= 1
+study: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/study.py --jobs $(JOBS)
+	$(BIN)/python benchmarks/study_tables.py
+	$(BIN)/python -m figures study
 
 # The benchmark runs even if a test fails: a GPU may be available for minutes only. OUTPUT=folder is for the table.
 OUTPUT ?= benchmarks/results

@@ -5,14 +5,14 @@
     python benchmarks/study.py --list                 the cells in their order, and which are finished
     python benchmarks/study.py --only teacher
 
-A cell is one student: data set, number of images, method, weight, ramp, seed. Cells run in the order of `cells`, so
-that a partial study is of use: the main rows of seed 0, then of seeds 1 to 4; then the other weights (seed 0); and so
-on. Every finished cell is a line of benchmarks/results/study.csv (--output), which is in the repository. Cells that
-are there are not run again: to go on, start the same command, commit the table as it grows, then run
-`python benchmarks/study_tables.py` for the tables in docs/study.md and `python -m figures study` for the figure.
-The teacher and its checkpoints are in runs/study (--folder), which git ignores; it is trained first where it is
-missing (14 epochs, 40 minutes). All lines of one table must have the same teacher: its weights are named in them by
-``teacher_test``. Delete the table to start again.
+A cell is one student: data set, number of images, method, weight, ramp, seed. Cells run in the order of `plan`, so that
+a partial study is of use: the main rows of few seeds, then the weights (seed 0) and the best one of each method with
+the other seeds, then the rest. Every finished cell is a line of benchmarks/results/study.csv (--output), which is in
+the repository. Cells that are there are not run again: to go on, start the same command, commit the table as it grows,
+then run `python benchmarks/study_tables.py` for the tables beside it and `python -m figures study` for the figure. The
+teacher and its checkpoints are in runs/study (--folder), which git ignores; it is trained first where it is missing (14
+epochs, 35 minutes on an idle core). All lines of one data set must have the same teacher, whose test accuracy is in the
+column ``teacher_test``: keep the folder, or start the table again. The glyphs are drawn from the fonts of the machine.
 
 Rules of the study. The teacher learns from all 60,000 training images. Students are resnet8 with one input channel, on
 10,000 images (15 epochs) or 1,000 (60 epochs), batch 64, SGD with a cosine from 0.05, no augmentation; a seed chooses
@@ -29,11 +29,13 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
 
 from study_methods import METHODS
-from study_runs import FIELDS, Cell, run_cell, train_teacher
+from study_runs import FIELDS, Cell, prepare, run_cell
+from study_tables import chosen
 
 RESULTS = Path(__file__).parent / "results" / "study.csv"
 SEEDS = range(5)
@@ -41,33 +43,46 @@ MAIN = ("ce", "kd", "rcka", "dist", "kd_rcka", "lcka", "dkd", "fcka", "sp")
 EXTRA = ("rcka_signs", "rcka_soft", "kd_to_rcka")
 
 
-def cells() -> list[Cell]:
-    """Every cell of the study, in the order in which they run."""
+def plan(known: dict[Cell, float]) -> list[Cell]:
+    """Every cell of the study, in the order in which they run.
+
+    ``known`` has the validation accuracy of each finished cell. Once all weights of seed 0 are known, the best one of
+    each method comes next, for the other seeds.
+    """
     found: list[Cell] = []
 
-    def main_rows(data: str, images: int, seed: int) -> None:
-        for name in MAIN:
-            found.append(Cell(data, images, name, METHODS[name].default, False, seed))
-            if name == "rcka":  # the question of T7: does the ramp find the right minimum?
-                found.extend(Cell(data, images, name, 15.0, ramp, seed) for ramp in (True, False))
+    def main_rows(data: str, images: int, seeds: Iterable[int]) -> None:
+        for seed in seeds:
+            for name in MAIN:
+                found.append(Cell(data, images, name, METHODS[name].default, False, seed))
+                if name == "rcka":  # the question of T7: does the ramp find the right minimum?
+                    found.extend(Cell(data, images, name, 15.0, ramp, seed) for ramp in (True, False))
 
-    def weights(data: str, images: int, seed: int) -> None:
-        for name in (*EXTRA, *MAIN):
-            for ramp in (False, True)[: 1 + METHODS[name].ramp]:
-                found.extend(Cell(data, images, name, weight, ramp, seed) for weight in METHODS[name].weights)
+    def weights(data: str, images: int, seeds: Iterable[int]) -> None:
+        found.extend(
+            Cell(data, images, name, round(weight, 4), ramp, seed)
+            for seed in seeds
+            for name in (*EXTRA, *MAIN)
+            for ramp in (False, True)[: 1 + METHODS[name].ramp]
+            for weight in METHODS[name].weights
+        )
 
-    for seed in SEEDS[:2]:
-        main_rows("fashion", 10_000, seed)
-    for seed in SEEDS[:2]:
-        main_rows("fashion", 1_000, seed)
-    weights("fashion", 10_000, 0)
-    for seed in SEEDS[2:]:
-        main_rows("fashion", 10_000, seed)
-        main_rows("fashion", 1_000, seed)
-    weights("fashion", 1_000, 0)
-    for seed in SEEDS[1:]:
-        weights("fashion", 10_000, seed)
-        weights("fashion", 1_000, seed)
+    def chosen_rows(data: str, images: int) -> None:
+        best = chosen(known, data, images)
+        found.extend(cell._replace(seed=seed) for seed in SEEDS[1:] for cell in best)
+
+    main_rows("fashion", 10_000, SEEDS[:2])
+    main_rows("fashion", 1_000, SEEDS[:3])
+    main_rows("fashion", 10_000, SEEDS[2:3])
+    weights("fashion", 10_000, SEEDS[:1])
+    chosen_rows("fashion", 10_000)
+    weights("fashion", 1_000, SEEDS[:1])
+    chosen_rows("fashion", 1_000)
+    main_rows("fashion", 10_000, SEEDS[3:])
+    main_rows("fashion", 1_000, SEEDS[3:])
+    main_rows("glyphs", 10_000, SEEDS)
+    for images in (10_000, 1_000):
+        weights("fashion", images, SEEDS[1:])
     return list(dict.fromkeys(found))
 
 
@@ -79,16 +94,12 @@ def key(line: dict[str, str]) -> Cell:
     )  # fmt: skip
 
 
-def finished(table: Path) -> set[Cell]:
-    """The cells in the table."""
+def finished(table: Path) -> dict[Cell, float]:
+    """The cells in the table, with their accuracies on the validation images."""
     if not table.is_file():
-        return set()
+        return {}
     with table.open(newline="") as file:
-        return {_rounded(key(line)) for line in csv.DictReader(file)}
-
-
-def _rounded(cell: Cell) -> Cell:
-    return cell._replace(weight=round(cell.weight, 4))
+        return {key(line): float(line["validation"]) for line in csv.DictReader(file)}
 
 
 def append(table: Path, line: dict[str, object]) -> None:
@@ -109,23 +120,32 @@ def work(table: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     locks = folder / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    for cell in map(_rounded, cells()):
-        with (locks / "_".join(map(str, cell))).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+    failed: set[Cell] = set()
+    while True:
+        known = finished(table)
+        for cell in plan(known):
+            if cell in known or cell in failed:
                 continue
-            if cell in finished(table):
-                continue
-            started = time.perf_counter()
-            try:
-                line = run_cell(cell, folder)
-            except Exception:  # the other cells go on, and the next start tries this one again
-                traceback.print_exc()
-                continue
-            append(table, line)
-            found = f"validation {line['validation']:.2f}, test {line['test']:.2f}"
-            print(f"{time.strftime('%H:%M')} {cell}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
+            with (locks / "_".join(map(str, cell))).open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                if cell in finished(table):  # by another process, since the table was read
+                    continue
+                started = time.perf_counter()
+                try:
+                    line = run_cell(cell, folder)
+                except Exception:  # the other cells go on, and the next start tries this one again
+                    traceback.print_exc()
+                    failed.add(cell)
+                    break
+                append(table, line)
+                scores = f"validation {line['validation']:.2f}, test {line['test']:.2f}"
+                print(f"{time.strftime('%H:%M')} {cell}: {scores}, {time.perf_counter() - started:.0f} s", flush=True)
+                break  # the next cell may depend on this one
+        else:
+            return
 
 
 def main() -> None:
@@ -139,13 +159,13 @@ def main() -> None:
     table, folder = options.output.resolve(), options.folder.resolve()
     if options.list:
         done = finished(table)
-        for cell in map(_rounded, cells()):
+        for cell in plan(done):
             print("done" if cell in done else "    ", *cell)
-        print(f"{len(done)} of {len(cells())} cells are finished")
+        print(f"{len(done)} of {len(plan(done))} cells are finished")
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     folder.mkdir(parents=True, exist_ok=True)
-    train_teacher("fashion", folder, progress=sys.stderr.isatty())
+    prepare("fashion", folder, progress=sys.stderr.isatty())
     if options.only == "teacher":
         return
     context = get_context("spawn")

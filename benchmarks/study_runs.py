@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import platform
 import subprocess
 import tempfile
 import time
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +19,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cka_probe.distill import CosineDecay, distill
-from cka_probe.distill.data import fashion_mnist
+from cka_probe.distill.data import fashion_mnist, glyphs, make_glyphs
 from cka_probe.distill.models.resnet import resnet8
 
-__all__ = ["FIELDS", "Cell", "run_cell", "teacher_of", "train_teacher"]
+__all__ = ["FIELDS", "Cell", "prepare", "run_cell", "teacher_of"]
 
 BATCH = 64
 LEARNING_RATE = 0.05
 STAGES = ["layer1", "layer2", "layer3"]
-VALIDATION_PER_CLASS = {"fashion": 500}
-TEACHER_EPOCHS = {"fashion": 14}
+VALIDATION_PER_CLASS = {"fashion": 500, "glyphs": 50}
+CLASSES = {"fashion": 10, "glyphs": 62}
+TEACHER_EPOCHS = {"fashion": 14, "glyphs": 14}
 # Epochs for a number of training images of all classes: fewer images, more epochs, and still fewer steps.
 EPOCHS = {10_000: 15, 1_000: 60}
 
@@ -88,24 +90,21 @@ class Teacher(nn.Module):
 
 
 def parts(
-    data: str, seed: int, images: int | None, *, augment: bool
+    data: str, folder: Path, seed: int, images: int | None, *, augment: bool
 ) -> tuple[Dataset[Any], Dataset[Any], Dataset[Any]]:
     """Training, validation and test set. The validation images are training images that no student of the seed sees."""
-    assert data == "fashion"
-    per_class = None if images is None else images // 10
-    options: dict[str, Any] = {"seed": seed, "channels": 1, "augment": augment}
-    train, validation = fashion_mnist(
-        train_per_class=per_class, validation_per_class=VALIDATION_PER_CLASS[data], **options
-    )
-    if images is None:
-        train, test = fashion_mnist(**options)
+    read: Any = fashion_mnist if data == "fashion" else partial(glyphs, folder / "glyphs")
+    per_class = None if images is None else images // CLASSES[data]
+    held_out = VALIDATION_PER_CLASS[data]
+    _, validation = read(train_per_class=1, seed=seed, channels=1, validation_per_class=held_out)
+    if images is not None:  # never an image of the validation part
+        train, _ = read(
+            train_per_class=per_class, seed=seed, channels=1, augment=augment, validation_per_class=held_out
+        )
     else:
-        _, test = fashion_mnist(train_per_class=1, **options)
+        train, _ = read(seed=seed, channels=1, augment=augment)
+    _, test = read(train_per_class=1, seed=seed, channels=1)
     return train, validation, test
-
-
-def classes_of(data: str) -> int:
-    return {"fashion": 10, "glyphs": 62}[data]
 
 
 def channels_last(network: nn.Module) -> nn.Module:
@@ -113,21 +112,32 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def train_teacher(data: str, folder: Path, progress: bool = False) -> None:
-    """Train the teacher on all training images, with shifts and flips; a run that was stopped goes on."""
-    train, _, test = parts(data, 0, None, augment=True)
-    torch.manual_seed(0)
-    distill(
-        None, channels_last(Teacher(classes_of(data))), train, test, epochs=TEACHER_EPOCHS[data], batch_size=128,
-        learning_rate=0.1, schedule=CosineDecay(warmup=1), seed=0, output_dir=folder / f"teacher_{data}",
-        progress=progress,
-    )  # fmt: skip
+def prepare(data: str, folder: Path, progress: bool = False) -> None:
+    """Draw the glyphs, and train the teacher on all training images, with shifts (and flips of clothes).
+
+    What is there stays; a run that was stopped goes on. Another process that wants the same waits.
+    """
+    with (folder / f"teacher_{data}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if data == "glyphs" and not (folder / "glyphs" / "test.npz").is_file():
+            make_glyphs(folder / "glyphs", progress=progress)
+        history = folder / f"teacher_{data}" / "history.csv"
+        if history.is_file() and len(history.read_text().splitlines()) > TEACHER_EPOCHS[data]:
+            return
+        train, _, test = parts(data, folder, 0, None, augment=True)
+        torch.manual_seed(0)
+        distill(
+            None, channels_last(Teacher(CLASSES[data])), train, test, epochs=TEACHER_EPOCHS[data], batch_size=128,
+            learning_rate=0.1, schedule=CosineDecay(warmup=1), seed=0, output_dir=folder / f"teacher_{data}",
+            progress=progress,
+        )  # fmt: skip
 
 
 @cache
 def teacher_of(data: str, folder: Path) -> nn.Module:
-    """The teacher after its last epoch."""
-    network = Teacher(classes_of(data))
+    """The teacher after its last epoch; it is trained if needed."""
+    prepare(data, folder)
+    network = Teacher(CLASSES[data])
     network.load_state_dict(load_file(folder / f"teacher_{data}" / "last.safetensors"))
     return channels_last(network).eval()
 
@@ -161,7 +171,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train the student of a cell and measure it; the row of the table."""
     started = time.perf_counter()
     method = METHODS[cell.method]
-    train, validation, test = parts(cell.data, cell.seed, cell.images, augment=False)
+    train, validation, test = parts(cell.data, folder, cell.seed, cell.images, augment=False)
     teacher = teacher_of(cell.data, folder)
     epochs = EPOCHS[cell.images]
     steps = epochs * (len(train) // BATCH)
@@ -169,7 +179,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.ramp:
         loss = Weighted(loss, 0.0, 1.0, steps)
     torch.manual_seed(cell.seed)
-    student = channels_last(resnet8(classes_of(cell.data), in_channels=1))
+    student = channels_last(resnet8(CLASSES[cell.data], in_channels=1))
     glance = torch.utils.data.Subset(validation, range(0, len(validation), 10))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         layers = STAGES if method.features else ()

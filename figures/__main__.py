@@ -27,6 +27,8 @@ NAMES = (
     "scaling",
     "detections",
     "coverage",
+    "sign_minima",
+    "study",
 )
 
 

@@ -1,0 +1,135 @@
+"""Tables of the study from its finished cells: `python benchmarks/study_tables.py` writes them beside the cells.
+
+study_table.csv, .md and .tex have a line for each data set, method, weight and ramp: mean and standard deviation of the
+test accuracy over the seeds, and the difference to KD and to DIST with its 95 % interval (paired over the seeds,
+Student's t) and Holm's p-value over all lines of the data set. "chosen" (bold) marks the weight of each method with the
+best validation accuracy of seed 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from study_methods import METHODS
+
+from cka_probe.atomic_write import atomic_write
+from cka_probe.distill.recipes.tables import summarise
+
+__all__ = ["chosen", "label", "summary", "table_text"]
+
+RIVALS = ("kd", "dist")
+
+
+def chosen(known: Mapping[Any, float], data: str, images: int) -> list[Any]:
+    """The cell of seed 0 with the best validation accuracy of each method; none before all its weights are known."""
+    best = []
+    for name, method in METHODS.items():
+        cells = [cell for cell in known if cell[:3] == (data, images, name) and cell[-1] == 0]
+        wanted = {(round(weight, 4), ramp) for weight in method.weights for ramp in (False, True)[: 1 + method.ramp]}
+        if wanted <= {(cell[3], cell[4]) for cell in cells}:
+            best.append(max((cell for cell in cells if (cell[3], cell[4]) in wanted), key=lambda cell: known[cell]))
+    return best
+
+
+def label(method: str, weight: float, ramp: bool) -> str:
+    """A line's name, such as "RCKA 15, ramp"; the usual weight of a method with one usual weight is left out."""
+    found = METHODS[method]
+    if weight != 1 or found.default != 1 or found.ramp:
+        number = "1/3" if abs(weight - 1 / 3) < 1e-3 else f"{weight:g}"
+        return f"{found.title} {number}{', ramp' if ramp else ''}"
+    return found.title
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """A line for each data set, method, weight and ramp of the finished cells."""
+    cells = cells.drop_duplicates(["data", "images", "method", "weight", "ramp", "seed"], keep="last")
+    lines = []
+    for (data, images), group in cells.groupby(["data", "images"], sort=False):
+        known = {
+            (line.data, line.images, line.method, line.weight, line.ramp, line.seed): line.validation
+            for line in group.itertuples()
+        }
+        best = {cell[2:5] for cell in chosen(known, str(data), int(images))}
+        names = [label(*key) for key in zip(group["method"], group["weight"], group["ramp"], strict=True)]
+        runs = pd.DataFrame(
+            {"recipe": "study", "method": names, "seed": group["seed"], "last": group["test"], "best": group["test"]}
+        )
+        against = {
+            rival: summarise(runs, against=label(rival, 1.0, False)).set_index("method")
+            for rival in RIVALS
+            if label(rival, 1.0, False) in set(names)
+        }
+        scores = runs.pivot(index="seed", columns="method", values="last")
+        for key, part in group.groupby(["method", "weight", "ramp"], sort=False):
+            name = label(*key)
+            line: dict[str, Any] = {
+                "data": data, "images": images, "method": name, "chosen": key in best, "seeds": len(part),
+                "validation": part["validation"].mean(), "test": part["test"].mean(), "sd": part["test"].std(),
+            }  # fmt: skip
+            for rival in RIVALS:
+                other = label(rival, 1.0, False)
+                line |= {
+                    f"minus_{rival}": np.nan,
+                    f"low_{rival}": np.nan,
+                    f"high_{rival}": np.nan,
+                    f"p_{rival}": np.nan,
+                }
+                if rival not in against or name == other:
+                    continue
+                pairs = (scores[name] - scores[other]).dropna().to_numpy(float)
+                if len(pairs) == 0:
+                    continue
+                half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs) if len(pairs) > 1 else np.nan
+                line |= {
+                    f"minus_{rival}": pairs.mean(),
+                    f"low_{rival}": pairs.mean() - half,
+                    f"high_{rival}": pairs.mean() + half,
+                    f"p_{rival}": against[rival].loc[name, "p"],
+                }
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def table_text(table: pd.DataFrame, *, latex: bool) -> str:
+    """The lines as a table in Markdown, or as a LaTeX tabular with the rules of booktabs."""
+    bold, plus_minus = (r"\textbf{{{}}}", r" $\pm$ ") if latex else ("**{}**", " ± ")
+    heading = ["data", "images", "method", "seeds", "test accuracy", "minus KD (95 %)", "p", "minus DIST (95 %)", "p"]
+    rows = []
+    for line in table.itertuples():
+        text = f"{line.test:.2f}" + (f"{plus_minus}{line.sd:.2f}" if line.seeds > 1 else "")
+        row = [line.data, f"{line.images:,}", line.method, str(line.seeds), bold.format(text) if line.chosen else text]
+        for rival in RIVALS:
+            mean, low, high, p = (getattr(line, f"{part}_{rival}") for part in ("minus", "low", "high", "p"))
+            interval = f" ({low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
+            row += [f"{mean:+.2f}{interval}" if np.isfinite(mean) else "", f"{p:.3f}" if np.isfinite(p) else ""]
+        rows.append(row)
+    if latex:
+        escaped = [[cell.replace("%", r"\%") for cell in row] for row in (heading, *rows)]
+        body = [" & ".join(row) + r" \\" for row in escaped]
+        rules = [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule"]
+        return "\n".join([r"\begin{tabular}{lrlrrrrrr}", *rules, r"\end{tabular}", ""])
+    lines = [heading, ["---", "---:", "---", *["---:"] * 6], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    results = Path(__file__).parent / "results"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=Path, default=results / "study.csv", help="the finished cells")
+    parser.add_argument("--output", type=Path, default=results, help="folder of the tables")
+    options = parser.parse_args()
+    table = summary(pd.read_csv(options.cells))
+    atomic_write(options.output / "study_table.csv", table.to_csv(index=False, float_format="%.6g"))
+    atomic_write(options.output / "study_table.md", table_text(table, latex=False))
+    atomic_write(options.output / "study_table.tex", table_text(table, latex=True))
+    print(table_text(table, latex=False))
+
+
+if __name__ == "__main__":
+    main()

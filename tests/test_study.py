@@ -1,0 +1,166 @@
+"""The study of methods (benchmarks/study.py): its order, its tables, its losses, and one cell with few images."""
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import stats
+from torch.utils.data import TensorDataset
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import study  # noqa: E402
+import study_methods  # noqa: E402
+import study_runs  # noqa: E402
+import study_tables  # noqa: E402
+
+from cka_probe.distill import Outputs, RCKALoss  # noqa: E402
+from figures import study as study_figure  # noqa: E402
+
+
+def test_the_main_rows_come_first_and_no_cell_twice():
+    cells = study.plan({})
+    assert len(set(cells)) == len(cells)
+    first = cells[: len(study.MAIN) + 2]
+    assert {cell.method for cell in first} == set(study.MAIN)
+    assert {(cell.data, cell.images, cell.seed) for cell in first} == {("fashion", 10_000, 0)}
+    assert {(cell.weight, cell.ramp) for cell in first if cell.method == "rcka"} == {
+        (3, False),
+        (15, True),
+        (15, False),
+    }
+    for images in (10_000, 1_000):
+        rcka = {cell[3:] for cell in cells if cell[:3] == ("fashion", images, "rcka")}
+        assert rcka == {(w, r, s) for w in (1.0, 3.0, 15.0) for r in (False, True) for s in range(5)}
+    assert {cell.seed for cell in cells if cell.data == "glyphs"} == set(range(5))
+
+
+def test_the_best_weight_of_seed_0_is_run_before_the_other_weights():
+    cells = [cell for cell in study.plan({}) if cell[:3] == ("fashion", 10_000, "lcka") and cell.seed == 0]
+    known = {cell: 80.0 + cell.weight / 100 + cell.ramp for cell in cells}
+    best = study_tables.chosen(known, "fashion", 10_000)
+    assert best == [study.Cell("fashion", 10_000, "lcka", 15.0, True, 0)]
+    rest = [cell for cell in study.plan(known) if cell[:3] == ("fashion", 10_000, "lcka") and cell.seed == 4]
+    assert rest.index(best[0]._replace(seed=4)) < rest.index(best[0]._replace(seed=4, weight=1.0))
+    known.popitem()
+    assert study_tables.chosen(known, "fashion", 10_000) == []
+
+
+def test_finished_cells_are_read_from_the_table(tmp_path):
+    table = tmp_path / "study.csv"
+    assert study.finished(table) == {}
+    cells = [cell for cell in study.plan({}) if cell.method == "kd"][:3]
+    for number, cell in enumerate(cells):
+        study.append(table, {**cell._asdict(), "validation": 80 + number})
+    assert study.finished(table) == {cell: 80 + number for number, cell in enumerate(cells)}
+    assert len(table.read_text().splitlines()) == 4
+
+
+def lines():
+    """Four methods and three seeds; RCKA 3 is half a point better than KD with every seed, give or take."""
+    rows = []
+    for seed, noise in enumerate((0.0, 0.2, -0.1)):
+        for method, weight, ramp, test in (
+            ("ce", 1.0, False, 88.0),
+            ("kd", 1.0, False, 88.5 + noise),
+            ("dist", 1.0, False, 89.0 - noise),
+            ("rcka", 3.0, False, 89.0 + 2 * noise),
+            ("rcka", 15.0, True, 60.0),
+        ):
+            cell = ("fashion", 10_000, method, weight, ramp, seed)
+            rows.append({**dict(zip(study.Cell._fields, cell, strict=True)), "validation": test - 1, "test": test})
+    return pd.DataFrame(rows)
+
+
+def test_the_table_has_paired_differences_with_intervals():
+    table = study_tables.summary(lines()).set_index("method")
+    assert list(table.index) == ["CE", "KD", "DIST", "RCKA 3", "RCKA 15, ramp"]
+    differences = np.array([0.5, 0.7, 0.4])
+    line = table.loc["RCKA 3"]
+    assert line["minus_kd"] == pytest.approx(differences.mean())
+    low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+    assert (line["low_kd"], line["high_kd"]) == pytest.approx((low, high))
+    assert line["minus_dist"] == pytest.approx(0.1)
+    assert np.isnan(table.loc["KD", "minus_kd"])
+    raw = stats.ttest_1samp(differences, 0).pvalue
+    assert raw <= line["p_kd"] <= 4 * raw
+    assert table.loc["CE", "sd"] == 0
+    assert bool(table.loc["CE", "chosen"])
+    assert not table.loc["RCKA 3", "chosen"]  # the other weights have not run
+
+
+def test_the_table_as_text():
+    table = study_tables.summary(lines())
+    markdown = study_tables.table_text(table, latex=False)
+    assert "| fashion | 10,000 | RCKA 3 | 3 | 89.07 ± 0.31 | +0.53 (" in markdown
+    assert "| **88.00 ± 0.00** |" in markdown
+    latex = study_tables.table_text(table, latex=True)
+    assert r"fashion & 10,000 & RCKA 3 & 3 & 89.07 $\pm$ 0.31 & +0.53 (" in latex
+    assert r"95 \%" in latex
+    one = study_tables.summary(lines().query("seed == 0"))
+    assert "| fashion | 10,000 | KD | 1 | 88.50 |  |  |" in study_tables.table_text(one, latex=False)
+
+
+def test_the_figure(tmp_path):
+    mpl.use("Agg")
+    study_tables.summary(lines()).to_csv(tmp_path / "table.csv", index=False)
+    study_figure.make(tmp_path, source=tmp_path / "table.csv")
+    assert (tmp_path / "study.png").stat().st_size > 1000
+    assert len(pd.read_csv(tmp_path / "data" / "study.csv")) == 5
+    assert study_figure.make(tmp_path, source=tmp_path / "missing.csv") is None
+
+
+def outputs(seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = tuple(torch.randn(16, 4, 3, 3, generator=generator) for _ in range(3))
+    return Outputs(torch.randn(16, 10, generator=generator), maps)
+
+
+def test_a_ramp_rises_over_the_first_half_of_the_steps():
+    student, teacher = outputs(0), outputs(1)
+    loss = study_methods.Weighted(RCKALoss(1, 3, 3), 0.0, 1.0, steps=8)
+    whole = RCKALoss(1, 3, 3).terms(student, teacher)
+    with torch.no_grad():
+        loss.terms(student, teacher)  # the check before the first step does not count
+    found = [float(loss.terms(student, teacher)["inter"] / whole["inter"]) for _ in range(8)]
+    assert found == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+
+
+def test_the_sign_term_is_0_for_the_teacher_alone():
+    teacher = outputs(0)
+    z = teacher.logits.double()
+    z = z - z.mean(0) - z.mean(1, keepdim=True) + z.mean()
+    values, axes = torch.linalg.eigh(z.T @ z)
+    for signs in ([1] * 10, [1] * 9 + [-1], [-1] * 10):
+        signs = torch.tensor(signs, dtype=torch.float64)
+        student = Outputs(2 * z @ (axes * signs) @ axes.T)
+        found = study_methods.SignLoss().terms(student, Outputs(z))["signs"]
+        assert float(found) == pytest.approx(1 - float((signs * values).sum() / values.sum()), abs=1e-12)
+        cosines = study_runs.sign_diagonal(student.logits, z)
+        assert cosines.tolist() == pytest.approx(signs.flip(0)[:9].tolist())
+
+
+def test_every_method_trains_a_student(tmp_path, monkeypatch):
+    """Sixty-four noise images, one epoch."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(128, 1, 28, 28, generator=generator), torch.arange(128) % 10
+    few = TensorDataset(images, labels)
+    monkeypatch.setattr(study_runs, "parts", lambda *_, **__: (few, few, few))
+    monkeypatch.setitem(study_runs.EPOCHS, 128, 1)
+    torch.manual_seed(0)
+    (tmp_path / "teacher_fashion").mkdir()
+    save_file(study_runs.Teacher(10).state_dict(), tmp_path / "teacher_fashion" / "last.safetensors")
+    rows = "\n".join("1" * (study_runs.TEACHER_EPOCHS["fashion"] + 1))
+    (tmp_path / "teacher_fashion" / "history.csv").write_text(rows)
+    for name, method in study_methods.METHODS.items():
+        line = study_runs.run_cell(study.Cell("fashion", 128, name, method.default, method.ramp, 0), tmp_path)
+        assert set(line) == set(study_runs.FIELDS)
+        assert 0 <= line["test"] <= 100
+        assert len(line["diagonal"].split()) == 9
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
