@@ -34,6 +34,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from study_methods import METHODS
+from study_probe import PROBED
 from study_runs import FIELDS, Cell, prepare, run_cell
 from study_tables import chosen
 
@@ -81,6 +82,7 @@ def plan(known: dict[Cell, float]) -> list[Cell]:
     main_rows("fashion", 10_000, SEEDS[3:])
     main_rows("fashion", 1_000, SEEDS[3:])
     main_rows("glyphs", 10_000, SEEDS)
+    found.extend(Cell("glyphs", 10_000, name, 1.0, False, seed) for seed in SEEDS for name in PROBED)
     for images in (10_000, 1_000):
         weights("fashion", images, SEEDS[1:])
     return list(dict.fromkeys(found))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 from study_methods import METHODS, Weighted
+from study_probe import PROBED, probe, unlabelled_student
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -170,16 +171,36 @@ def sign_diagonal(student: Tensor, teacher: Tensor) -> Tensor:
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     """Train the student of a cell and measure it; the row of the table."""
     started = time.perf_counter()
+    measure = _probed if cell.method in PROBED else _distilled
+    scores = measure(cell, folder, parts(cell.data, folder, cell.seed, cell.images, augment=False))
+    return {
+        **cell._asdict(),
+        "epochs": EPOCHS[cell.images],
+        **scores,
+        "seconds": round(time.perf_counter() - started),
+        "commit": commit(),
+        "machine": f"{platform.machine()}, torch {torch.__version__.partition('+')[0]}, 1 thread",
+        "date": date.today().isoformat(),
+    }
+
+
+def new_student(cell: Cell) -> nn.Module:
+    """The same first weights for every method."""
+    torch.manual_seed(cell.seed)
+    return channels_last(resnet8(CLASSES[cell.data], in_channels=1))
+
+
+def _distilled(cell: Cell, folder: Path, data: tuple[Dataset[Any], ...]) -> dict[str, Any]:
+    """Train with labels and the method's loss; the accuracies after the last epoch."""
+    train, validation, test = data
     method = METHODS[cell.method]
-    train, validation, test = parts(cell.data, folder, cell.seed, cell.images, augment=False)
     teacher = teacher_of(cell.data, folder)
     epochs = EPOCHS[cell.images]
     steps = epochs * (len(train) // BATCH)
     loss = None if method.make is None else method.make(cell.weight, steps)
     if cell.ramp:
         loss = Weighted(loss, 0.0, 1.0, steps)
-    torch.manual_seed(cell.seed)
-    student = channels_last(resnet8(CLASSES[cell.data], in_channels=1))
+    student = new_student(cell)
     glance = torch.utils.data.Subset(validation, range(0, len(validation), 10))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         layers = STAGES if method.features else ()
@@ -193,17 +214,26 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     taught, labels = logits_of(teacher, test)
     diagonal = sign_diagonal(scored["test"][0], taught)
     return {
-        **cell._asdict(),
-        "epochs": epochs,
         **{name: round(accuracy(*found), 3) for name, found in scored.items()},
         "agreement": round(accuracy(scored["test"][0], taught.argmax(1)), 3),
         "diagonal": " ".join(f"{value:.3f}" for value in diagonal),
         "teacher_test": round(accuracy(taught, labels), 3),
-        "seconds": round(time.perf_counter() - started),
-        "commit": commit(),
-        "machine": f"{platform.machine()}, torch {torch.__version__.partition('+')[0]}, 1 thread",
-        "date": date.today().isoformat(),
     }
+
+
+def _probed(cell: Cell, folder: Path, data: tuple[Dataset[Any], ...]) -> dict[str, Any]:
+    """Distill without labels from the teacher of clothes, then a linear probe; of the teacher too."""
+    train, validation, test = data
+    teacher = teacher_of("fashion", folder)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        student = unlabelled_student(
+            cell.method, teacher, new_student(cell), train, student_layers=STAGES, epochs=EPOCHS[cell.images],
+            batch_size=BATCH, learning_rate=LEARNING_RATE, seed=cell.seed, teacher_cache=scratch,
+        )  # fmt: skip
+    scores = dict(zip(("validation", "test"), probe(student, train, validation, test), strict=True))
+    (theirs,) = probe(teacher, train, test)
+    nothing = {"agreement": "", "diagonal": "", "teacher_test": round(theirs, 3)}
+    return {**{name: round(value, 3) for name, value in scores.items()}, **nothing}
 
 
 def commit() -> str:

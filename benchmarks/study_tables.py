@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from study_methods import METHODS
+from study_probe import PROBED
 
 from cka_probe.atomic_write import atomic_write
 from cka_probe.distill.recipes.tables import summarise
@@ -39,6 +40,8 @@ def chosen(known: Mapping[Any, float], data: str, images: int) -> list[Any]:
 
 def label(method: str, weight: float, ramp: bool) -> str:
     """A line's name, such as "RCKA 15, ramp"; the usual weight of a method with one usual weight is left out."""
+    if method in PROBED:
+        return PROBED[method]
     found = METHODS[method]
     if weight != 1 or found.default != 1 or found.ramp:
         number = "1/3" if abs(weight - 1 / 3) < 1e-3 else f"{weight:g}"

@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import study  # noqa: E402
 import study_methods  # noqa: E402
+import study_probe  # noqa: E402
 import study_runs  # noqa: E402
 import study_tables  # noqa: E402
 
@@ -163,4 +164,30 @@ def test_every_method_trains_a_student(tmp_path, monkeypatch):
         assert set(line) == set(study_runs.FIELDS)
         assert 0 <= line["test"] <= 100
         assert len(line["diagonal"].split()) == 9
+    for name in study_probe.PROBED:
+        line = study_runs.run_cell(study.Cell("fashion", 128, name, 1.0, False, 0), tmp_path)
+        assert set(line) == set(study_runs.FIELDS)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
+
+
+def test_the_probe_reads_features_and_the_student_no_labels():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    images = 0.3 * torch.randn(120, 1, 12, 12, generator=generator)
+    images[:, :, :4] += labels[:, None, None, None] == 0
+    images[:, :, :, :4] += labels[:, None, None, None] == 1
+    network = study_runs.Teacher(5)
+    features, found = study_probe.pooled(network, TensorDataset(images, labels))
+    assert features.shape == (120, 128)
+    assert found.tolist() == labels.tolist()
+    assert isinstance(network.fc, torch.nn.Linear)
+    data = TensorDataset(images, labels)
+    assert study_probe.probe(network, data, data)[0] > 90
+    students = []
+    for targets in (labels, labels.flip(0)):
+        torch.manual_seed(0)
+        student = study_runs.Teacher(3)
+        options = {"student_layers": study_runs.STAGES, "epochs": 1, "batch_size": 40}
+        study_probe.unlabelled_student("fcka_unlabelled", network, student, TensorDataset(images, targets), **options)
+        students.append(student.stem[0].weight)
+    assert torch.equal(*students)
