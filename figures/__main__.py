@@ -27,7 +27,6 @@ NAMES = (
     "scaling",
     "detections",
     "coverage",
-    "sign_minima",
     "study",
 )
 
