@@ -69,7 +69,7 @@ def main():
     exact = go(folder / "exact", accumulation_steps=2)
     resumed = go(folder / "plain")  # a finished run is only loaded
     assert torch.equal(*(torch.cat([p.flatten() for p in r.student.parameters()]) for r in (plain, resumed)))
-    assert exact.notes == ()
+    assert not any("left out" in note for note in exact.notes)
     segment(folder / "segmenter")
     torch.distributed.destroy_process_group()
 

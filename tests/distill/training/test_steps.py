@@ -85,7 +85,7 @@ def test_both_passes_see_the_same_dropout_and_batch_norm_moves_once():
     with TappedModel(student, ["norm"]) as pupil, TappedModel(teacher, ["norm"]) as master:
         outputs = [pupil(x[i : i + 2].double()) for i in range(0, 10, 2)]
         whole = Outputs(torch.cat([o.logits for o in outputs]), (torch.cat([o.features[0] for o in outputs]),))
-        sum(weighted_terms(loss, 0.7, whole, master(x.double()), y).values()).backward()
+        sum(weighted_terms(loss, functional.cross_entropy, 0.7, whole, master(x.double()), y).values()).backward()
     expected = torch.cat([p.grad.flatten() for p in [*student.parameters(), *loss.parameters()]])
     found, *_ = gradients(exact_gradient, 5, dropout=0.5)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
