@@ -28,6 +28,7 @@ NAMES = (
     "detections",
     "coverage",
     "study",
+    "all_measures",
 )
 
 

@@ -12,7 +12,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cka_probe.estimators import MEASURES  # noqa: E402
 from figures import (  # noqa: E402
+    all_measures,
     bounds_along_training,
     centring_and_kernels,
     corridor,
@@ -91,6 +93,16 @@ def test_unbiased_cka_of_unrelated_images_is_about_zero_and_biased_is_at_its_cha
     assert (unrelated["unbiased"].abs() < 0.15).all()
     assert (unrelated["biased"] - unrelated["chance"]).abs().max() < 0.1
     assert (unrelated["chance"] > 0.02).all()
+
+
+def test_all_measures(tmp_path, networks):
+    table = all_measures.make(tmp_path, **networks, samples=48)
+    assert list(written(tmp_path, "all_measures")["measure"]) == list(table["measure"])
+    agreement = table.set_index("measure")
+    assert set(agreement.index) == {"CKA", "CKA, Gaussian", *MEASURES}
+    assert np.allclose(np.diag(agreement), 1)
+    assert agreement.loc["procrustes", "angular"] > 0.999  # one is a function of the other
+    assert agreement.loc["procrustes", "nbs"] > 0.999
 
 
 def test_two_seeds(tmp_path, networks):

@@ -37,10 +37,13 @@ def compare(
     weights_x: Annotated[Path | None, typer.Option(help="Weights of the first network (.safetensors, .pt).")] = None,
     weights_y: Annotated[Path | None, typer.Option(help="Weights of the second network.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of both networks.")] = None,
-    kernel: Annotated[str, typer.Option(help='"linear", "rbf", "rbf(fraction=0.5)", "cosine", ...')] = "linear",
+    kernel: Annotated[
+        str | None, typer.Option(help='"linear" (default of CKA), "rbf", "rbf(fraction=0.5)", "cosine", ...')
+    ] = None,
     estimator: Annotated[str, typer.Option(help='"unbiased" or "biased".')] = "unbiased",
     scope: Annotated[str | None, typer.Option(help='"minibatch" or "dataset" (exact).')] = None,
     measure: Annotated[str, typer.Option(help='"cka" or another measure, such as "procrustes".')] = "cka",
+    option: Annotated[list[str] | None, typer.Option(help="Option of the measure, NAME=VALUE, such as k=5.")] = None,
     pooling: Annotated[str, typer.Option(help='"auto", "flatten", "mean", "cls", "last", "spatial", "all".')] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a minibatch.")] = 64,
     samples: Annotated[int | None, typer.Option(min=1, help="Number of samples; all by default.")] = None,
@@ -71,7 +74,7 @@ def compare(
 
       cka-probe compare result.npz --plot heatmap.pdf
     """
-    from .saved import compare_files, kind_of_file
+    from .saved import compare_files, kind_of_file, measure_options
 
     _check_paths(output, plot)
     show_progress = not quiet and sys.stderr.isatty()
@@ -83,6 +86,7 @@ def compare(
             kernel=kernel,
             estimator=estimator,
             measure=measure,
+            options=measure_options(option or []),
             quiet=quiet,
             progress=show_progress,
         )
@@ -96,13 +100,14 @@ def compare(
             "layers": _layer_list(layers),
             "layers_y": None if layers_y is None else _layer_list(layers_y),
             "exclude": None if exclude is None else _layer_list(exclude),
-            "kernel": kernel_from_name(kernel),
+            "kernel": None if kernel is None else kernel_from_name(kernel),
             "estimator": estimator,
             "scope": scope,
             "measure": measure,
             "pooling": pooling,
             "device": device,
             "progress": show_progress,
+            **measure_options(option or []),
         }
         batches = load_data(
             data, batch_size=batch_size, samples=samples, image_size=image_size, channels=channels, seed=seed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,7 +13,7 @@ from .terminal import say
 if TYPE_CHECKING:
     from ..similarity.matrix import SimilarityMatrix
 
-__all__ = ["compare_files", "kind_of_file"]
+__all__ = ["compare_files", "kind_of_file", "measure_options"]
 
 # What each kind of file is, for messages.
 KINDS = {
@@ -25,7 +26,7 @@ KINDS = {
 # Options that apply to each kind of file. The others would be ignored, so they are refused.
 ALWAYS = {"model_x", "model_y", "output", "plot", "as_json", "quiet"}
 OPTIONS = {
-    "features": ALWAYS | {"kernel", "estimator", "scope", "measure"},
+    "features": ALWAYS | {"kernel", "estimator", "scope", "measure", "option"},
     "signature": ALWAYS,
     "result": ALWAYS,
 }
@@ -83,9 +84,10 @@ def compare_files(
     x: str,
     y: str | None,
     *,
-    kernel: str,
+    kernel: str | None,
     estimator: str,
     measure: str,
+    options: dict[str, Any],
     quiet: bool,
     progress: bool,
 ) -> SimilarityMatrix:
@@ -97,7 +99,7 @@ def compare_files(
         Says which options were given.
     x, y : str
         The files; `y` is None if there is one only.
-    kernel, estimator, measure, quiet, progress
+    kernel, estimator, measure, options, quiet, progress
         Options of `cka-probe compare`.
 
     Raises
@@ -145,12 +147,40 @@ def compare_files(
     return compare_features(
         load_arrays(x),
         None if y in (None, x) else load_arrays(y),
-        kernel=kernel_from_name(kernel),
+        kernel=None if kernel is None else kernel_from_name(kernel),
         estimator=estimator,
         measure=measure,
         names=(x, y or x),
         progress=progress,
+        **options,
     )
+
+
+def measure_options(written: list[str]) -> dict[str, Any]:
+    """Options of the measure from texts NAME=VALUE.
+
+    Raises
+    ------
+    ValueError
+        If a text has no "=", or two give the same option.
+
+    Examples
+    --------
+    >>> measure_options(["k=5", "form=paper"])
+    {'k': 5, 'form': 'paper'}
+    """
+    options: dict[str, Any] = {}
+    for text in written:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise ValueError(f"--option {text}: write NAME=VALUE, for example --option k=5.")
+        if name in options:
+            raise ValueError(f"--option {text}: {name} is given twice.")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
 
 
 def _refuse_other_options(context: typer.Context, kind: str) -> None:

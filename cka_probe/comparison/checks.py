@@ -5,14 +5,23 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..capture.nearest import nearest
 from ..estimators.kernels import KERNELS, Kernel, Linear, kernel_from_name
 
-__all__ = ["check_autocast", "check_checkpoint", "check_forward", "check_process_group", "checked_kernel"]
+__all__ = [
+    "check_autocast",
+    "check_checkpoint",
+    "check_forward",
+    "check_measure_options",
+    "check_process_group",
+    "checked_kernel",
+]
 
 
 def checked_kernel(kernel: Any) -> Kernel:
@@ -43,6 +52,37 @@ def checked_kernel(kernel: Any) -> Kernel:
     if not callable(kernel):
         raise TypeError(f"`kernel` must be a kernel such as cka_probe.RBF(), got {type(kernel).__name__}.")
     return kernel
+
+
+def check_measure_options(caller: Callable[..., Any], measure: str, options: Mapping[str, Any]) -> None:
+    """Check the keywords that ``caller`` passes on to the measure, by their names and, as far as possible, values.
+
+    Raises
+    ------
+    TypeError
+        If a keyword is neither a parameter of ``caller`` nor an option of the measure; the message gives the nearest of
+        both. Also if a value is of the wrong type.
+    ValueError
+        If a value is out of range for any number of samples.
+    """
+    from ..estimators.measures.catalogue import MEASURES
+
+    if not isinstance(measure, str) or (measure != "cka" and measure not in MEASURES):
+        return  # ``Request`` says which measures there are
+    known = {} if measure == "cka" else MEASURES[measure].options
+    parameters = [name for name in inspect.signature(caller).parameters if name != "options"]
+    for option in options:
+        if option not in known:
+            near = nearest(option, [*known, *parameters], most=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            listed = ", ".join(f"`{name}`" for name in known)
+            which = f" The options of this measure are {listed}." if known else " This measure has no options."
+            raise TypeError(
+                f"`{option}` is neither a parameter of `{caller.__name__}` nor an option of the measure {measure!r}."
+                f"{hint}{which}"
+            )
+    if measure != "cka":
+        MEASURES[measure].try_options(dict(options))
 
 
 def check_forward(forward: Any) -> None:

@@ -326,7 +326,7 @@ class DatasetPass:
             return self._blocked(xs, ys, bar)
         from ..estimators.measures.catalogue import MEASURES
 
-        found = MEASURES[request.measure].matrix(xs, ys)
+        found = MEASURES[request.measure].matrix(xs, ys, **request.options)
         return _Values(found.values, chance=found.chance, reasons=reasons_of(found.values, xs, ys, request.kernel))
 
     def _blocked(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None, bar: Callable[..., Any]) -> _Values:
@@ -364,14 +364,26 @@ class DatasetPass:
         return _Values(found.value, found.standard_error, self.samples - 1, notes=tuple(notes), reasons=reasons)
 
 
-def _about_measure(request: Request) -> dict[str, str]:
-    """Settings for ``meta``: kernel and estimator of CKA; for other measures their kind and invariances."""
+def _about_measure(request: Request) -> dict[str, Any]:
+    """Settings for ``meta``: kernel and estimator of CKA; for other measures kind, invariances and all options."""
     if request.measure == "cka":
         return {"kernel": repr(request.kernel), "estimator": request.estimator}
     from ..estimators.measures.catalogue import MEASURES
 
     measure = MEASURES[request.measure]
-    return {"kind": measure.kind, "invariances": measure.invariances}
+    options = {name: value for name, value in {**measure.options, **request.options}.items() if value is not None}
+    return {
+        "kind": measure.kind,
+        "invariances": measure.invariances,
+        "options": {name: _plain(value) for name, value in options.items()},
+    }
+
+
+def _plain(value: Any) -> str | bool | int | float:
+    """The value of an option as JSON holds it: a kernel becomes the text that makes it."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | bool | int | float) else repr(value)
 
 
 def _p_value(values: np.ndarray, samples: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
+from .checks import check_measure_options
 from .dataset import DatasetPass
 from .request import Request
 
@@ -44,6 +45,7 @@ def compare_features(
     measure: str = "cka",
     names: tuple[str, str] = ("x", "y"),
     progress: bool = True,
+    **options: Any,
 ) -> SimilarityMatrix:
     """CKA, or another measure, of every layer in one set of features with every layer in another.
 
@@ -53,8 +55,8 @@ def compare_features(
         Features by layer: numpy arrays or tensors, for example from ``extract``. All must hold the same samples in the
         same order. Axes after the first are flattened; tensors stay on their device. If ``y`` is left out, ``x`` is
         compared with itself.
-    kernel, estimator, measure, progress
-        As ``compare``.
+    kernel, estimator, measure, progress, **options
+        As ``compare``: ``measure="mutual_knn", k=5``.
     names : (str, str)
         Names of ``x`` and ``y`` in the result, its plots and messages.
 
@@ -79,6 +81,7 @@ def compare_features(
     >>> compare_features(features, progress=False).to_frame().shape
     (2, 2)
     """
+    check_measure_options(compare_features, measure, options)
     if isinstance(names, str) or len(names) != 2:
         raise ValueError(f"`names` must be two, for x and y, got {names!r}.")
     sides = [_stored(names[0], x)]
@@ -97,7 +100,9 @@ def compare_features(
     least = 4 if measure == "cka" and estimator == "unbiased" else 2
     if len(first) < least:
         raise ValueError(f"The features have {len(first)} samples, but this needs at least {least}.")
-    request = Request(first, kernel=kernel, estimator=estimator, scope="dataset", measure=measure, progress=progress)
+    request = Request(
+        first, kernel=kernel, estimator=estimator, scope="dataset", measure=measure, progress=progress, options=options
+    )
     gathered = DatasetPass(sides, request, first.device)
     gathered.consume(0, [list(side.features.values()) for side in sides], len(first))
     meta = {"model_x": names[0], "model_y": names[1] if len(sides) == 2 else names[0], "partial": False}

@@ -16,6 +16,7 @@ from ..capture.networks import check_network
 from ..capture.pooling import Pooling
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
+from .checks import check_measure_options
 from .dataset import run_dataset
 from .layer_choice import excluded, layers_by_model
 from .minibatch import run_minibatch
@@ -51,6 +52,7 @@ def compare(
     tf32: bool = False,
     overlap: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> SimilarityMatrix:
     """CKA, or another measure, of every layer of one network with every layer of another.
 
@@ -82,8 +84,8 @@ def compare(
         with the data. "dataset": over all samples at once, exactly by moments or by blocks of Gram matrices, or
         approximately by a sketch if neither fits into memory. A note of the result names the route.
     measure : str
-        "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa_spearman", ...) on the features of
-        all samples.
+        "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa", ...) on the features of all
+        samples.
     pooling : str or callable
         How an activation becomes features (n, d): "auto", "flatten", "mean", "spatial", "all", "cls", "last", or a
         function.
@@ -121,6 +123,10 @@ def compare(
         that write through pointers) are not noticed. For the minibatch scope.
     progress : bool
         Show a progress bar.
+    **options
+        Options of the measure: ``measure="mutual_knn", k=5``. They are those of its function in
+        ``cka_probe.estimators``, and are kept in ``meta["options"]`` of the result. ``kernel`` reaches a measure that
+        has a kernel.
 
     Returns
     -------
@@ -136,7 +142,8 @@ def compare(
         If a layer or option is unknown, two options contradict each other, ``data`` is empty, its batches are too
         small, a checkpoint belongs to another comparison, or the processes of ``distributed`` compare different things.
     TypeError
-        If a model is not a network, ``data`` is not an iterable of batches, or an option is of the wrong kind.
+        If a model is not a network, ``data`` is not an iterable of batches, an option is of the wrong kind, or a
+        keyword is neither a parameter nor an option of the measure.
     CaptureError
         If a layer gives NaN or infinity, or cannot be compared; the message names model, layer and batch.
     ModuleNotFoundError, RuntimeError
@@ -159,6 +166,7 @@ def compare(
     with Together(bool(distributed)) as together:
         check_network(model_x, "`model_x`")
         check_network(model_y, "`model_y`")
+        check_measure_options(compare, measure, options)
         request = Request(
             data,
             data_y=data_y,
@@ -177,6 +185,7 @@ def compare(
             tf32=tf32,
             overlap=overlap,
             progress=progress,
+            options=options,
         )
         if names is not None and (
             isinstance(names, str) or len(names) != 2 or not all(isinstance(n, str) for n in names)
@@ -220,6 +229,7 @@ def compare_many(
     tf32: bool = False,
     overlap: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> SimilarityMatrix:
     """CKA, or another measure, of every pair of layers of several models, with one forward pass of each per batch.
 
@@ -228,7 +238,7 @@ def compare_many(
     models : mapping of str to torch.nn.Module
         At least one model by name, for example the checkpoints of one run. Names that are numbers become texts.
     data, exclude, kernel, estimator, scope, measure, pooling, forward, sample_axis, device, autocast, checkpoint,
-    distributed, backend, tf32, overlap, progress
+    distributed, backend, tf32, overlap, progress, **options
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
         Layers of every model, or those of each model by its name; also pairs (model name, layer), as in the index of
@@ -261,6 +271,7 @@ def compare_many(
             check_network(model, f"`models[{name!r}]`")
         if isinstance(layers, Mapping):
             layers = {str(key) if key in models else key: chosen for key, chosen in layers.items()}
+        check_measure_options(compare_many, measure, options)
         models = _by_text(models)
         request = Request(
             data,
@@ -280,6 +291,7 @@ def compare_many(
             tf32=tf32,
             overlap=overlap,
             progress=progress,
+            options=options,
         )
         chosen = layers_by_model(models, layers)
         without = excluded(list(models.values()), [chosen[name] for name in models], exclude)

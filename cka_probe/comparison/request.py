@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ class ComparedModel:
 class Request:
     """The options that hold for all models of a comparison.
 
-    ``square`` compares all layers of all models with each other, as ``compare_many`` does. Every other field is the
-    parameter of ``compare`` with the same name. In a finished request ``kernel`` and ``scope`` are never None.
+    ``square`` compares all layers of all models with each other, as ``compare_many`` does. ``options`` are those of the
+    measure, checked by ``check_measure_options``. Every other field is the parameter of ``compare`` with the same name.
+    In a finished request ``kernel`` and ``scope`` are never None.
 
     Raises
     ------
@@ -80,10 +81,12 @@ class Request:
     progress: bool = True
     square: bool = False
     sample_axis: int = 0
+    options: dict[str, Any] = field(default_factory=dict)  # of the measure
 
     def __post_init__(self) -> None:
-        self.kernel = checked_kernel(self.kernel)
-        self._check_measure()
+        given = self.kernel
+        self.kernel = checked_kernel(given)
+        self._check_measure(given)
         self.scope = self.scope or ("minibatch" if self.measure == "cka" else "dataset")
         check_estimator(self.estimator)
         if self.scope not in SCOPES:
@@ -109,7 +112,7 @@ class Request:
         """Name of the pooling in results."""
         return self.pooling if isinstance(self.pooling, str) else getattr(self.pooling, "__name__", repr(self.pooling))
 
-    def _check_measure(self) -> None:
+    def _check_measure(self, kernel: Any) -> None:
         if not isinstance(self.measure, str):
             raise TypeError(f"`measure` must be a name such as 'cka', got {self.measure!r}.")
         if self.measure == "cka":
@@ -119,6 +122,10 @@ class Request:
         if self.measure not in MEASURES:
             hint = nearest_hint(self.measure, ["cka", *MEASURES], kind="The measures")
             raise ValueError(f"No measure is called {self.measure!r}. {hint}")
+        if kernel is not None and "kernel" in MEASURES[self.measure].options:
+            self.options = {**self.options, "kernel": kernel}
+            MEASURES[self.measure].try_options(self.options)
+            self.kernel = Linear()
         if not isinstance(self.kernel, Linear):
             raise ValueError(f"The measure {self.measure!r} does not use a kernel. Leave `kernel` out.")
         if self.scope == "minibatch":

@@ -6,6 +6,7 @@ already (hooks, training losses) call functions without checks instead, such as 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,7 @@ def namespace(*arrays: Array, names: tuple[str, ...]) -> ModuleType:
                 f"`{name}` must be an array of numpy, torch or CuPy, got {type(array).__name__}. "
                 "Convert it first, for example with numpy.asarray."
             )
+        _check_library(array, name)
     kinds = {type(a).__module__.split(".")[0]: n for a, n in zip(arrays, names, strict=True)}
     if len(kinds) > 1:
         listed = " and ".join(f"`{name}` is from {library}" for library, name in kinds.items())
@@ -57,6 +59,21 @@ def namespace(*arrays: Array, names: tuple[str, ...]) -> ModuleType:
         return array_namespace(*arrays)
     except TypeError as error:  # numpy.float32(2): a number that looks like an array
         raise TypeError(f"{' and '.join(f'`{name}`' for name in names)} must be arrays, not single numbers.") from error
+
+
+def _check_library(array: Array, name: str) -> None:
+    """Raise TypeError for arrays whose library cannot compute the estimators: dask, and JAX without float64."""
+    library = type(array).__module__.partition(".")[0]
+    if library == "dask":
+        raise TypeError(
+            f"`{name}` is a dask array. The estimators need whole arrays: pass `{name}.compute()`. For data that do "
+            "not fit into memory, pass its blocks to MomentCKA().update one after the other."
+        )
+    if library in ("jax", "jaxlib") and str(sys.modules["jax"].dtypes.canonicalize_dtype("float64")) != "float64":
+        raise TypeError(
+            f"`{name}` is a JAX array, and JAX has float64 switched off, in which the estimators add up. "
+            'Call jax.config.update("jax_enable_x64", True) before the first array is made.'
+        )
 
 
 def as_real(xp: ModuleType, x: Array, name: str) -> Array:

@@ -119,6 +119,9 @@ def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
     facts += _best_matches(matrix)
     meta = matrix.meta
     made = [f"{key} {meta[key]}" for key in ("kernel", "estimator", "scope", "samples", "batches") if key in meta]
+    options = meta.get("options")
+    if isinstance(options, dict):
+        made = [*(f"{name} {value}" for name, value in options.items()), *made]
     if made:
         facts.append(("made with", printable(", ".join(made))))
     return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ class Fold(NamedTuple):
 
 def _check(folds: int, regularization: float, seed: int, n: int) -> None:
     for value, name in ((folds, "folds"), (seed, "seed")):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"`{name}` must be an int, got {type(value).__name__}.")
     if isinstance(regularization, bool) or not isinstance(regularization, Real):
         raise TypeError(f"`regularization` must be a number, got {type(regularization).__name__}.")
@@ -54,11 +54,12 @@ def _check(folds: int, regularization: float, seed: int, n: int) -> None:
         raise ValueError(f"`regularization` must be not negative, and finite, got {regularization!r}.")
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}.")
-    if not 2 <= folds <= n // SMALLEST_FOLD:
-        more = " Pass more samples or fewer `folds`." if folds >= 2 else ""
+    if folds < 2:
+        raise ValueError(f"`folds` must be at least 2, got {folds}.")
+    if folds > n // SMALLEST_FOLD:
         raise ValueError(
             f"`folds` must be from 2 to {n // SMALLEST_FOLD} for {n} samples, so that each fold has at least "
-            f"{SMALLEST_FOLD}, got {folds}.{more}"
+            f"{SMALLEST_FOLD}, got {folds}. Pass more samples or fewer `folds`."
         )
 
 

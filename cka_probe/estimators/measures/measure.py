@@ -6,13 +6,19 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from ...capture.nearest import nearest
 from ..validation import Array, check_pair
 from .pairing import Pair, all_pairs, prepare_layers
 
 __all__ = ["Measure", "MeasureMatrix"]
+
+MOST_SAMPLES = 2000
+"""Options are not tried before the data are read if they need more samples than this."""
 
 
 class MeasureMatrix(NamedTuple):
@@ -81,6 +87,14 @@ class Measure:
                 hint = f" Did you mean `{near[0]}`?" if near else ""
                 listed = f" Its options are: {', '.join(known)}." if known else " It has no options."
                 raise TypeError(f"`{self.function.__name__}` has no option `{option}`.{hint}{listed}")
+
+    def try_options(self, options: dict[str, Any]) -> None:
+        """Raise the error that an option gives for any number of samples, or a library that is not installed."""
+        every = {**self.options, **options}
+        counts = [int(value) for name, value in every.items() if isinstance(value, Integral) and name != "seed"]
+        n = 12 + 3 * max(counts, default=0)
+        if n <= MOST_SAMPLES:
+            self.prepare(np.random.default_rng(0).normal(size=(n, 3)), **options)
 
     def matrix(self, xs: Sequence[Array], ys: Sequence[Array] | None = None, **options: Any) -> MeasureMatrix:
         """Values of the measure for every pair of layers; the statistics of each layer are computed once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 from array_api_compat import array_namespace
@@ -55,11 +56,14 @@ def neighbour_places(gram: Array) -> Array:
 def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = "released") -> Neighbours:
     """Neighbours in one layer from its checked features (..., n, p)."""
     n = x.shape[-2]
-    if isinstance(k, bool) or not isinstance(k, int):
+    if isinstance(k, bool) or not isinstance(k, Integral):
         raise TypeError(f"`k` must be an int, got {type(k).__name__}.")
-    if not 1 <= k < n:
-        more = " Pass more samples or a smaller `k`." if k >= n else ""
-        raise ValueError(f"`k` must be from 1 to {n - 1} neighbours for {n} samples, got {k}.{more}")
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+    if k >= n:
+        raise ValueError(
+            f"`k` must be from 1 to {n - 1} neighbours for {n} samples, got {k}. Pass more samples or a smaller `k`."
+        )
     if form not in FORMS:
         raise ValueError(f'`form` must be "released" or "paper", got {form!r}.')
     xp = array_namespace(x)
@@ -73,7 +77,7 @@ def prepare(x: Array, *, k: int = 10, kernel: Kernel | None = None, form: str = 
         mask=xp.astype(places < k, gram.dtype),
         places=places,
         gram=gram,
-        k=k,
+        k=int(k),
         form=form,
         undefined=xp.where(varied, zero, xp.full_like(zero, xp.nan)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ def prepare(x: Array, *, batch: int = 500, trials: int = 10, seed: int = 0) -> D
     """Distances of one layer from its checked features (..., n, p)."""
     require("ripser", "topology", "The measure rtd")
     for value, name, least in ((batch, "batch", 3), (trials, "trials", 1), (seed, "seed", 0)):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"`{name}` must be an int, got {type(value).__name__}.")
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
