@@ -1,10 +1,11 @@
 """CKA as a training loss: of features, logits, patches, class-score maps and hidden states."""
 
 from .cka import FeatureCKALoss, LogitCKALoss, RCKALoss
-from .contract import DistillationLoss, Outputs
+from .contract import DistillationLoss, Outputs, SumOfLosses
 from .hidden_states import HiddenStateCKALoss, match_depths
 from .patch_cka import PatchCKALoss
 from .score_maps import SegmentationCKALoss
+from .weight_schedules import Ramp, ramp, set_progress
 
 __all__ = [
     "DistillationLoss",
@@ -14,6 +15,10 @@ __all__ = [
     "Outputs",
     "PatchCKALoss",
     "RCKALoss",
+    "Ramp",
     "SegmentationCKALoss",
+    "SumOfLosses",
     "match_depths",
+    "ramp",
+    "set_progress",
 ]
