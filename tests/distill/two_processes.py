@@ -11,6 +11,15 @@ from torch.utils.data import TensorDataset
 from cka_probe.distill.dense import PatchCKALoss, SmallResNet, distill_segmenter, segmenter
 from cka_probe.distill.losses.gather import gather_batch
 from cka_probe.distill.training.diagnostics import Diagnostics
+from cka_probe.distill.training.evaluation import Evaluation
+from cka_probe.distill.training.schedules import CosineDecay, PerStep
+
+OPTIONS = {
+    "schedule": PerStep(CosineDecay(warmup=3)),
+    "clip_norm": 0.5,
+    "ema": 0.8,
+    "evaluation": Evaluation(every=4, columns=("loss", "top2")),
+}
 
 
 class GlobalDistances(nn.Module):
@@ -70,6 +79,7 @@ def main():
     resumed = go(folder / "plain")  # a finished run is only loaded
     assert torch.equal(*(torch.cat([p.flatten() for p in r.student.parameters()]) for r in (plain, resumed)))
     assert not any("left out" in note for note in exact.notes)
+    go(folder / "options", accumulation_steps=2, **OPTIONS)
     segment(folder / "segmenter")
     torch.distributed.destroy_process_group()
 

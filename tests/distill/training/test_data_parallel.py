@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from two_processes import go
+from two_processes import OPTIONS, go
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +63,16 @@ def test_two_processes_equal_one(two, one, kind):
         np.testing.assert_allclose(history[name], one.history[name], rtol=1e-5)
     np.testing.assert_allclose(history["test_accuracy"], one.history["test_accuracy"])
     for name, value in one.student.state_dict().items():
+        np.testing.assert_allclose(saved[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_clipped_steps_averages_and_evaluations_of_two_processes_equal_those_of_one(two):
+    expected = go(**OPTIONS)
+    history, saved = pd.read_csv(two / "options" / "history.csv"), load_file(two / "options" / "last.safetensors")
+    assert history["step"].tolist() == expected.history["step"].tolist()
+    for name in ("train_loss", "lr", "test_loss", "test_top2", "test_accuracy"):
+        np.testing.assert_allclose(history[name], expected.history[name], rtol=1e-5)
+    for name, value in expected.student.state_dict().items():
         np.testing.assert_allclose(saved[name], value, atol=1e-6, rtol=1e-5)
 
 
