@@ -83,7 +83,8 @@ def train_student(
         stack.enter_context(random_states_restored())
         stack.enter_context(modes_restored(student))
         stack.enter_context(frozen(teacher))
-        accelerator = stack.enter_context(accelerator_for(given.accelerator, given.mixed_precision, given.ce_weight))
+        weight = given.ce_weight if supervision else 0.0
+        accelerator = stack.enter_context(accelerator_for(given.accelerator, given.mixed_precision, weight))
         main, device = accelerator.is_main_process, accelerator.device
 
         # The data, the two networks with their taps, and the loss.

@@ -433,10 +433,10 @@ def test_several_teachers_have_taps_of_their_own():
         shapes.append([tuple(one.shape) for one in (*student.features, *teacher.features)])
         return sum((x.mean() - y.mean()).square() for x, y in zip(student.features, teacher.features, strict=True))
 
-    teachers = [made(mlp, 2), made(partial(nn.Linear, 4, 3), 3)]
+    teachers = [made(mlp, 2), nn.Sequential(nn.Linear(4, 3))]
     go(
         made(mlp, 1), loader(X, labels(N)), teachers, compare, epochs=1,
-        student_layers=["0"], teacher_layers=[["1"], [""]],
+        student_layers=["0"], teacher_layers=[["1"], ["0"]],
     )  # fmt: skip
     assert shapes[-1] == [(8, 8), (8, 8), (8, 8), (8, 3)]
 
@@ -486,7 +486,7 @@ def test_without_test_data():
 def test_the_teacher_is_scored_first_and_a_teacher_at_chance_is_noted():
     data = loader(X, (X[:, 0] > 0).long())
     teacher = made(partial(mlp, outputs=2), 2)
-    by_hand(teacher, data, lambda student, b: F.cross_entropy(student(b[0]), b[1]), epochs=60)
+    by_hand(teacher, data, lambda student, b: F.cross_entropy(student(b[0]), b[1]), epochs=200)
     with torch.no_grad():
         expected = (teacher(X).argmax(1) == (X[:, 0] > 0)).float().mean().item()
     result = go(made(partial(mlp, outputs=2), 1), data, teacher, KD)
@@ -636,3 +636,26 @@ def test_layers_are_matched_with_inputs_of_their_own():
     result = go(made(build, 1), loader(X, labels(N)), made(mlp, 2), FeatureCKALoss(), forward=ways)
     named = go(made(build, 1), loader(X, labels(N)), made(mlp, 2), FeatureCKALoss(), forward=ways, student_layers=["0"])
     assert_same(result.student, named.student)
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"max_steps": 7}])
+def test_a_shuffled_loader_without_a_generator_resumes_to_the_same_bits(options, tmp_path):
+    class Stop:
+        def __init__(self, step):
+            self.step = step
+
+        def on_step(self, moment):
+            if moment.step == self.step:
+                raise KeyboardInterrupt
+
+    def build():
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 3))
+
+    options = {**options, "checkpoint_steps": 1, "test": loader(X, labels(N))}
+    whole = go(made(build, 1), loader(X, labels(N), shuffle=True), **options)
+    for step in (2, 3, 5):
+        place = tmp_path / str(step)
+        with pytest.raises(KeyboardInterrupt):
+            go(made(build, 1), loader(X, labels(N), shuffle=True), output_dir=place, callbacks=[Stop(step)], **options)
+        end = go(made(build, 1), loader(X, labels(N), shuffle=True), output_dir=place, **options).student
+        assert all(torch.equal(value, whole.student.state_dict()[name]) for name, value in end.state_dict().items())
