@@ -72,6 +72,42 @@ def segment(directory):
     assert result.history["step"].tolist() == [4]
 
 
+class Tagger(nn.Module):
+    """Class of each of five words."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.tags = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, ids):
+        return self.tags(self.words(ids).tanh())
+
+
+def tag(directory=None):
+    """Tokens, of which every sample has another number."""
+    made = torch.Generator().manual_seed(0)
+    ids, tags = torch.randint(0, 9, (24, 5), generator=made), torch.randint(0, 3, (24, 5), generator=made)
+    tags[torch.arange(5) > (torch.arange(24) // 2 % 5)[:, None]] = -100
+    data = TensorDataset(ids, tags)
+    torch.manual_seed(1)
+    options = {"train": data, "test": data, "evaluation": Evaluation(columns=("loss",)), "output_dir": directory}
+    return run(Tagger(), **options)
+
+
+def regress(directory=None):
+    """A number for each picture, and the mean of two teachers."""
+    data, more = images(24), images(18, seed=1)
+    made = [TensorDataset(one.tensors[0], one.tensors[0].mean((2, 3)) ** 2) for one in (data, more)]
+    networks = [network(seed, norm=False, classes=1) for seed in (1, 2, 3)]
+    return run(
+        networks[0], networks[1:], nearer, train=made[0], test=made[1], supervision=nn.MSELoss(), output_dir=directory
+    )
+
+
+def nearer(student, teacher, target=None):
+    return (student.logits - teacher.logits).abs().mean()
+
+
 def main():
     folder = Path(sys.argv[1])
     plain = go(folder / "plain")
@@ -80,6 +116,8 @@ def main():
     assert torch.equal(*(torch.cat([p.flatten() for p in r.student.parameters()]) for r in (plain, resumed)))
     assert not any("left out" in note for note in exact.notes)
     go(folder / "options", accumulation_steps=2, **OPTIONS)
+    tag(folder / "tokens")
+    regress(folder / "regression")
     segment(folder / "segmenter")
     torch.distributed.destroy_process_group()
 

@@ -78,7 +78,7 @@ def _are_indices(part: Any, target: Tensor) -> bool:
     """
     if not isinstance(part, Tensor) or part.ndim != 1 or part.is_floating_point() or part.dtype is torch.bool:
         return False
-    return target.ndim == 1 or len(part.unique()) == len(part) > 1
+    return target.ndim == 1 or len(part.unique()) == len(part)
 
 
 def part_of(inputs: Any, start: int, stop: int) -> Any:

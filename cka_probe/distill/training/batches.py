@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from ...capture.state import random_states, set_random_states
 from .batch_parts import part_of, samples_in, split_batch
-from .seeding import EpochOrder, Reseeded, mixed_seed
+from .seeding import EpochOrder, Reseeded, mixed_seed, seed_everything
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,7 +101,7 @@ def training_batches(
                 "batch_size and workers belong to data sets; `train` is a DataLoader that has its own. Leave them out."
             )
         loaded = LoaderBatches(data, seed=seed, accelerator=accelerator, labelled=labelled)
-        return loaded if max_steps is None else CycledBatches(loaded, max_steps)
+        return loaded if max_steps is None else CycledBatches(loaded, max_steps, accelerator.process_index)
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise TypeError(
             f"train must be a data set with length and indices, or a DataLoader, got {type(data).__name__}. "
@@ -109,7 +110,7 @@ def training_batches(
     shuffled = DatasetBatches(
         data, batch_size=batch_size or 64, seed=seed, workers=workers, accelerator=accelerator, labelled=labelled
     )
-    return shuffled if max_steps is None else CycledBatches(shuffled, max_steps)
+    return shuffled if max_steps is None else CycledBatches(shuffled, max_steps, accelerator.process_index)
 
 
 def evaluation_loader(
@@ -229,6 +230,7 @@ class LoaderBatches:
         self._sources = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
         self._loader = accelerator.prepare_data_loader(loader) if accelerator.num_processes > 1 else loader
         self._device = accelerator.device
+        self._rank = accelerator.process_index
 
     def __len__(self) -> int:
         try:
@@ -252,6 +254,10 @@ class LoaderBatches:
                 generator.manual_seed(mixed_seed(self.seed, epoch))
             if callable(set_epoch := getattr(source, "set_epoch", None)):
                 set_epoch(epoch)
+        states = random_states()
+        if first:
+            # A loader without a generator of its own draws its order from the states at the start of the epoch.
+            seed_everything(self.seed, epoch, self._rank)
         used = 0
         for raw in self._loader:
             batch = _placed(raw, None, self._device, self._labelled)
@@ -259,6 +265,8 @@ class LoaderBatches:
                 used += 1
                 if used > first:
                     yield batch
+                elif used == first:
+                    set_random_states(states)
             elif not self.notes:
                 self.notes = (f"Batches of the train loader under {MINIMUM_BATCH} samples were left out.",)
                 warnings.warn(self.notes[0] + " Use drop_last=True to silence this.", stacklevel=2)
@@ -271,7 +279,7 @@ class LoaderBatches:
 class CycledBatches:
     """Batches of another object of this module, read again and again, as one epoch of a given number of steps.
 
-    Each reading has its own order and augmentation, as an epoch has.
+    Each reading has its own order and augmentation, as an epoch has, and begins with random states from the seed.
 
     Parameters
     ----------
@@ -279,11 +287,14 @@ class CycledBatches:
         The data.
     steps : int
         Length of the epoch.
+    rank : int
+        Rank of this process.
     """
 
-    def __init__(self, batches: DatasetBatches | LoaderBatches, steps: int) -> None:
+    def __init__(self, batches: DatasetBatches | LoaderBatches, steps: int, rank: int = 0) -> None:
         self.batches = batches
         self._steps = steps
+        self._rank = rank
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -299,13 +310,17 @@ class CycledBatches:
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches from number `first` on."""
+        states = random_states()
         done, reading = 0, epoch
         while done < self._steps:
             before = done
+            seed_everything(self.batches.seed, reading, self._rank)
             for batch in self.batches.of_epoch(reading):
                 if done == self._steps:
                     return
                 done += 1
+                if done == first:
+                    set_random_states(states)
                 if done > first:
                     yield batch
             if done == before:

@@ -41,6 +41,8 @@ class Scorer:
         Gathers the outputs of all processes.
     evaluation : Evaluation
         Names the columns.
+    forward : callable, optional
+        ``forward(model, inputs)`` runs a network that is no `TappedModel`.
 
     Raises
     ------
@@ -63,7 +65,9 @@ class Scorer:
         sample: tuple[Tensor, Any],
         accelerator: Accelerator,
         evaluation: Evaluation,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
+        self._forward = forward
         self._loader = loader
         self._supervision = supervision
         self._metric = metric
@@ -127,7 +131,7 @@ class Scorer:
         """
         if self.column is None:
             return {}
-        model = network if isinstance(network, TappedModel) else TappedModel(network, role="student")
+        model = network if isinstance(network, TappedModel) else TappedModel(network, (), "student", self._forward)
         model.eval()
         same_buffers(model, self._accelerator)
         return self._scores(lambda inputs: model(inputs).logits, seen, "test" if first else None)
@@ -151,18 +155,26 @@ class Scorer:
             raise ValueError("other classes than the student's")
         return output
 
-    def chance(self) -> float | None:
-        """Accuracy that a guess reaches in all but one of a thousand tests; None if the main score is no accuracy."""
+    def notes_on_teacher(self, score: float) -> tuple[str, ...]:
+        """A note if the accuracy of the teacher, which was scored just now, is one that guesses reach too.
+
+        All but one of a thousand sets of guesses are below three standard deviations over their mean.
+        """
         if self.column != "test_accuracy" or self.classes is None:
-            return None
+            return ()
         share = 1 / self.classes
-        return share + 3 * math.sqrt(share * (1 - share) / max(1, self._answers))
+        if score > min(0.99, share + 3 * math.sqrt(share * (1 - share) / max(1, self._answers))):
+            return ()
+        return (
+            f"the teacher's test accuracy is {score:.1%}, no better than chance ({self.classes} classes): does it have "
+            "its trained weights, and are the inputs prepared as in its training?",
+        )
 
     def _scores(self, call: Callable[[Any], Tensor], seen: SeenData | None, check: str | None) -> dict[str, float]:
         accelerator, device = self._accelerator, self._accelerator.device
         ranked = {name: self._accuracy(rank) for name, rank in self._ranks.items()}
         metric = None if self._metric is None else _fresh(self._metric, device)
-        loss, count = torch.zeros((), device=device), 0
+        loss, count, weights = torch.zeros((), device=device), 0, torch.zeros((), device=device)
         with torch.no_grad():
             for batch in () if self._loader is None else self._loader:
                 inputs, target = split_batch(batch, labelled=bool(self._supervision))
@@ -185,13 +197,14 @@ class Scorer:
                 if metric is not None:
                     _updated(metric, output, target)
                 if self._loss:
-                    loss = loss + self._supervision(output, target) * len(output)
+                    weight = self._supervision.weight_of(target)
+                    loss, weights = loss + self._supervision(output, target) * weight, weights + weight
                 count += len(output)
         self._answers = count
         scores = {f"test_{name}": float(one.compute()) for name, one in ranked.items()}
         if metric is not None and self.column is not None:
             scores = {self.column: _number(metric), **scores}
-        return scores | ({"test_loss": float(loss) / max(1, count)} if self._loss else {})
+        return scores | ({"test_loss": float(loss / weights)} if self._loss else {})
 
     def _accuracy(self, rank: int) -> Any:
         from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import

@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+# A batch of which nothing counts has no parts either.
+TINY = 1e-30
+
+
 def weighted_terms(
     loss: nn.Module | Callable[..., Any] | None,
     supervision: Callable[[Tensor, Tensor], Tensor] | None,
@@ -72,8 +76,9 @@ def accumulated_gradient(
     terms_of: Callable[[Outputs, Outputs | None, Tensor], dict[str, Tensor]],
     batch: Batch,
     parts: int = 1,
+    weigh: Callable[[Batch], Tensor | int] = len,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add to the gradient the mean of the gradients of the microbatches' losses, weighted by their sizes.
+    """Add to the gradient the mean of the gradients of the microbatches' losses, weighted by what they count.
 
     With one part this is the ordinary step. With more parts it equals the gradient of the large batch for losses that
     are means over samples (cross-entropy, KD), not for losses that relate samples (CKA): see `exact_gradient`.
@@ -92,6 +97,8 @@ def accumulated_gradient(
         The batch of this step.
     parts : int
         Number of microbatches.
+    weigh : callable
+        By how much a microbatch counts: by default the number of its samples.
 
     Returns
     -------
@@ -106,10 +113,8 @@ def accumulated_gradient(
     for number, piece in enumerate(pieces):
         with _synchronised(accelerator, student, number == len(pieces) - 1):
             outputs = student(piece.inputs)
-            terms = {
-                name: term * (len(piece) / len(batch))
-                for name, term in terms_of(outputs, teach(piece), piece.target).items()
-            }
+            share = 1.0 if len(pieces) == 1 else weigh(piece) / (weigh(batch) + TINY)
+            terms = {name: term * share for name, term in terms_of(outputs, teach(piece), piece.target).items()}
             accelerator.backward(_total(terms))
         logits.append(outputs.logits.detach())
         for name, term in terms.items():

@@ -83,7 +83,8 @@ def train_student(
         stack.enter_context(random_states_restored())
         stack.enter_context(modes_restored(student))
         stack.enter_context(frozen(teacher))
-        accelerator = stack.enter_context(accelerator_for(given.accelerator, given.mixed_precision, given.ce_weight))
+        weight = given.ce_weight if supervision else 0.0
+        accelerator = stack.enter_context(accelerator_for(given.accelerator, given.mixed_precision, weight))
         main, device = accelerator.is_main_process, accelerator.device
 
         # The data, the two networks with their taps, and the loss.
@@ -128,11 +129,17 @@ def train_student(
         def terms_of(outputs: Outputs, taught: Outputs | None, target: Any) -> dict[str, Tensor]:
             if len(teachers) > 1:  # beside the features of each teacher
                 outputs = outputs._replace(features=tuple(outputs.features[place] for place in places))
-            return weighted_terms(loss, supervision, given.ce_weight, outputs, taught, target)
+            terms = weighted_terms(loss, supervision, given.ce_weight, outputs, taught, target)
+            if accelerator.num_processes > 1 and supervision.name in terms:
+                terms[supervision.name] = terms[supervision.name] * supervision.share_of_process(target, accelerator)
+            return terms
 
         teach: Callable[[Batch], Any] = ask_teacher
         first_output = fit_together(pupil, teach, loss, supervision, terms_of, sample, accelerator)
-        score = Scorer(tests, supervision, given.metric, (first_output, sample.target), accelerator, given.evaluation)
+        score = Scorer(
+            tests, supervision, given.metric, (first_output, sample.target), accelerator, given.evaluation,
+            forward_of(given.forward, "student"),
+        )  # fmt: skip
         if given.teacher_cache is not None and master is not None:
             teach = cached_teacher(given.teacher_cache, master, teach, batches, accelerator, given.progress and main)
 
@@ -148,8 +155,10 @@ def train_student(
         total = epochs * len(batches)
         rates.check_length(epochs, total)
         model, descent = accelerator.prepare(pupil, descent)
-        alone = loss is None and supervision.is_mean_over_samples(sample.target)
+        alone = loss is None and supervision.is_mean(sample.target)
         gradient = accumulated_gradient if given.accumulation == "mean" or alone else exact_gradient
+        if alone and given.accumulation == "exact":  # the same gradient with one forward pass less
+            gradient = partial(accumulated_gradient, weigh=lambda batch: supervision.weight_of(batch.target))
         settings = {
             "epochs": epochs,
             "max_steps": given.max_steps,
@@ -214,7 +223,7 @@ def train_student(
                 found = score.of_teacher(master)
             if found is not None:
                 run.scores["teacher"] = found
-                run.notes += teacher_notes(score, found)
+                run.notes += score.notes_on_teacher(found)
         ceiling = run.scores.get("teacher")
 
         done = run.epoch * length + run.step
@@ -371,17 +380,6 @@ def train_student(
             higher_is_better=score.higher_is_better,
             teacher_score=ceiling,
         )
-
-
-def teacher_notes(score: Scorer, found: float) -> tuple[str, ...]:
-    """A note if the teacher answers no better than chance."""
-    chance = score.chance()
-    if chance is None or found > chance:
-        return ()
-    return (
-        f"the teacher's test accuracy is {found:.1%}, no better than chance ({score.classes} classes): does it have "
-        "its trained weights, and are the inputs prepared as in its training?",
-    )
 
 
 def _sums_of(batch: Batch, logits: Tensor, terms: dict[str, Tensor], supervision: Supervision) -> dict[str, Tensor]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Supervision", "next_token_cross_entropy"]
 
@@ -80,6 +83,12 @@ class Supervision:
             raise TypeError(f"`supervision` is the class {given.__name__}: make an object of it, {given.__name__}().")
         if given not in (None, "cross_entropy") and not callable(given):
             raise TypeError(f"`supervision` must be a function of (output, target), got {type(given).__name__}.")
+        trained = isinstance(given, nn.Module) and any(one.requires_grad for one in given.parameters())
+        if trained:
+            raise ValueError(
+                f"`supervision` ({_name_of(given)}) has parameters, and only those of the student and of `loss` are "
+                "trained. Make it a part of the student, or freeze it: supervision.requires_grad_(False)."
+            )
         self.given = given
         self.notes: tuple[str, ...] = ()
         self._loss: Callable[[Tensor, Tensor], Tensor] | None
@@ -114,16 +123,40 @@ class Supervision:
         assert self._loss is not None
         if self._is_cross_entropy and _is_tokens(output, target):
             output = output.transpose(1, 2)
-        return self._loss(output, target)
+        value = self._loss(output, target)
+        weight = self.weight_of(target) if self.is_mean(target) else None
+        # Torch's mean over no answers is NaN. A batch without labelled samples must not end the run.
+        return value.masked_fill(weight == 0, 0.0) if isinstance(weight, Tensor) else value
 
-    def is_mean_over_samples(self, target: Any) -> bool:
-        """Whether the loss of a batch is the mean of those of its samples, whatever the targets are."""
-        if not self:
-            return True
-        if self._loss is functional.cross_entropy:
-            return isinstance(target, Tensor) and (target.ndim == 1 or target.is_floating_point())
+    def is_mean(self, target: Any) -> bool:
+        """Whether the loss of a batch is known to be the mean of those of its parts, each weighted by `weight_of`."""
         plain = isinstance(self._loss, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss | nn.BCEWithLogitsLoss)
-        return plain and getattr(self._loss, "reduction", "") == "mean"
+        known = plain or self._is_cross_entropy or self.shifts
+        return isinstance(target, Tensor) and known and getattr(self._loss, "reduction", "mean") == "mean"
+
+    def weight_of(self, target: Any) -> Tensor | int:
+        """By how much a batch counts in a mean over several batches: its samples, or its answers in cross-entropy.
+
+        Cross-entropy is a mean over the answers that are not ignored, each weighted by its class.
+        """
+        if not (self._is_cross_entropy or self.shifts) or not self.is_mean(target):
+            return len(target)
+        if target.is_floating_point():  # probabilities: all count
+            return len(target)
+        target = target[:, 1:] if self.shifts else target
+        counted = target != self.ignored
+        weight = getattr(self._loss, "weight", None)
+        if weight is None:
+            return counted.sum()
+        return (weight.to(target.device)[target.masked_fill(~counted, 0)] * counted).sum()
+
+    def share_of_process(self, target: Any, accelerator: Accelerator) -> Tensor | float:
+        """Factor of the loss of one process, so that the mean over processes is the loss of all their answers."""
+        weight = self.weight_of(target) if self.is_mean(target) else None
+        if not isinstance(weight, Tensor):
+            return 1.0
+        weight = weight.float()
+        return weight * accelerator.num_processes / accelerator.reduce(weight.clone(), reduction="sum").clamp(min=1e-12)
 
     def check(self, output: Tensor, target: Tensor, where: str) -> None:
         """Raise ValueError or TypeError unless the targets of a batch fit the student's output.

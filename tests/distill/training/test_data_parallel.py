@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from two_processes import OPTIONS, go
+from two_processes import OPTIONS, go, regress, tag
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +82,12 @@ def test_diagnostics_of_the_shares_are_those_of_the_whole(two, one):
     assert found["quantity"].tolist() == expected["quantity"].tolist()
     gradients = expected["quantity"].str.startswith("gradient")
     np.testing.assert_allclose(found["value"][gradients], expected["value"][gradients], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "kind"), [(tag, "tokens"), (regress, "regression")])
+def test_tokens_and_numbers_are_learned_as_by_one_process(two, task, kind):
+    one, saved, history = task(), load_file(two / kind / "last.safetensors"), pd.read_csv(two / kind / "history.csv")
+    for name in one.history.columns.drop(["seconds"]):
+        np.testing.assert_allclose(history[name], one.history[name], rtol=1e-5, err_msg=name)
+    for name, value in one.student.state_dict().items():
+        np.testing.assert_allclose(saved[name], value, atol=1e-6, rtol=1e-5)
