@@ -27,7 +27,7 @@ from ..training.schedules import CosineDecay, PerStep, StepDecay
 from .environment import environment
 from .loading import class_names, data_sources, file_digest, folder_digest, load_datasets
 from .methods import build_loss, default_ce_weight, title_of
-from .model_card import CARD, accuracy, measured_similarities, model_card
+from .model_card import CARD, measured_similarities, model_card
 from .recipe import Recipe
 from .sections import ScheduleSection
 
@@ -161,16 +161,13 @@ def _card(
         "seed": recipe.train.seed,
         "student": recipe.student.model,
         "teacher": None if teacher is None else recipe.teacher.model,
-        "teacher_score": None if teacher is None else accuracy(teacher, test, size),
         "data": recipe.data.name if recipe.data.root is None else f"{recipe.data.name} ({recipe.data.root})",
         "train_samples": samples_of(train),
         "test_samples": samples_of(test),
         "classes": class_names(train),
         "num_classes": classes,
-        "history": result.history,
-        "best_epoch": result.best_epoch,
+        "result": result,
         "environment": made_with,
-        "notes": result.notes,
     }
     return model_card(facts, similarity, recipe.to_toml(), directory)
 

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ...capture.state import modes_restored, random_states_restored
 from ...comparison.models import compare
 from ...similarity.text import printable
 from ..models.saved_student import is_code
 from ..training.batches import split_batch
+from ..training.result import DistillationResult
 
-__all__ = ["CARD", "Similarities", "accuracy", "measured_similarities", "model_card"]
+__all__ = ["CARD", "Similarities", "measured_similarities", "model_card"]
 
 CARD = "student.md"
 """Name of the model card in the folder of a run."""
@@ -45,7 +44,7 @@ def model_card(facts: Mapping[str, Any], similarities: Similarities | None, reci
     ----------
     facts : mapping
         title (of the method), seed, student, teacher (None for labels alone), data, train_samples, test_samples,
-        classes (names), num_classes, teacher_score, history (of the run), best_epoch, environment, notes.
+        classes (names), num_classes, result (of the run), environment.
     similarities : Similarities, optional
         Of teacher and student; None without a teacher.
     recipe : str
@@ -69,8 +68,8 @@ def model_card(facts: Mapping[str, Any], similarities: Similarities | None, reci
     ]
     if similarities is not None:
         parts += ["## Similarity of teacher and student", _similarity_table(similarities)]
-    if facts["notes"]:
-        parts += ["## Notes", "\n".join(f"- {_text(note)}" for note in facts["notes"])]
+    if facts["result"].notes:
+        parts += ["## Notes", "\n".join(f"- {_text(note)}" for note in facts["result"].notes)]
     versions = facts["environment"]["versions"]
     git = facts["environment"]["git"]
     parts += ["## Made with", ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
@@ -79,31 +78,6 @@ def model_card(facts: Mapping[str, Any], similarities: Similarities | None, reci
     fence = "`" * max(3, 1 + max((len(run) for run in _runs_of_ticks(recipe)), default=0))
     parts += ["## Recipe", f"{fence}toml\n{recipe.rstrip()}\n{fence}"]
     return "\n\n".join(parts) + "\n"
-
-
-def accuracy(model: nn.Module, data: Dataset[Any] | DataLoader[Any], batch_size: int) -> float:
-    """Fraction of right answers of a network in eval mode, on its own device, in [0, 1].
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Returns logits, or an object with ``logits``.
-    data : Dataset or DataLoader
-        Of (input, label).
-    batch_size : int
-        Samples in a batch.
-    """
-    loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    right = samples = 0
-    with torch.no_grad(), random_states_restored(), modes_restored(model):
-        model.eval()
-        for batch in loader:
-            inputs, target = split_batch(batch)
-            logits = _logits(model, inputs, device)
-            right += int((logits.argmax(1).cpu() == target.cpu()).sum())
-            samples += len(target)
-    return right / samples
 
 
 def measured_similarities(
@@ -161,14 +135,6 @@ def _first_inputs(loader: DataLoader[Any]) -> Any:
             return
 
 
-def _logits(model: nn.Module, inputs: Any, device: torch.device) -> Tensor:
-    if isinstance(inputs, Mapping):
-        made = model(**{key: value.to(device) for key, value in inputs.items()})
-    else:
-        made = model(inputs.to(device)) if isinstance(inputs, Tensor) else model(*(x.to(device) for x in inputs))
-    return getattr(made, "logits", made)
-
-
 def _paragraph(facts: Mapping[str, Any]) -> str:
     teacher = facts["teacher"]
     about = "It learned from the labels alone." if teacher is None else f"Its teacher is {_text(teacher)}."
@@ -204,14 +170,21 @@ def _code(student: str, folder: Path, classes: int) -> str:
 
 
 def _scores(facts: Mapping[str, Any]) -> str:
-    history = facts["history"]
-    best = history[history["epoch"] == facts["best_epoch"]].iloc[0]
-    rows = [f"| student, best (epoch {facts['best_epoch']}) | {best['test_accuracy']:.2%} |"]
-    rows.append(f"| student, last (epoch {int(history['epoch'].iloc[-1])}) | {history['test_accuracy'].iloc[-1]:.2%} |")
-    if facts["teacher_score"] is not None:
-        rows.insert(0, f"| teacher (the ceiling) | {facts['teacher_score']:.2%} |")
+    result: DistillationResult = facts["result"]
+    last = int(result.history["epoch"].iloc[-1])
+    if result.score_column is None:
+        return f"None: the run had no test data. It ended after epoch {last}."
+    accuracy = result.score_column == "test_accuracy"
+    rows = [
+        ("teacher (the ceiling)", result.teacher_score),
+        (f"student, best (epoch {result.best_epoch})", result.best_score),
+        (f"student, last (epoch {last})", result.last_score),
+    ]
+    lines = [
+        f"| {name} | {f'{value:.2%}' if accuracy else f'{value:.6g}'} |" for name, value in rows if value is not None
+    ]
     after = "The best epoch was chosen on the test data, so its score is slightly too good."
-    return "\n".join(["| network | test accuracy |", "|---|---:|", *rows, "", after])
+    return "\n".join([f"| network | {_text(result.score_column.replace('_', ' '))} |", "|---|---:|", *lines, "", after])
 
 
 def _similarity_table(similarities: Similarities) -> str:
