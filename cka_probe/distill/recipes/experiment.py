@@ -228,7 +228,8 @@ def check_recipe(recipe: Recipe, classes: int) -> None:
     FileNotFoundError, ValueError, TypeError
         If an option of the loss is wrong, there is no such network or layer, or a file of weights is missing.
     """
-    build_loss(recipe.loss.name, recipe.loss.options)
+    for name in (recipe.loss.name, *recipe.methods):
+        build_loss(name, recipe.with_method(name).loss.options)
     for section in filter(None, (recipe.train, recipe.teacher.train)):
         _training(section)
     if recipe.diagnostics is not None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...comparison.models import compare
 from ...similarity.text import printable
 from ..models.saved_student import is_code
-from ..training.batches import split_batch
+from ..training.batch_parts import split_batch
 from ..training.result import DistillationResult
 
 __all__ = ["CARD", "Similarities", "measured_similarities", "model_card"]

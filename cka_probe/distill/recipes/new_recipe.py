@@ -18,7 +18,7 @@ from ...capture.state import borrowed, random_states_restored
 from ..models.saved_student import is_code
 from ..models.sources import load_network
 from ..taps.stages import match_stages
-from ..training.batches import split_batch
+from ..training.batch_parts import split_batch
 from ..training.run_identity import samples_of
 from .data_section import DATA_SETS, DataSection, file_and_function
 from .loading import load_datasets
