@@ -341,7 +341,9 @@ def _training(section: ScheduleSection) -> dict[str, Any]:
         "weight_decay": section.weight_decay,
         "clip_norm": section.clip_norm,
         "ema": section.ema,
-        "evaluation": Evaluation(section.evaluate_every, section.patience, section.columns),
+        "evaluation": Evaluation(
+            every=section.evaluate_every, patience=section.patience, columns=tuple(section.columns)
+        ),
         "mixed_precision": section.mixed_precision,
         "channels_last": section.channels_last,
         "compile": section.compile,

@@ -139,9 +139,8 @@ def _check_ramp(key: str, table: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value < float("inf") or (argument == "until" and not 0 < value <= 1):
             raise ValueError(f"{key}.{argument} must be {RAMP[argument]}, got {value!r}. {example}")
-    for argument in ("to", "until"):
-        if argument not in table:
-            raise ValueError(f"{key}: `{argument}` is missing. {example}")
+    if "to" not in table:
+        raise ValueError(f"{key}: `to` is missing. {example}")
 
 
 def build_loss(name: str, options: Mapping[str, Any]) -> Any:

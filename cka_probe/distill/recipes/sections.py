@@ -49,7 +49,7 @@ class ScheduleSection(Section):
     schedule: Literal["step", "cosine"] = "step"
     milestones: list[Positive] | None = None
     decay: Positive | None = None
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int | float, Field(ge=0)] = 0
     per: Literal["epoch", "step"] = "epoch"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

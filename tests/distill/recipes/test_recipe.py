@@ -122,7 +122,7 @@ def test_every_recipe_runs_one_step(path, files):
         ),
         (["loss.name=rcka+kd", "loss.kd.wieght=1"], "kd has no option 'wieght'. Did you mean 'weight'"),
         (["loss.kd.weight=1"], r"rcka has no option 'kd'. The sum of both is name = \[\"rcka\", \"kd\"\]"),
-        (["loss.intra_weight={ to = 15 }"], "loss: rcka.intra_weight: `until` is missing. A weight that grows"),
+        (["loss.intra_weight={ until = 0.5 }"], "loss: rcka.intra_weight: `to` is missing. A weight that grows"),
         (
             ["loss.intra_weight={ to = 15, untill = 0.5 }"],
             "rcka.intra_weight has no option 'untill'. Did you mean 'until'",
