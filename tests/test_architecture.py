@@ -43,13 +43,7 @@ ROOMS = {
         "distill/taps",
     ],
     "distill/dense": ["capture", "distill/losses", "distill/taps", "distill/data", "distill/training"],
-    "distill/recipes": [
-        "capture",
-        "comparison",  # the model card: the similarity of teacher and student before and after
-        "estimators/kernels",
-        "similarity/text",
-        "distill",
-    ],
+    "distill/recipes": ["capture", "estimators/kernels", "similarity/text", "distill"],
     # Show.
     "plotting": ["similarity", "capture/extras"],
     "cli": ["capture", "estimators", "similarity", "comparison", "plotting", "distill"],

@@ -16,18 +16,18 @@ from ...atomic_write import atomic_write
 from ...capture.layers import unknown_layer
 from ...capture.state import random_states_restored
 from ...identity import differences
-from ..models.saved_student import DESCRIPTION, describe_student
+from ..models.saved_student import DESCRIPTION, describe_student, is_code
 from ..models.sources import load_model, load_network
 from ..training.classification import distill
 from ..training.diagnostics import Diagnostics
+from ..training.environment import environment
 from ..training.evaluation import Evaluation
+from ..training.model_card import CARD, CardFacts, escaped, measured_similarities, model_card
 from ..training.result import DistillationResult
 from ..training.run_identity import samples_of
 from ..training.schedules import CosineDecay, PerStep, StepDecay
-from .environment import environment
 from .loading import class_names, data_sources, file_digest, folder_digest, load_datasets
 from .methods import build_loss, default_ce_weight, title_of
-from .model_card import CARD, measured_similarities, model_card
 from .recipe import Recipe
 from .sections import ScheduleSection
 
@@ -156,20 +156,35 @@ def _card(
         device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
         after.load_state_dict(result.best_state)
         similarity = measured_similarities(teacher, before.to(device), after.to(device), layers, test, size)
-    facts = {
-        "title": title_of(recipe.loss.name),
-        "seed": recipe.train.seed,
-        "student": recipe.student.model,
-        "teacher": None if teacher is None else recipe.teacher.model,
-        "data": recipe.data.name if recipe.data.root is None else f"{recipe.data.name} ({recipe.data.root})",
-        "train_samples": samples_of(train),
-        "test_samples": samples_of(test),
-        "classes": class_names(train),
-        "num_classes": classes,
-        "result": result,
-        "environment": made_with,
-    }
-    return model_card(facts, similarity, recipe.to_toml(), directory)
+    source = recipe.student.model
+    code = ["from cka_probe.distill import load_student"]
+    if is_code(source):
+        code += ["from cka_probe.distill.models.sources import load_model"]
+    model = f", model=load_model({source!r})" if is_code(source) else ""
+    code += ["", f"student = load_student({directory.as_posix()!r}{model})"]
+    names = class_names(train)
+    told = f": {', '.join(map(escaped, names[:20]))}{' ...' if len(names) > 20 else ''}" if names else ""
+    taught = (
+        "It learned from the labels alone." if teacher is None else f"Its teacher is {escaped(recipe.teacher.model)}."
+    )
+    place = recipe.data.name if recipe.data.root is None else f"{recipe.data.name} ({recipe.data.root})"
+    about = (
+        f"{escaped(source)} with {classes} outputs{told}. {taught} Data: {escaped(place)}, {samples_of(train)} "
+        f"training and {samples_of(test)} test samples. Seed {recipe.train.seed}. Give it inputs as the test data of "
+        "the recipe makes them: the same size, the same normalisation."
+    )
+    return model_card(
+        CardFacts(
+            title=f"{escaped(source)}, trained by {title_of(recipe.loss.name)}",
+            about=about,
+            code="\n".join(code),
+            result=result,
+            similarities=similarity,
+            settings=("toml", recipe.to_toml()),
+            versions=made_with["versions"],
+            git=made_with["git"],
+        )
+    )
 
 
 def run_directory(recipe: Recipe) -> Path:

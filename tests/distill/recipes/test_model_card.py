@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cka_probe as cp
-from cka_probe.distill import digits, load_student
+from cka_probe.distill import Diagnostics, LogitCKALoss, digits, distill, load_student
 from cka_probe.distill.models import build, load_weights
 from cka_probe.distill.recipes.experiment import run_directory, run_recipe
 from cka_probe.distill.recipes.recipe import Recipe
@@ -93,10 +93,27 @@ def test_labels_alone_a_network_of_ones_own_and_names_that_are_markdown(tmp_path
     sys.modules.pop("own", None)
 
 
+def test_a_run_of_distill_has_a_card_too(tmp_path):
+    torch.manual_seed(0)
+    teacher, student = build("resnet14", 10), build("resnet8", 10)
+    train, test = digits(train_per_class=4, size=8)
+    options = {"epochs": 2, "batch_size": 20, "output_dir": tmp_path / "run", "progress": False}
+    result = distill(teacher, student, train, test, LogitCKALoss(1, 1), **options, diagnostics=Diagnostics(every=1))
+    card = (tmp_path / "run" / "student.md").read_text()
+    assert f"| teacher (the ceiling) | {right(teacher, test):.2%} |" in card
+    assert f"| student, best (epoch {result.best_epoch}) | {result.best_accuracy:.2%} |" in card
+    measured = result.diagnostics[result.diagnostics["quantity"] == "cka"]["value"]
+    assert f"| {measured.iloc[0]:.3f} | {measured.iloc[-1]:.3f} |" in card
+    assert "| student | teacher | epoch 1 | epoch 2 |" in card
+    names = {"network": build("resnet8", 10)}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1), names)
+    assert torch.equal(names["student"].conv1.weight, result.best_state["conv1.weight"])
+
+
 def test_a_loss_of_logits_compares_the_outputs(tmp_path):
     content = {**CONTENT, "loss": {"name": "kd"}, "output": {"directory": str(tmp_path)}}
     chosen = Recipe.model_validate(content)
     run_recipe(chosen, progress=False)
     card = (run_directory(chosen) / "student.md").read_text()
-    found = re.search(r"\| logits \| logits \| (\S+) \| (\S+) \|", card)
+    found = re.search(r"\| outputs \| outputs \| (\S+) \| (\S+) \|", card)
     assert 0 < float(found.group(1)) < float(found.group(2)) <= 1

@@ -11,20 +11,25 @@ import torch
 
 from ... import __version__
 
-__all__ = ["environment"]
+__all__ = ["environment", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that decide a result."""
+    found = {"python": platform.python_version(), "cka-probe": __version__}
+    for name in ("torch", "torchvision", "numpy", "accelerate", "torchmetrics"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def environment(seed: int) -> dict[str, Any]:
-    """Versions, machine, seed and git commit: the facts that are needed to repeat a run."""
-    versions = {"cka-probe": __version__}
-    for name in ("torch", "torchvision", "numpy", "accelerate", "torchmetrics"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
+    """Versions, machine, seed and git commit."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions(),
         "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "gpus": gpus},
         "seed": seed,
         "git": _git(),
