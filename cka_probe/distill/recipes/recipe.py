@@ -181,7 +181,8 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
             sentences.append(f"{key!r} is missing.")
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"]).rstrip(".")
-            sentences.append(f"{key}: {text}." if key else f"{text}.")
+            text += "" if text.endswith("?") else "."
+            sentences.append(f"{key}: {text}" if key else text)
         else:
             value: Any = content
             for part in problem["loc"]:
