@@ -63,10 +63,11 @@ def distill(
     say(
         f"{chosen.name}, {chosen.loss.name}, seed {chosen.train.seed}: "
         f"test accuracy last {result.last_accuracy:.2%}, best {result.best_accuracy:.2%} (epoch {result.best_epoch})"
+        + ("" if result.teacher_score is None else f"; the teacher has {result.teacher_score:.2%}")
     )
     for note in result.notes:
         say(f"note: {note}")
-    say(f"weights, history and recipe: {directory}")
+    say(f"weights, history, recipe and model card (student.md): {directory}")
 
 
 def distill_table(
