@@ -119,7 +119,7 @@ def new_recipe(
     FileNotFoundError, ValueError, TypeError, ModuleNotFoundError
         If a network or the data cannot be loaded, or they do not fit together.
     """
-    zoo = ":" not in student or is_code(student)
+    zoo = all(":" not in source or is_code(source) for source in (teacher, student))
     last: Exception = ValueError("no size fits")
     for size in _sizes(data, zoo):
         section = data if size is None else data.model_copy(update={"size": size})
@@ -143,6 +143,9 @@ def new_recipe(
         "student": f"[student]\nmodel = {_toml(student)}\nlayers = {_toml(student_layers)}\n",
         "data": _data(section),
         "train": f"[train]\n{_training(pupil, train)}",
+        "inter": "inter_weight = 1    # similarities between the classes"
+        if classes > 2
+        else "inter_weight = 0    # similarities between the classes, which need at least 3 classes",
     }
     return TEMPLATE.format(
         title=f"{_comment(teacher)} -> {_comment(student)} on {_comment(data.name)}: {samples_of(train)} training "
@@ -187,7 +190,7 @@ TEMPLATE = """# {title}
 name = "rcka"
 feature_weight = 1  # layers, pair by pair
 intra_weight = 1    # similarities between the samples of a batch, in the outputs
-inter_weight = 1    # similarities between the classes
+{inter}
 # In long runs larger weights may help if they grow: intra_weight = {{ to = 15, until = 0.5 }}
 
 {train}
@@ -248,7 +251,7 @@ def _sizes(data: DataSection, zoo: bool) -> Iterator[int | None]:
     elif data.name in ("folder", "saved"):
         yield from (32, 224) if zoo else (224,)
     else:
-        yield from (16 if data.name == "digits" else None, 32, 224)
+        yield from ((16, 32, 224) if zoo else (32, 224)) if data.name == "digits" else (None, 32, 224)
 
 
 def _sample(data: Any) -> Any:

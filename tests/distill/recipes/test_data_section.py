@@ -64,9 +64,10 @@ def pictures(folder):
 
 
 def recipe(tmp_path, **data):
+    loss = {"name": "rcka", "inter_weight": 0}  # similarities between classes need three of them
     train = {"epochs": 1, "batch_size": 8}
     return Recipe.model_validate(
-        {**NETWORKS, "data": data, "train": train, "output": {"directory": str(tmp_path / "runs")}}
+        {**NETWORKS, "data": data, "loss": loss, "train": train, "output": {"directory": str(tmp_path / "runs")}}
     )
 
 

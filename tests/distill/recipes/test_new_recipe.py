@@ -1,5 +1,6 @@
 """`recipe new`: what it writes is valid and runs as it is, for the networks and data that people have."""
 
+import shutil
 import sys
 import tomllib
 
@@ -88,6 +89,16 @@ def test_the_recipe_fits_the_networks(folder, teacher, student, data, layers):
         assert recipe.teacher.train is not None
         check_recipe(recipe, 10)
     assert len(recipe.teacher.layers) == len(recipe.student.layers)
+
+
+def test_two_classes_have_no_similarities_between_classes(folder):
+    for part in ("train", "test"):
+        shutil.rmtree(folder / "pets" / part / "a cow's")
+    (folder / "two.toml").write_text(new_recipe("resnet14", "resnet8", data_of("pets", 16)))
+    few = ["train.epochs=1", "teacher.train.epochs=1", "data.workers=0"]
+    recipe = Recipe.load("two.toml", few)
+    assert recipe.loss.options["inter_weight"] == 0
+    assert run_recipe(recipe, progress=False).history["train_loss"].notna().all()
 
 
 def test_a_teacher_with_weights_is_not_trained(folder):

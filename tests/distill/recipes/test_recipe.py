@@ -212,7 +212,7 @@ def test_each_method_compares_its_own_layers(tmp_path):
     with pytest.raises(ValueError, match="holds a run of another recipe: loss differs"):
         finished(other.with_method("sp"))
     with pytest.raises(ValueError, match=r"methods.sp.layers: resnet8 has no layer 'layr3'. Did you mean 'layer3'"):
-        run_recipe(recipe(tmp_path, SMALL, "methods.sp.layers=['layr3']"), progress=False)
+        run_recipe(recipe(tmp_path, SMALL, "methods.sp.layers=['layr3']", "name=other"), progress=False)
 
 
 def test_parts_of_a_sum_have_the_options_that_they_have_alone(tmp_path):
