@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["UNKNOWN", "array_digest", "differences", "identity", "weights_digest"]
+__all__ = ["UNKNOWN", "array_digest", "differences", "identity", "tensors_digest", "weights_digest"]
 
 UNKNOWN = "cannot be identified"
 """Begins the identity of an object whose state cannot be read, such as an open file. A run with it is not resumed."""
@@ -90,6 +90,14 @@ def weights_digest(model: nn.Module | None) -> str:
         if isinstance(tensor, torch.Tensor):
             result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             result.update(_bytes(tensor))
+    return result.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of named tensors, whatever their order."""
+    result = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        result.update(f"{name} {array_digest(tensors[name])} ".encode())
     return result.hexdigest()
 
 

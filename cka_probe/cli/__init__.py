@@ -1,4 +1,4 @@
-"""The command line: `cka-probe compare | distill | distill-table | info | report`.
+"""The command line: `cka-probe compare | distill | distill-table | info | recipe | report`.
 
 At the top the modules of the commands import only typer and the standard library, so `cka-probe --help` is fast.
 """
@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from .compare import compare
-from .distill import distill, distill_table
+from .distill import distill, distill_table, new
 from .info import info
 from .report import report
 from .terminal import say
@@ -22,7 +22,15 @@ from .terminal import say
 __all__ = ["app", "main"]
 
 # Errors that the user can correct. Any other exception is a run that failed.
-MISTAKES = (ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError, ModuleNotFoundError)
+MISTAKES = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ModuleNotFoundError,
+)
 
 app = typer.Typer(
     name="cka-probe",
@@ -34,6 +42,9 @@ app.command()(compare)
 app.command()(distill)
 app.command("distill-table")(distill_table)
 app.command()(info)
+recipe = typer.Typer(name="recipe", no_args_is_help=True, help="Write recipes for `cka-probe distill`.")
+recipe.command("new")(new)
+app.add_typer(recipe)
 app.command()(report)
 
 

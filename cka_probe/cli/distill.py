@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from .terminal import say
 
-__all__ = ["distill", "distill_table"]
+__all__ = ["distill", "distill_table", "new"]
 
 Changes = Annotated[
     list[str] | None,
@@ -62,15 +63,18 @@ def distill(
     say(
         f"{chosen.name}, {chosen.loss.name}, seed {chosen.train.seed}: "
         f"test accuracy last {result.last_accuracy:.2%}, best {result.best_accuracy:.2%} (epoch {result.best_epoch})"
+        + ("" if result.teacher_score is None else f"; the teacher has {result.teacher_score:.2%}")
     )
     for note in result.notes:
         say(f"note: {note}")
-    say(f"weights, history and recipe: {directory}")
+    say(f"weights, history, recipe and model card (student.md): {directory}")
 
 
 def distill_table(
     recipes: Annotated[list[Path], typer.Argument(help="TOML recipes; each gives a block of rows.")],
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "ce,kd,rcka",
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas; rcka+kd is the sum of two.")
+    ] = "ce,kd,rcka",
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs of each method, with seeds 0, 1, ...")] = 5,
     against: Annotated[
         str | None, typer.Option(help="Method that the others are compared with. By default kd, else the first method.")
@@ -117,6 +121,48 @@ def distill_table(
     if seeds > 1 and len(names) > 1:
         say(f"p: paired t-test of the last accuracy against {against} over {seeds} seeds, adjusted by Holm.")
     say(f"files: {', '.join(map(str, paths))}")
+
+
+def new(
+    teacher: Annotated[
+        str, typer.Argument(help="resnet56, torchvision:NAME, timm:NAME, hf:FOLDER or file.py:function")
+    ],
+    student: Annotated[str, typer.Argument(help="The network that is trained, named in the same way.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, fashion_mnist, a folder (your images in train/CLASS and test/CLASS, CIFAR, Tiny ImageNet, a "
+            "data set of Hugging Face on disk), imagenet:FOLDER, or file.py:function"
+        ),
+    ] = "digits",
+    weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="The file of the teacher's weights.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width of the images.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file. By default TEACHER_STUDENT.toml, here.")
+    ] = None,
+) -> None:
+    """Write a commented recipe for two networks, which runs as it is. A file that exists is not replaced.
+
+    For example:
+
+      cka-probe recipe new resnet20 resnet8 --data my_photos -o photos.toml
+
+      cka-probe distill photos.toml
+    """
+    from ..distill.recipes.new_recipe import data_of, new_recipe, write_recipe
+
+    path = output or Path(f"{_file_name(teacher)}_{_file_name(student)}.toml")
+    if path.exists():
+        raise ValueError(f"{path} exists. Choose another name with -o, or remove it.")
+    text = new_recipe(teacher, student, data_of(data, size), teacher_weights=weights, name=str(path))
+    write_recipe(path, text)
+    say(f"{path} is written. Train with: cka-probe distill {path}")
+
+
+def _file_name(network: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "_", network.rpartition(":")[2]).strip("_") or "network"
 
 
 def _load(path: Path, changes: list[str] | None, output: Path | None) -> Any:

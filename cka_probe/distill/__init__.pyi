@@ -18,6 +18,7 @@ from .losses.contract import Outputs
 from .losses.patch_cka import PatchCKALoss
 from .losses.score_maps import SegmentationCKALoss
 from .losses.weight_schedules import ramp, set_progress
+from .models.saved_student import load_student
 from .recipes.recipe import Recipe
 from .taps.stages import match_stages, stage_layers
 from .training.classification import distill
@@ -51,6 +52,7 @@ __all__ = [
     "glyphs",
     "image_folder",
     "imagenet",
+    "load_student",
     "losses",
     "make_glyphs",
     "match_stages",

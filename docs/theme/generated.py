@@ -22,7 +22,7 @@ def commands() -> str:
 
     program = get_command(app)
     parts = ["# Command line", "Every option of every command. `cka-probe COMMAND --help` prints the same."]
-    for name, command in program.commands.items():  # type: ignore[attr-defined]
+    for name, command in _leaves(program):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["cka-probe", name, "[OPTIONS]", *map(_shown, arguments)])
         parts += [f"## `{name}`", f"```sh\n{usage}\n```", *_paragraphs(command.help or "")]
@@ -32,6 +32,15 @@ def commands() -> str:
         ]
         parts.append("\n".join(["| argument or option | what it does |", "|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def _leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Commands with their whole names; those of a group too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def gallery() -> str:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from ...capture.nearest import nearest_hint
 
-__all__ = ["from_function", "functions_of_file"]
+__all__ = ["OwnFunction", "from_function", "function_of_file", "functions_of_file"]
 
 Result = TypeVar("Result")
 
@@ -66,6 +66,52 @@ def from_function(place: str, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{place}:{name} returned {_described(model)}, not a torch.nn.Module.{_remedy(model)}")
     return model
+
+
+class OwnFunction(NamedTuple):
+    """A function of the user's own file."""
+
+    place: str
+    """FILE.py:FUNCTION."""
+    file: str
+    code: Callable[..., Any]
+
+    def run(self, **options: Any) -> Any:
+        """What the function returns; its errors become ValueErrors that name file, line and function."""
+        return _run(self.place, self.file, lambda: self.code(**options))
+
+
+def function_of_file(file: str, name: str) -> OwnFunction:
+    """A function of a Python file, which is run for it.
+
+    Parameters
+    ----------
+    file : str
+        The file.
+    name : str
+        A function or class at its top.
+
+    Returns
+    -------
+    OwnFunction
+        The function, not yet called.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file has no such function (the message names the nearest ones), or its code raises an error.
+    ModuleNotFoundError
+        If the code imports something that is not installed.
+    """
+    module = _from_file(Path(file))
+    code = getattr(module, name, None)
+    if not callable(code):
+        found = functions_of_file(Path(file))
+        hint = nearest_hint(name, found, kind="Its functions") if found else "It defines no function."
+        raise ValueError(f"{file} has no function {name!r}. {hint}")
+    return OwnFunction(f"{file}:{name}", str(getattr(module, "__file__", file)), code)
 
 
 def functions_of_file(path: Path) -> list[str]:

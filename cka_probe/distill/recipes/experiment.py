@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import subprocess
+import os
 import warnings
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from ... import __version__
 from ...atomic_write import atomic_write
 from ...capture.layers import unknown_layer
 from ...capture.state import random_states_restored
 from ...identity import differences
-from .. import data as datasets
+from ..models.saved_student import DESCRIPTION, describe_student, is_code
 from ..models.sources import load_model, load_network
 from ..training.classification import distill
 from ..training.diagnostics import Diagnostics
+from ..training.environment import environment
+from ..training.evaluation import Evaluation
+from ..training.model_card import CARD, CardFacts, escaped, measured_similarities, model_card
 from ..training.result import DistillationResult
-from ..training.schedules import CosineDecay, StepDecay
-from .methods import METHODS, build_loss
-from .recipe import DataSection, Recipe, ScheduleSection
+from ..training.run_identity import samples_of
+from ..training.schedules import CosineDecay, PerStep, StepDecay
+from .loading import class_names, data_sources, file_digest, folder_digest, load_datasets
+from .methods import build_loss, default_ce_weight, title_of
+from .recipe import Recipe
+from .sections import ScheduleSection
 
 __all__ = [
     "check_recipe",
-    "environment",
     "finished",
-    "load_datasets",
     "load_teacher",
     "run_directory",
     "run_recipe",
@@ -45,8 +44,8 @@ __all__ = [
 def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) -> DistillationResult:
     """Run a recipe and return its result. A run that was stopped continues from its last checkpoint.
 
-    The run's directory holds weights and history, ``recipe.toml`` as it was run, ``environment.json`` and, at the end
-    of the run, ``result.json``.
+    The run's directory holds weights and history, ``recipe.toml`` as it was run, ``environment.json``,
+    ``student.json`` (for `load_student`) and, at the end of the run, the model card ``student.md`` and ``result.json``.
 
     Parameters
     ----------
@@ -83,6 +82,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
     student = load_model(recipe.student.model, recipe.student.weights, num_classes=classes)
     loss = build_loss(recipe.loss.name, recipe.loss.options)
     weight = recipe.loss.ce_weight
+    student_layers, teacher_layers = recipe.loss.pair_of_layers or (recipe.student.layers, recipe.teacher.layers)
     diagnostics = recipe.diagnostics
     if not resume:
         result_file.unlink(missing_ok=True)
@@ -94,9 +94,9 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         train,
         test,
         loss,
-        student_layers=recipe.student.layers,
-        teacher_layers=None if recipe.teacher.layers == "auto" else recipe.teacher.layers,
-        ce_weight=METHODS[recipe.loss.name].ce_weight if weight is None else weight,
+        student_layers=student_layers,
+        teacher_layers=None if teacher_layers == "auto" else teacher_layers,
+        ce_weight=default_ce_weight(recipe.loss.name) if weight is None else weight,
         accumulation_steps=recipe.train.accumulation_steps,
         accumulation=recipe.train.accumulation,
         workers=recipe.data.workers,
@@ -108,9 +108,15 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         teacher_cache=cache,
         diagnostics=None if diagnostics is None or alone else Diagnostics(**diagnostics.model_dump()),
         progress=progress,
-        files={"recipe.toml": recipe.to_toml(), "environment.json": about},
+        files={
+            "recipe.toml": recipe.to_toml(),
+            "environment.json": about,
+            DESCRIPTION: describe_student(recipe.student.model, classes, class_names(train)),
+        },
         **_training(recipe.train),
     )
+    if os.environ.get("RANK", "0") == "0":
+        atomic_write(directory / CARD, _card(recipe, result, teacher, (train, test), classes, json.loads(about)))
     facts = {
         "recipe": recipe.name,
         "method": recipe.loss.name,
@@ -125,6 +131,60 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
     }
     atomic_write(result_file, json.dumps(facts, indent=1))
     return result
+
+
+def _card(
+    recipe: Recipe,
+    result: DistillationResult,
+    teacher: nn.Module | None,
+    data: tuple[Any, Any],
+    classes: int,
+    made_with: dict[str, Any],
+) -> str:
+    """The model card of a finished run."""
+    train, test = data
+    size, directory = recipe.train.batch_size, run_directory(recipe)
+    with random_states_restored():
+        torch.manual_seed(recipe.train.seed)
+        before, after = (
+            load_model(recipe.student.model, recipe.student.weights, num_classes=classes) for _ in range(2)
+        )
+    similarity = None
+    if teacher is not None:
+        settings = json.loads((directory / "settings.json").read_text())
+        layers = settings["student_layers"], settings["teacher_layers"]
+        device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+        after.load_state_dict(result.best_state)
+        similarity = measured_similarities(teacher, before.to(device), after.to(device), layers, test, size)
+    source = recipe.student.model
+    code = ["from cka_probe.distill import load_student"]
+    if is_code(source):
+        code += ["from cka_probe.distill.models.sources import load_model"]
+    model = f", model=load_model({source!r})" if is_code(source) else ""
+    code += ["", f"student = load_student({directory.as_posix()!r}{model})"]
+    names = class_names(train)
+    told = f": {', '.join(map(escaped, names[:20]))}{' ...' if len(names) > 20 else ''}" if names else ""
+    taught = (
+        "It learned from the labels alone." if teacher is None else f"Its teacher is {escaped(recipe.teacher.model)}."
+    )
+    place = recipe.data.name if recipe.data.root is None else f"{recipe.data.name} ({recipe.data.root})"
+    about = (
+        f"{escaped(source)} with {classes} outputs{told}. {taught} Data: {escaped(place)}, {samples_of(train)} "
+        f"training and {samples_of(test)} test samples. Seed {recipe.train.seed}. Give it inputs as the test data of "
+        "the recipe makes them: the same size, the same normalisation."
+    )
+    return model_card(
+        CardFacts(
+            title=f"{escaped(source)}, trained by {title_of(recipe.loss.name)}",
+            about=about,
+            code="\n".join(code),
+            result=result,
+            similarities=similarity,
+            settings=("toml", recipe.to_toml()),
+            versions=made_with["versions"],
+            git=made_with["git"],
+        )
+    )
 
 
 def run_directory(recipe: Recipe) -> Path:
@@ -183,7 +243,8 @@ def check_recipe(recipe: Recipe, classes: int) -> None:
     FileNotFoundError, ValueError, TypeError
         If an option of the loss is wrong, there is no such network or layer, or a file of weights is missing.
     """
-    build_loss(recipe.loss.name, recipe.loss.options)
+    for name in (recipe.loss.name, *recipe.methods):
+        build_loss(name, recipe.with_method(name).loss.options)
     for section in filter(None, (recipe.train, recipe.teacher.train)):
         _training(section)
     if recipe.diagnostics is not None:
@@ -194,9 +255,20 @@ def check_recipe(recipe: Recipe, classes: int) -> None:
                 raise FileNotFoundError(f"{name}.weights: there is no file {network.weights}.")
             if name == "student" or recipe.loss.name != "ce":
                 modules = dict(load_model(network.model, num_classes=classes).named_modules())
-                for layer in network.layers if network.layers != "auto" else ():
-                    if layer not in modules:
-                        raise ValueError(f"{name}.layers: {unknown_layer(layer, modules, network.model)}")
+                for key, layers in _named_layers(recipe, name).items():
+                    for layer in layers:
+                        if layer not in modules:
+                            raise ValueError(f"{key}: {unknown_layer(layer, modules, network.model)}")
+
+
+def _named_layers(recipe: Recipe, network: str) -> dict[str, list[str]]:
+    """The layers that a recipe names for "student" or "teacher", by the key that names them."""
+    found: dict[str, Any] = {f"{network}.layers": getattr(recipe, network).layers}
+    sections = {"loss": recipe.loss, **{f"methods.{name}": method for name, method in recipe.methods.items()}}
+    for section, method in sections.items():
+        found[f"{section}.layers"] = method.layers
+        found[f"{section}.{network}_layers"] = getattr(method, f"{network}_layers")
+    return {key: layers for key, layers in found.items() if isinstance(layers, list)}
 
 
 def sources(recipe: Recipe) -> dict[str, str]:
@@ -204,51 +276,15 @@ def sources(recipe: Recipe) -> dict[str, str]:
     found = {}
     for name, network in (("teacher", recipe.teacher), ("student", recipe.student)):
         if network.weights is not None:
-            found[f"{name}.weights"] = _file_digest(network.weights)
+            found[f"{name}.weights"] = file_digest(network.weights)
         path = Path(network.model.removeprefix("hf:").partition(":")[0])
         if path.suffix == ".py" and path.is_file():
-            found[f"{name}.model"] = _file_digest(path)
+            found[f"{name}.model"] = file_digest(path)
         elif network.model.startswith("hf:"):
-            found[f"{name}.model"] = _folder_digest(path)
+            found[f"{name}.model"] = folder_digest(path)
     for name, data in (("data", recipe.data), ("teacher.data", recipe.teacher.data)):
-        if data is not None and data.root is not None:
-            found[f"{name}.root"] = _folder_digest(data.root)
+        found |= {} if data is None else data_sources(name, data)
     return found
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
-
-
-def _folder_digest(folder: Path) -> str:
-    files = sorted(
-        (path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*") if path.is_file()
-    )
-    return hashlib.blake2b(repr(files).encode(), digest_size=16).hexdigest()
-
-
-def load_datasets(data: DataSection) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """Training data, test data and number of classes of a recipe's section ``data``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the files are missing or damaged; nothing is downloaded.
-    ModuleNotFoundError
-        If the digits are wanted and scikit-learn is not installed.
-    """
-    if data.name == "digits":
-        options = {"train_per_class": data.train_per_class, "size": data.size, "seed": data.seed}
-        train, test = datasets.digits(**{key: value for key, value in options.items() if value is not None})
-        return train, test, 10
-    assert data.root is not None  # validation makes sure of it
-    augment = data.augment is not False
-    if data.name == "cifar100":
-        pair: Any = datasets.cifar100(data.root, augment=augment)
-    else:
-        pair = datasets.imagenet(data.root, augment=augment)
-    return pair[0], pair[1], len(pair[0].classes)
 
 
 def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Module:
@@ -297,36 +333,6 @@ def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Modu
     return teacher
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Versions, machine, seed and git commit: the facts that are needed to repeat a run."""
-    versions = {"cka-probe": __version__}
-    for name in ("torch", "torchvision", "numpy", "accelerate", "torchmetrics"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "gpus": gpus},
-        "seed": seed,
-        "git": _git(),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """The commit of the working directory, and whether files differ from it; None outside a repository."""
-
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def _training(section: ScheduleSection) -> dict[str, Any]:
     """The arguments of `distill` that a section ``train`` sets."""
     schedule: Any = CosineDecay(warmup=section.warmup)
@@ -337,6 +343,8 @@ def _training(section: ScheduleSection) -> dict[str, Any]:
         if section.decay is not None:
             options["factor"] = section.decay
         schedule = StepDecay(**options)
+    if section.per == "step":
+        schedule = PerStep(schedule)
     momentum = 0.9 if section.momentum is None else section.momentum
     sgd = partial(torch.optim.SGD, momentum=momentum)
     return {
@@ -346,5 +354,12 @@ def _training(section: ScheduleSection) -> dict[str, Any]:
         "schedule": schedule,
         "optimizer": sgd if section.optimizer == "sgd" else torch.optim.AdamW,
         "weight_decay": section.weight_decay,
+        "clip_norm": section.clip_norm,
+        "ema": section.ema,
+        "evaluation": Evaluation(
+            every=section.evaluate_every, patience=section.patience, columns=tuple(section.columns)
+        ),
         "mixed_precision": section.mixed_precision,
+        "channels_last": section.channels_last,
+        "compile": section.compile,
     }

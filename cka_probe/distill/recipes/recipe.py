@@ -5,144 +5,28 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ...capture.nearest import nearest, nearest_hint
-from .methods import METHODS, check_options
+from .data_section import DataSection
+from .methods import METHODS, check_options, is_method, parts_of
+from .sections import (
+    DiagnosticsSection,
+    LossSection,
+    MethodSection,
+    NetworkSection,
+    OutputSection,
+    Section,
+    TeacherSection,
+    TrainSection,
+)
 
-__all__ = ["DataSection", "Recipe", "ScheduleSection"]
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class NetworkSection(_Section):
-    """A network, the file of its weights, and the layers that are tapped."""
-
-    model: str
-    weights: Path | None = None
-    layers: list[str] | Literal["auto"] = "auto"
+__all__ = ["Recipe"]
 
 
-class DataSection(_Section):
-    """The data set and how to load it."""
-
-    name: Literal["digits", "cifar100", "imagenet"]
-    root: Path | None = None
-    workers: Annotated[int, Field(ge=0)] = 0
-    augment: bool | None = None
-    train_per_class: Count | None = None
-    size: Count | None = None
-    seed: int | None = None
-
-    @model_validator(mode="after")
-    def _options_of_the_set(self) -> Self:
-        if self.name == "digits":
-            wrong = [key for key in ("root", "augment") if getattr(self, key) is not None]
-        else:
-            wrong = [key for key in ("train_per_class", "size", "seed") if getattr(self, key) is not None]
-            if self.root is None:
-                raise ValueError(f"{self.name} needs `root`, the folder that holds it")
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)} cannot be set for {self.name}")
-        return self
-
-
-class ScheduleSection(_Section):
-    """Epochs, optimizer and learning rate."""
-
-    epochs: Count = 240
-    batch_size: Annotated[int, Field(ge=4)] = 64
-    learning_rate: Positive = 0.05
-    schedule: Literal["step", "cosine"] = "step"
-    milestones: list[Positive] | None = None
-    decay: Positive | None = None
-    warmup: Annotated[int, Field(ge=0)] = 0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-
-    @model_validator(mode="after")
-    def _nothing_ignored(self) -> Self:
-        if self.schedule == "cosine" and not (self.milestones is None and self.decay is None):
-            raise ValueError('`milestones` and `decay` belong to schedule = "step"')
-        if self.optimizer == "adamw" and self.momentum is not None:
-            raise ValueError('`momentum` belongs to optimizer = "sgd"')
-        return self
-
-
-class TrainSection(ScheduleSection):
-    """The training of the student."""
-
-    accumulation_steps: Count = 1
-    accumulation: Literal["exact", "mean"] = "exact"
-    seed: int = 0
-
-
-class TeacherSection(NetworkSection):
-    """The teacher. With a section ``train`` it is first trained on the labels of ``data``, by default the student's."""
-
-    train: ScheduleSection | None = None
-    data: DataSection | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.weights is not None and self.train is not None:
-            raise ValueError("give `weights` or a section `train`, not both")
-        if self.data is not None and self.train is None:
-            raise ValueError("`data` is the training data of the teacher, but there is no section `train`")
-        return self
-
-
-class MethodSection(BaseModel):
-    """The options of a method: those of its loss, and the weight of the cross-entropy."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    ce_weight: Annotated[float, Field(ge=0)] | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of the loss."""
-        return dict(self.model_extra or {})
-
-
-class LossSection(MethodSection):
-    """The method and its options."""
-
-    name: str = "rcka"
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        check_options(self.name, self.options)
-        return self
-
-
-class DiagnosticsSection(_Section):
-    """How often the run is diagnosed."""
-
-    every: Count = 10
-    samples: Annotated[int, Field(ge=4)] = 512
-    heatmap_every: Count | None = None
-    heatmap_layers: str | list[str] | None = None
-
-
-class OutputSection(_Section):
-    """The directory of the results, and which further files are written."""
-
-    directory: Path = Path("runs")
-    checkpoint_steps: Count | None = None
-    tensorboard: bool = False
-    teacher_cache: bool = False
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A distillation experiment.
 
     Parameters
@@ -154,9 +38,11 @@ class Recipe(_Section):
     student : NetworkSection
         ``model``, ``weights`` to start from, ``layers``.
     data : DataSection
-        ``name`` ("digits", "cifar100", "imagenet") and its options.
+        ``name`` ("digits", "fashion_mnist", "glyphs", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "folder",
+        "saved" or "FILE.py:FUNCTION") and its options.
     loss : LossSection
-        ``name`` of the method, ``ce_weight`` and the options of its loss.
+        ``name`` of the method, or a list of names for their sum; ``ce_weight``, ``layers`` (or ``student_layers`` and
+        ``teacher_layers``), and the options of its loss. A weight may be a ramp: ``{ to = 15, until = 0.5 }``.
     methods : dict of str to MethodSection
         Options of other methods, for tables.
     train, output, diagnostics
@@ -178,11 +64,11 @@ class Recipe(_Section):
     student: NetworkSection
     data: DataSection
     loss: LossSection = LossSection()
-    methods: dict[str, MethodSection] = {}
+    methods: dict[str, MethodSection] = Field(default_factory=dict)
     train: TrainSection = TrainSection()
     output: OutputSection = OutputSection()
     diagnostics: DiagnosticsSection | None = None
-    paper: dict[str, float] = {}
+    paper: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -196,7 +82,7 @@ class Recipe(_Section):
         for name, method in self.methods.items():
             check_options(name, method.options)
         for name in self.paper:
-            if name not in (*METHODS, "teacher"):
+            if name != "teacher" and not is_method(name):
                 raise ValueError(f"paper: {_unknown(name, [*METHODS, 'teacher'])}")
         return self
 
@@ -260,13 +146,20 @@ class Recipe(_Section):
         ValueError
             If there is no such method.
         """
-        loss = self.loss
-        if name != self.loss.name:
-            method = self.methods.get(name, MethodSection())
-            check_options(name, method.options)
-            loss = LossSection(name=name, ce_weight=method.ce_weight, **method.options)
+        loss = self.loss if name == self.loss.name else self._loss(name)
         train = self.train if seed is None else self.train.model_copy(update={"seed": seed})
         return self.model_copy(update={"loss": loss, "train": train})
+
+    def _loss(self, name: str) -> LossSection:
+        """The section ``loss`` of another method. A part of a sum without options has those that it has alone."""
+        method = self.methods.get(name, MethodSection())
+        parts = parts_of(name)
+        check_options(name, method.options)
+        options = method.options
+        if len(parts) > 1:
+            options = {part: options.get(part, self.with_method(part).loss.options) for part in parts}
+        given = method.model_dump(include={"ce_weight", "layers", "student_layers", "teacher_layers"})
+        return LossSection(name=name, **given, **options)
 
     def to_toml(self) -> str:
         """The recipe as TOML text that `load` can read; it contains all defaults."""
@@ -288,7 +181,8 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
             sentences.append(f"{key!r} is missing.")
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"]).rstrip(".")
-            sentences.append(f"{key}: {text}." if key else f"{text}.")
+            text += "" if text.endswith("?") else "."
+            sentences.append(f"{key}: {text}" if key else text)
         else:
             value: Any = content
             for part in problem["loc"]:

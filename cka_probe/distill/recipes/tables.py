@@ -13,8 +13,9 @@ from scipy import stats
 
 from ...atomic_write import atomic_write
 from ...similarity.text import latex_escaped, printable, safe_csv
-from .experiment import check_recipe, finished, load_datasets, run_recipe
-from .methods import METHODS, build_loss
+from .experiment import check_recipe, finished, run_recipe
+from .loading import load_datasets
+from .methods import build_loss, title_of
 from .recipe import Recipe
 
 __all__ = ["format_latex", "format_markdown", "run_grid", "save_table", "summarise"]
@@ -35,7 +36,7 @@ def run_grid(
     recipes : sequence of Recipe
         Recipes with different names.
     methods : sequence of str
-        Keys of `METHODS`.
+        Keys of `METHODS`, or sums such as "rcka+kd".
     seeds : sequence of int
         One run for each seed.
     resume : bool
@@ -261,7 +262,7 @@ def _markdown_escaped(name: str) -> str:
 
 
 def _title(method: str | None) -> str:
-    return METHODS[method].title if method is not None and method in METHODS else str(method)
+    return str(method) if method is None else title_of(method)
 
 
 def _paired_p(differences: NDArray[np.float64]) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...atomic_write import atomic_write
+from ...identity import tensors_digest
 
 __all__ = [
     "CURRENT",
@@ -45,7 +46,7 @@ def save_weights(
     path : path
         The .safetensors file.
     metadata : dict, optional
-        Notes on the run; values are written as text.
+        Notes on the run; values are written as text. A digest of the weights is added.
 
     Raises
     ------
@@ -57,7 +58,8 @@ def save_weights(
     state = model.state_dict() if isinstance(model, nn.Module) else model
     # Cloned, since safetensors refuses tensors that share memory (tied embeddings).
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    atomic_write(path, save(tensors, {key: str(value) for key, value in (metadata or {}).items()}))
+    notes = {**(metadata or {}), "digest": tensors_digest(tensors)}
+    atomic_write(path, save(tensors, {key: str(value) for key, value in notes.items()}))
 
 
 def save_checkpoint(directory: Path | str, state: dict[str, Any]) -> None:

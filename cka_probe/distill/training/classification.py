@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...capture.extras import require
 from .diagnostics import Diagnostics
 from .evaluation import Evaluation
+from .model_card import save_card
 from .preparation import check_arguments
 from .result import DistillationResult
 from .schedules import StepDecay
@@ -142,7 +143,8 @@ def distill(
     seed : int
         The same seed gives the same weights, bit for bit on a CPU, with any number of workers.
     output_dir : path, optional
-        Folder for best.safetensors, last.safetensors, history.csv, settings.json and the checkpoints.
+        Folder for best.safetensors, last.safetensors, history.csv, settings.json, the checkpoints and, at the end, the
+        model card student.md. `load_student` reads it.
     resume : bool
         Whether to resume from a checkpoint in `output_dir`; False starts again.
 
@@ -260,4 +262,6 @@ def distill(
     )
     teachers = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     check_arguments(teachers, student, loss, settings)
-    return train_student(teachers, student, train, test, loss, settings)
+    result = train_student(teachers, student, train, test, loss, settings)
+    save_card(result, teachers, student, train, test)
+    return result

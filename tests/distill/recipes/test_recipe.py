@@ -108,7 +108,34 @@ def test_every_recipe_runs_one_step(path, files):
         (["train.schedule=steps"], "'train.schedule': input should be 'step' or 'cosine', got 'steps'"),
         (["train.schedule=cosine", "train.decay=0.5"], 'train: `milestones` and `decay` belong to schedule = "step"'),
         (["train.optimizer=adamw", "train.momentum=0.5"], "train: `momentum` belongs to optimizer"),
-        (["data.name=cifar10"], "'data.name': input should be 'digits', 'cifar100' or 'imagenet'"),
+        (["data.name=cifra10"], "data.name: there is no data set 'cifra10'. Did you mean 'cifar10'"),
+        (["loss.name=ce+kd"], r"loss: ce\+kd: the cross-entropy is part of every method"),
+        (['loss.name=["kd", "kd"]'], r"loss: kd\+kd: each method can be in a sum once"),
+        (['loss.name=["rcka", "kdd"]'], "loss: there is no method 'kdd'. Did you mean 'kd'"),
+        (
+            ["loss.name=rcka+kd", "loss.weight=1"],
+            r"rcka\+kd has no option 'weight'. Options of a sum belong to .*\[loss.kd\]",
+        ),
+        (
+            ["loss.name=rcka+kd", "loss.kd=1"],
+            r"kd is a part of rcka\+kd, and its options are a section \[loss.kd\], got 1",
+        ),
+        (["loss.name=rcka+kd", "loss.kd.wieght=1"], "kd has no option 'wieght'. Did you mean 'weight'"),
+        (["loss.kd.weight=1"], r"rcka has no option 'kd'. The sum of both is name = \[\"rcka\", \"kd\"\]"),
+        (["loss.intra_weight={ until = 0.5 }"], "loss: rcka.intra_weight: `to` is missing. A weight that grows"),
+        (
+            ["loss.intra_weight={ to = 15, untill = 0.5 }"],
+            "rcka.intra_weight has no option 'untill'. Did you mean 'until'",
+        ),
+        (["loss.intra_weight={ to = -1, until = 0.5 }"], "rcka.intra_weight.to must be a number of at least 0, got -1"),
+        (
+            ["loss.intra_weight={ to = 1, until = 15 }"],
+            "rcka.intra_weight.until must be a number above 0 and at most 1",
+        ),
+        (["loss.intra_weight={ to = 1, until = 1, shape = 'cos' }"], "intra_weight.shape must be .* got 'cos'"),
+        (["loss.layers=[]", "loss.student_layers=['layer1']"], "loss: `layers` are those of both networks"),
+        (["methods.sp.student_layers=['layer1']"], "methods.sp: give both `student_layers` and `teacher_layers`"),
+        (["loss.student_layers=['layer1']", "loss.teacher_layers=['layer1', 'layer2']"], "pair by pair, got 1 and 2"),
         (["data.name=cifar100"], "data: cifar100 needs `root`"),
         (["data.name=cifar100", "data.root=data"], "data: train_per_class, size cannot be set for cifar100"),
         (["data.root=data"], "data: root cannot be set for digits"),
@@ -167,6 +194,40 @@ def test_methods_take_their_own_options(tmp_path):
     assert chosen.with_method("kd").loss.options == {}
     with pytest.raises(ValueError, match=r"no method 'kdd'\. Did you mean 'kd'"):
         chosen.with_method("kdd")
+
+
+def test_each_method_compares_its_own_layers(tmp_path):
+    changes = ["methods.sp.layers=['layer3']", "methods.fcka.student_layers=['layer1']"]
+    changes += ["methods.fcka.teacher_layers=['layer2']", "teacher.train.epochs=1"]
+    chosen = recipe(tmp_path, SMALL, *changes)
+    taps = {}
+    for method in ("sp", "fcka", "rcka"):
+        cell = chosen.with_method(method)
+        run_recipe(cell, progress=False)
+        settings = json.loads((run_directory(cell) / "settings.json").read_text())
+        taps[method] = settings["student_layers"], settings["teacher_layers"]
+    every = ["layer1", "layer2", "layer3"]
+    assert taps == {"sp": (["layer3"],) * 2, "fcka": (["layer1"], ["layer2"]), "rcka": (every, every)}
+    other = recipe(tmp_path, SMALL, *changes, "methods.sp.layers=['layer2']")
+    with pytest.raises(ValueError, match="holds a run of another recipe: loss differs"):
+        finished(other.with_method("sp"))
+    with pytest.raises(ValueError, match=r"methods.sp.layers: resnet8 has no layer 'layr3'. Did you mean 'layer3'"):
+        run_recipe(recipe(tmp_path, SMALL, "methods.sp.layers=['layr3']", "name=other"), progress=False)
+
+
+def test_parts_of_a_sum_have_the_options_that_they_have_alone(tmp_path):
+    changes = ["loss.intra_weight=3", "methods.kd.weight=0.5", "methods.rcka+kd.ce_weight=0.7"]
+    chosen = recipe(tmp_path, SMALL, *changes)
+    both = chosen.with_method("rcka+kd").loss
+    assert both.options == {"rcka": {"intra_weight": 3}, "kd": {"weight": 0.5}}
+    assert both.ce_weight == 0.7
+    own = recipe(tmp_path, SMALL, *changes, "methods.rcka+kd.kd.weight=2").with_method("rcka+kd").loss
+    assert own.options == {"rcka": {"intra_weight": 3}, "kd": {"weight": 2}}
+    named = recipe(tmp_path, SMALL, 'loss.name=["rcka", "kd"]', "loss.kd.weight=0.25")
+    assert named.loss.name == "rcka+kd"
+    again = tmp_path / "again.toml"
+    again.write_text(named.to_toml())
+    assert Recipe.load(again) == named
 
 
 def test_losses_by_name():
