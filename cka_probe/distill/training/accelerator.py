@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TIMEOUT", "accelerator_for", "check_world"]
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for another one. torch waits 30 minutes on a CPU."""
+TIMEOUT = timedelta(minutes=15)
+"""How long a process waits for another one. Not 10 minutes: accelerate takes that for its default, and drops it."""
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def test_a_precision_that_the_launcher_asks_for_is_not_lost(monkeypatch):
         assert accelerator.mixed_precision == "bf16"
 
 
-def test_processes_wait_for_each_other_for_ten_minutes(monkeypatch):
+def test_processes_wait_for_each_other_for_fifteen_minutes(monkeypatch):
     given = {}
 
     def accelerator(**options):
@@ -41,4 +41,4 @@ def test_processes_wait_for_each_other_for_ten_minutes(monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator", accelerator)
     with pytest.raises(KeyboardInterrupt), accelerator_for(None, "no", 1.0):
         pass
-    assert [handler.to_kwargs() for handler in given["kwargs_handlers"]][1] == {"timeout": timedelta(minutes=10)}
+    assert [handler.to_kwargs() for handler in given["kwargs_handlers"]][1] == {"timeout": timedelta(minutes=15)}

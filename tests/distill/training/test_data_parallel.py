@@ -54,11 +54,11 @@ def test_one_process_that_is_lost_ends_the_other(tmp_path, what):
     processes = start(tmp_path, what)
     try:
         output, _ = processes[0].communicate(timeout=120)
+        seconds = time.time() - (tmp_path / "lost").stat().st_mtime
     finally:
         for process in processes:
             process.kill()
-            process.wait()
-    seconds = time.time() - (tmp_path / "lost").stat().st_mtime
+            process.communicate()
     assert processes[0].returncode == 1, output
     assert "Another process of this run has ended, or did not answer in time" in output
     assert seconds < 20
