@@ -84,6 +84,9 @@ class Container:
 
 MISSING = object()
 
+LIBRARIES = ("torch", "accelerate", "deepspeed")
+"""Their objects in attributes (of FSDP, of offloading) move weights; they are not the network's own state."""
+
 Seen = Number | HeldTensor | Container
 
 
@@ -112,7 +115,9 @@ def _parts(value: Any) -> list[Any] | None:
         return [value] if fits else None
     if isinstance(value, nn.Module | type | ModuleType | torch.Generator) or callable(value):
         return None
-    return list(vars(value).values()) if hasattr(value, "__dict__") else None
+    if type(value).__module__.partition(".")[0] in LIBRARIES or not hasattr(value, "__dict__"):
+        return None
+    return list(vars(value).values())
 
 
 def _look_inside(found: Container, value: Any, depth: int, ancestors: set[int]) -> None:

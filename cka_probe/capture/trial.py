@@ -184,7 +184,7 @@ def refill(container: Any, held: Any) -> None:
     now = list(container.items() if isinstance(container, dict) else container)
     then = list(held.items() if isinstance(held, dict) else held)
     if isinstance(container, dict):
-        same = len(now) == len(then) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(now, then, strict=True))
+        same = len(now) == len(then) and all(a[0] is b[0] and a[1] is b[1] for a, b in zip(now, then, strict=True))
     else:
         same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
     if same:
