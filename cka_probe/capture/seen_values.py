@@ -170,11 +170,12 @@ class Copied:
 
     def same(self, now: Any) -> bool:
         """Whether the value after the second run has the same numbers."""
-        if type(now) is not type(self.value):
+        before = self.value
+        if type(now) is not type(before):
             return False
         if isinstance(now, Number):
-            return same_value(now, self.value)
-        if isinstance(now, Container) and now.length != self.value.length:
+            return same_value(now, before)
+        if isinstance(now, Container) and isinstance(before, Container) and now.length != before.length:
             return False
         found = now.inside if isinstance(now, Container) else [now]
         held = [part.tensor for part in found if isinstance(part, HeldTensor) and part.tensor is not None]
@@ -182,8 +183,8 @@ class Copied:
             same_numbers(tensor, copy) for tensor, (_, copy) in zip(held, self.numbers, strict=True)
         ):
             return False
-        if isinstance(now, Container):
-            plain = [[p for p in c.inside if isinstance(p, Number)] for c in (now, self.value)]
+        if isinstance(now, Container) and isinstance(before, Container):
+            plain = [[p for p in c.inside if isinstance(p, Number)] for c in (now, before)]
             return len(plain[0]) == len(plain[1]) and all(map(same_value, *plain))
         return True
 

@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from cka_probe.distill.dense import PatchCKALoss, SmallResNet, distill_segmenter, segmenter
 from cka_probe.distill.losses.gather import gather_batch
-from cka_probe.distill.training import classification, teacher_cache
+from cka_probe.distill.training import student_loop, teacher_cache
 from cka_probe.distill.training.diagnostics import Diagnostics
 
 
@@ -98,7 +98,7 @@ def start(folder, what="equal"):
 
 def lose(what, folder):
     """Process 1 is killed, or sleeps, in the fifth step."""
-    average = classification.average_gradients
+    average = student_loop.average_gradients
     steps = iter(range(100))
 
     def fail(*arguments):
@@ -109,7 +109,7 @@ def lose(what, folder):
             time.sleep(600)
         average(*arguments)
 
-    classification.average_gradients = fail
+    student_loop.average_gradients = fail
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=5))])
     go(accelerator=accelerator if what == "silent" else None)
 
