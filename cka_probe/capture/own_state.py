@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .seen_values import (
-    CONTAINERS,
     MISSING,
-    PLAIN,
     Container,
     Copied,
     HeldBuffer,
-    HeldTensor,
     Number,
+    Seen,
     equal_results,
-    holds_tensors,
-    inside_of,
     put_back,
     same_numbers,
     same_value,
     saved_copy,
+    seen,
     version_of,
 )
+from .state import random_states_restored
+from .trial import without_trace
 
-__all__ = ["OwnState"]
+__all__ = ["OwnState", "Runs"]
 
 LISTED = 6
 """Number of parts that a note names."""
 
 # What nn.Module itself keeps in a module: hooks, children, flags.
 _INTERNALS = frozenset(vars(nn.Module()))
+
+Runs = Callable[[], AbstractContextManager[Callable[..., Any]]]
 
 _Place = tuple[int, str]
 """Number of a module in ``named_modules``, and the name of an attribute or buffer."""
@@ -46,7 +48,9 @@ class OwnState:
     A network whose output depends on the inputs before has no single value to compare: its values depend on the order
     of the batches. Batch norm in eval mode changes nothing. Caches that are filled once, sizes that are remembered and
     outputs that are kept for the user change too, but a second run of the same batch leaves them as they are. So, only
-    if the first batch changed anything, it runs a second time: what changes again is state.
+    if the first batch changed anything, it runs a second time: what changes again is state. What the batch before has
+    left comes back in a repeated batch. So it runs once more after another batch: if its output differs, the network
+    remembers that batch.
 
     Parameters
     ----------
@@ -65,6 +69,7 @@ class OwnState:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
+        self._model = model
         self._modules = list(model.named_modules())
         found = (one for _, module in self._modules for one in vars(module).values())
         self.generators = list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
@@ -86,14 +91,18 @@ class OwnState:
         """The buffers after the first batch, with their versions."""
         self._settled_weights: list[int | None] = []
 
-    def after_first(self, again: Callable[[], Any]) -> None:
-        """Look for state after the first batch.
+    def after_first(self, runs: Runs, first: Any, other: Any = None) -> None:
+        """Look for state after the first batch. If the network has changed, it runs again, which is undone.
 
         Parameters
         ----------
-        again : callable
-            Runs the same batch once more and returns the output. Called only if the first run changed anything. What it
-            changes is undone.
+        runs : callable
+            Returns a context in which the network runs unrecorded: its value is called with a batch, or without one for
+            the first batch, and returns the output.
+        first : any
+            Output of the first run.
+        other : any
+            Another batch that the network understands; None if there is none.
         """
         in_place: list[tuple[Tensor, Tensor]] = []
         for place, (buffer, _, version) in self._buffers.items():
@@ -104,47 +113,63 @@ class OwnState:
         changed = [place for place, value in now.items() if not same_value(value, self._values.get(place, MISSING))]
         objects = [place for place, one in self._identities().items() if self._objects.get(place) != one]
         self.changed.update(map(self._path, (*changed, *objects)))
-        if not changed:
+        if not changed and not objects:
             return
         before = {place: Copied(now[place]) for place in changed}
-        try:
-            output = again()
-            after = self._scan()
-            moved = [place for place, copied in before.items() if not copied.same(after.get(place, MISSING))]
-            logs = [place for place in moved if isinstance(after.get(place), Container)]
-            # A list that grows may be a log that nothing reads: then the output stays the same.
-            if logs and equal_results(output, again()):
-                moved = [place for place in moved if place not in logs]
-            if not moved and all(holds_tensors(now[place]) for place in changed) and self._matters(changed, again):
-                moved = changed
-        except Exception:  # the run was not asked for: a cache that is full after the first batch shows itself so
-            moved = list(before)
+        with runs() as run:
+            try:
+                output = run()
+                after = self._scan()
+                moved = [place for place, copied in before.items() if not copied.same(after.get(place, MISSING))]
+                logs = [place for place in moved if isinstance(after.get(place), Container)]
+                # A list that grows may be a log that nothing reads: then the output stays the same.
+                if logs and equal_results(output, run()):
+                    moved = [place for place in moved if place not in logs]
+                if equal_results(first, output):
+                    self._settle_weights(run)
+            except Exception:  # the run was not asked for: a cache that is full after the first batch shows itself so
+                moved = list(before)
+            if not moved and other is not None and self._remembers(run, other):
+                moved = changed or objects
         for place in moved:
-            self._note(place, "buffer" if isinstance(now[place], HeldBuffer) else "attribute")
+            self._note(place, "buffer" if isinstance(now.get(place), HeldBuffer) else "attribute")
         for place, copied in before.items():
             self._set(place, copied)
         put_back(in_place)
 
-    def _matters(self, changed: Iterable[_Place], again: Callable[[], Any]) -> bool:
-        """Whether the output depends on what the first batch changed: a tensor that the batch before has left.
+    def _settle_weights(self, run: Callable[..., Any]) -> None:
+        """Let the weights count as unchanged if the first batch alone has changed them: RWKV divides its weights once.
 
-        A repeated batch leaves the same tensor again, so the tensor alone does not tell. Not called if a flag has
-        changed too: it may say that a cache is filled, hooks are installed, or weights have been divided.
+        Called if the first batch gave the same output twice.
         """
-        from .state import random_states_restored
+        versions = [version_of(weight) for _, weight, _ in self._weights]
+        if versions == [version for _, _, version in self._weights]:
+            return
+        run()
+        if versions == [version_of(weight) for _, weight, _ in self._weights]:
+            self._weights = [(*one[:2], version) for one, version in zip(self._weights, versions, strict=True)]
 
-        with random_states_restored():
-            after = again()
-        for number, key in changed:
-            module, value = self._modules[number][1], self._values.get((number, key))
-            held = module._buffers if key in module._buffers else vars(module)
-            if value is None:
-                held.pop(key, None)
-            else:
-                held[key] = value.tensor if isinstance(value, HeldTensor) else value.value
-        with random_states_restored():
-            before = again()
-        return not equal_results(before, after)
+    def _remembers(self, run: Callable[..., Any], other: Any) -> bool:
+        """Whether the output of the first batch is another one after another batch."""
+
+        def output(*batch: Any) -> Any:
+            own = [generator.get_state() for generator in self.generators]
+            try:
+                with random_states_restored():
+                    return run(*batch)
+            finally:
+                for generator, state in zip(self.generators, own, strict=True):
+                    generator.set_state(state)
+
+        try:
+            with without_trace(self._model):
+                before = output(), output()
+                output(other)
+                after = output()
+        except Exception:  # these runs were not asked for
+            return False
+        # Where the output differs from run to run, nothing can be said.
+        return equal_results(*before) and not equal_results(before[1], after)
 
     def state(self) -> dict[str, Any]:
         """What the forwards have changed in the network so far and go on changing; to be called after each batch.
@@ -283,19 +308,18 @@ class OwnState:
             vars(module)[place[1]] = copied.attribute()
         copied.put_back()
 
-    def _scan(self) -> dict[_Place, Any]:
-        """Plain attributes, tensors, containers and buffers of all modules."""
-        found: dict[_Place, Any] = {}
+    def _scan(self) -> dict[_Place, Seen]:
+        """What the attributes and buffers of all modules hold."""
+        found: dict[_Place, Seen] = {}
+        shared: set[int] = set()  # a configuration is an attribute of many modules
         for number, (_, module) in enumerate(self._modules):
             for key, value in vars(module).items():
                 if key in _INTERNALS:
                     continue
-                if isinstance(value, PLAIN):
-                    found[number, key] = Number(value)
-                elif isinstance(value, Tensor):
-                    found[number, key] = HeldTensor(value, version_of(value))
-                elif isinstance(value, CONTAINERS):
-                    found[number, key] = Container(value, len(value), inside_of(value))
+                if id(value) not in shared and (one := seen(value)) is not None:
+                    found[number, key] = one
+                    if isinstance(one, Container):
+                        shared.add(id(value))
             for key, buffer in module._buffers.items():
                 if buffer is None or not buffer.is_meta:
                     found[number, key] = HeldBuffer(buffer, None)

@@ -145,6 +145,7 @@ class LayerRecorder(Resumable):
         self._trial: dict[str, tuple[int, ...]] | None = None
         self._fresh = True
         """Whether no batch has been run yet."""
+        self.first_output: Any = None
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
         self._kept: dict[str, Any] = {}
@@ -231,7 +232,9 @@ class LayerRecorder(Resumable):
         self._kept, self._rows, self._previous = {}, {}, None
         self._unchanged.begin_pass()
         with self.probe.one_pass():
-            self.forward(self.called, copied(batch))  # a forward may change its input, and a minibatch may run twice
+            # A forward may change its input, and a minibatch may run twice.
+            output = self.forward(self.called, copied(batch))
+        self.first_output = output if self._fresh else None
 
     def _set_names(self) -> None:
         """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""

@@ -5,34 +5,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .trees import tensors
+from .trial import refill
 
 __all__ = [
-    "CONTAINERS",
     "MISSING",
-    "PLAIN",
     "Container",
     "Copied",
     "HeldBuffer",
     "HeldTensor",
     "Number",
+    "Seen",
     "equal_results",
-    "holds_tensors",
-    "inside_of",
     "put_back",
     "same_numbers",
     "same_value",
     "saved_copy",
+    "seen",
     "version_of",
 ]
 
 PLAIN = (bool, int, float, str, type(None))
-CONTAINERS = (list, dict, set, deque, tuple)
+
+DEPTH, MOST = 4, 64
+"""How deep containers and objects are looked into, and the largest of them."""
+
+MOST_NUMBERS, MOST_PARTS = 10**6, 1000
+"""The largest array of numpy that is compared, and the number of values in one attribute that are compared."""
 
 
 @dataclass
@@ -56,32 +62,83 @@ class HeldBuffer(HeldTensor):
 
 @dataclass
 class Container:
-    """A container, its length and, of a small one, what it holds."""
+    """A container, an array or an object with attributes.
+
+    Attributes
+    ----------
+    value : any
+        The container itself.
+    length : int
+        Its length.
+    inside : list of Number and HeldTensor
+        What it holds, nested containers and objects too; of an array a copy.
+    contents : list of (any, any)
+        Each container, array and dict of attributes in it, with a copy of its contents.
+    """
 
     value: Any
-    length: int
+    length: int = 0
     inside: list[Any] = field(default_factory=list)
+    contents: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 MISSING = object()
 
+LIBRARIES = ("torch", "accelerate", "deepspeed")
+"""Their objects in attributes (of FSDP, of offloading) move weights; they are not the network's own state."""
 
-def holds_tensors(value: Any) -> bool:
-    """Whether a seen value is a tensor or a container with one."""
-    inside = value.inside if isinstance(value, Container) else [value]
-    return any(isinstance(part, HeldTensor) for part in inside)
+Seen = Number | HeldTensor | Container
 
 
-def inside_of(container: Any) -> list[Any]:
-    """Values of a small container: tensors with their versions, numbers; others as they are."""
-    if len(container) > 64:
-        return []
-    values = container.values() if isinstance(container, dict) else container
-    return [
-        HeldTensor(v, version_of(v)) if isinstance(v, Tensor) else Number(v)
-        for v in values
-        if isinstance(v, (Tensor, *PLAIN))
-    ]
+def seen(value: Any) -> Seen | None:
+    """What an attribute holds; None if it is of a kind that is not looked at."""
+    if isinstance(value, PLAIN):
+        return Number(value)
+    if isinstance(value, Tensor):
+        return HeldTensor(value, version_of(value))
+    parts = _parts(value)
+    if parts is None:
+        return None
+    found = Container(value, len(parts))
+    _look_inside(found, value, DEPTH, set())
+    return found
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """The values in a container or in the attributes of an object; None for what is not looked into."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | deque):
+        return list(value)
+    if isinstance(value, np.ndarray):
+        fits = value.dtype.kind in "fiub" and value.size <= MOST_NUMBERS and value.flags.writeable
+        return [value] if fits else None
+    if isinstance(value, nn.Module | type | ModuleType | torch.Generator) or callable(value):
+        return None
+    if type(value).__module__.partition(".")[0] in LIBRARIES or not hasattr(value, "__dict__"):
+        return None
+    return list(vars(value).values())
+
+
+def _look_inside(found: Container, value: Any, depth: int, ancestors: set[int]) -> None:
+    if isinstance(value, PLAIN):
+        found.inside.append(Number(value))
+        return
+    if isinstance(value, Tensor):
+        found.inside.append(HeldTensor(value, version_of(value)))
+        return
+    parts = _parts(value)
+    if parts is None or id(value) in ancestors or len(found.inside) + len(found.contents) > MOST_PARTS:
+        return
+    if isinstance(value, np.ndarray):
+        found.inside.append(HeldTensor(torch.from_numpy(value.copy()), None))
+        found.contents.append((value, value.copy()))
+    elif len(parts) <= MOST and depth:
+        for part in parts:
+            _look_inside(found, part, depth - 1, ancestors | {id(value)})
+    holder = value if isinstance(value, list | dict | set | deque) else getattr(value, "__dict__", None)
+    if holder is not None:
+        found.contents.append((holder, dict(holder) if isinstance(holder, dict) else list(holder)))
 
 
 def same_value(a: Any, b: Any) -> bool:
@@ -102,24 +159,23 @@ def same_value(a: Any, b: Any) -> bool:
 class Copied:
     """A value that changed in the first run, with the numbers that it had before the second."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Seen) -> None:
         self.value = value
-        self.numbers: list[tuple[Tensor, Tensor]] = []
-        self.items: Any = None
         parts = value.inside if isinstance(value, Container) else [value]
-        for part in parts:
-            if isinstance(part, HeldTensor) and part.tensor is not None:
-                self.numbers.append((part.tensor, part.tensor.detach().clone()))
-        if isinstance(value, Container) and not isinstance(value.value, tuple):  # a tuple itself cannot change
-            self.items = value.value.copy()
+        self.numbers = [
+            (part.tensor, part.tensor.detach().clone())
+            for part in parts
+            if isinstance(part, HeldTensor) and part.tensor is not None
+        ]
 
     def same(self, now: Any) -> bool:
         """Whether the value after the second run has the same numbers."""
-        if type(now) is not type(self.value):
+        before = self.value
+        if type(now) is not type(before):
             return False
         if isinstance(now, Number):
-            return same_value(now, self.value)
-        if isinstance(now, Container) and now.length != self.value.length:
+            return same_value(now, before)
+        if isinstance(now, Container) and isinstance(before, Container) and now.length != before.length:
             return False
         found = now.inside if isinstance(now, Container) else [now]
         held = [part.tensor for part in found if isinstance(part, HeldTensor) and part.tensor is not None]
@@ -127,8 +183,8 @@ class Copied:
             same_numbers(tensor, copy) for tensor, (_, copy) in zip(held, self.numbers, strict=True)
         ):
             return False
-        if isinstance(now, Container):
-            plain = [[p for p in c.inside if isinstance(p, Number)] for c in (now, self.value)]
+        if isinstance(now, Container) and isinstance(before, Container):
+            plain = [[p for p in c.inside if isinstance(p, Number)] for c in (now, before)]
             return len(plain[0]) == len(plain[1]) and all(map(same_value, *plain))
         return True
 
@@ -137,12 +193,13 @@ class Copied:
         return self.value.tensor if isinstance(self.value, HeldTensor) else self.value.value
 
     def put_back(self) -> None:
-        """Undo what the second run did inside tensors and containers."""
+        """Undo what the second run did inside tensors, containers and objects."""
         put_back(self.numbers)
-        if self.items is not None:
-            container = self.value.value
-            container.clear()
-            container.extend(self.items) if isinstance(container, list | deque) else container.update(self.items)
+        for holder, held in self.value.contents if isinstance(self.value, Container) else ():
+            if isinstance(holder, np.ndarray):
+                holder[...] = held
+            else:
+                refill(holder, held)
 
 
 def saved_copy(value: Any) -> Any:

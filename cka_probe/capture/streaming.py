@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, count
 from typing import Any
@@ -19,7 +19,7 @@ from .dropped import notes_on_dropped, notes_on_withheld
 from .hooks import CaptureError
 from .interrupts import Interrupts
 from .joining import joined_batches, none_is_small
-from .own_state import OwnState
+from .own_state import OwnState, Runs
 from .progress import HasState, OtherDataError, Progress
 from .random_draws import RandomDraws
 from .recorder import LayerRecorder
@@ -27,7 +27,7 @@ from .sample_order import SampleOrder
 from .sources import checked_samples, cut, is_one_batch, one_batch, paired
 from .state import borrowed, device_of, full_precision, random_states_restored
 from .trees import copied, move, shape_text, tensors
-from .trial import without_trace
+from .trial import copies_of_one, without_trace
 
 __all__ = ["Consume", "Pass", "SampleOrder"]
 
@@ -240,11 +240,15 @@ class Pass(Boundaries):
                     state = self._states.pop(id(recorder.model), None)
                     draws = None if state is None else RandomDraws(recorder.name, recorder.model)
                     results, count = recorder.run(own, index, samples)
+                    first, recorder.first_output = recorder.first_output, None
                     if state is not None and draws is not None:
+                        runs = partial(_unrecorded, recorder, own)
+                        others = None if samples is None else copies_of_one(own, samples, self._axis)
                         with random_states_restored():
-                            state.after_first(partial(_unrecorded, recorder, own))
-                        again = partial(_unrecorded, recorder, own, trace=False)
-                        self.notes += draws.notes(again, recorder.model, recorder.compared)
+                            state.after_first(runs, first, others)
+                        self.notes += draws.notes(
+                            partial(_again, runs, recorder.model), recorder.model, recorder.compared
+                        )
                 except CaptureError:
                     raise
                 except Exception as error:  # of the network, which names neither itself nor the batch
@@ -303,17 +307,20 @@ class Pass(Boundaries):
         return tqdm(chain(batches), desc=self.label, total=total, unit="batch", dynamic_ncols=True)
 
 
-def _unrecorded(recorder: LayerRecorder, batch: Any, *, trace: bool = True) -> Any:
-    """Output of the model on a batch, of which the recorder sees nothing.
-
-    Without ``trace``, what the forward changes in the model (a counter, a cache) is undone.
-    """
+@contextmanager
+def _unrecorded(recorder: LayerRecorder, batch: Any) -> Iterator[Callable[..., Any]]:
+    """A function that runs the model on ``batch`` or another batch; the recorder sees nothing of it."""
     recorder.probe.__exit__(None, None, None)
     try:
-        with nullcontext() if trace else without_trace(recorder.model):
-            return recorder.forward(recorder.called, copied(batch))
+        yield lambda other=batch: recorder.forward(recorder.called, copied(other))
     finally:
         recorder.probe.__enter__()
+
+
+def _again(runs: Runs, model: nn.Module) -> Any:
+    """Output of a run; what it changes in the model (a counter, a cache) is undone."""
+    with runs() as run, without_trace(model):
+        return run()
 
 
 def _floating_dtype(model: nn.Module) -> torch.dtype:

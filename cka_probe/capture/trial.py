@@ -15,7 +15,18 @@ from .hooks import CaptureError
 from .state import buffers_restored, random_states_restored
 from .trees import alike, parts
 
-__all__ = ["FEW", "ChanceLengths", "Shape", "ShapesOf", "Trial", "loose_lengths", "try_fewer_tokens", "without_trace"]
+__all__ = [
+    "FEW",
+    "ChanceLengths",
+    "Shape",
+    "ShapesOf",
+    "Trial",
+    "copies_of_one",
+    "loose_lengths",
+    "refill",
+    "try_fewer_tokens",
+    "without_trace",
+]
 
 FEW = 2
 """Number of samples of a trial."""
@@ -153,9 +164,9 @@ def without_trace(model: nn.Module) -> Iterator[None]:
     finally:
         if all(_version(weight) == version for weight, version in versions):
             for attributes, old, contents in before:
-                _refill(attributes, old)
+                refill(attributes, old)
                 for container, held in contents:
-                    _refill(container, held)
+                    refill(container, held)
 
 
 def _version(tensor: torch.Tensor) -> int | None:
@@ -168,18 +179,27 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     return [(one, one.copy()) for one in module.__dict__.values() if isinstance(one, dict | list | set | deque)]
 
 
-def _refill(container: Any, held: Any) -> None:
+def refill(container: Any, held: Any) -> None:
     """Give a container the contents ``held`` if it has others."""
     now = list(container.items() if isinstance(container, dict) else container)
     then = list(held.items() if isinstance(held, dict) else held)
     if isinstance(container, dict):
-        same = len(now) == len(then) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(now, then, strict=True))
+        same = len(now) == len(then) and all(a[0] is b[0] and a[1] is b[1] for a, b in zip(now, then, strict=True))
     else:
         same = len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
     if same:
         return
     container.clear()
     container.update(held) if isinstance(container, dict | set) else container.extend(held)
+
+
+def copies_of_one(tree: Any, samples: int, axis: int = 0) -> Any:
+    """Batch of as many samples that are all the first one of ``tree``; what has no axis of that length is copied."""
+    if isinstance(tree, torch.Tensor):
+        fits = tree.ndim > axis and tree.shape[axis] == samples
+        return tree.narrow(axis, 0, 1).expand_as(tree).clone() if fits else tree.clone()
+    inside = parts(tree)
+    return tree if inside is None else alike(tree, [copies_of_one(part, samples, axis) for part in inside])
 
 
 def _fewer_samples(tree: Any, samples: int, few: int, axis: int = 0) -> Any:

@@ -21,7 +21,7 @@ UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 JOINERS = "\u200c\u200d"
 
 # A spreadsheet runs a cell that starts with one of these as a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 LATEX = {
     "\\": r"\textbackslash{}",

@@ -1,15 +1,24 @@
-"""One of two gloo processes of a training run. The environment has RANK, WORLD_SIZE, ... as set by torchrun."""
+"""Two gloo processes of a training run: ``start`` starts this file twice, as torchrun would."""
 
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from small_runs import images, network, run
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from cka_probe.distill.dense import PatchCKALoss, SmallResNet, distill_segmenter, segmenter
 from cka_probe.distill.losses.gather import gather_batch
+from cka_probe.distill.training import student_loop, teacher_cache
 from cka_probe.distill.training.diagnostics import Diagnostics
 from cka_probe.distill.training.evaluation import Evaluation
 from cka_probe.distill.training.schedules import CosineDecay, PerStep
@@ -108,10 +117,57 @@ def nearer(student, teacher, target=None):
     return (student.logits - teacher.logits).abs().mean()
 
 
+def start(folder, what="equal"):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, folder, what],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def lose(what, folder):
+    """Process 1 is killed, or sleeps, in the fifth step."""
+    average = student_loop.average_gradients
+    steps = iter(range(100))
+
+    def fail(*arguments):
+        if next(steps) == 4 and os.environ["RANK"] == "1":
+            (folder / "lost").touch()
+            if what == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        average(*arguments)
+
+    student_loop.average_gradients = fail
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=5))])
+    go(accelerator=accelerator if what == "silent" else None)
+
+
 def main():
-    folder = Path(sys.argv[1])
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    if what != "equal":
+        lose(what, folder)
+        return
     plain = go(folder / "plain")
     exact = go(folder / "exact", accumulation_steps=2)
+    teacher_cache.SIGN_EVERY = 0.0
+    go(folder / "cached", teacher_cache=folder / "cache")
     resumed = go(folder / "plain")  # a finished run is only loaded
     assert torch.equal(*(torch.cat([p.flatten() for p in r.student.parameters()]) for r in (plain, resumed)))
     assert not any("left out" in note for note in exact.notes)

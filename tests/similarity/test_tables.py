@@ -108,11 +108,11 @@ def test_csv_files_hold_the_chosen_table(matrix, tmp_path):
 
 
 def test_names_in_csv_files_are_neither_formulas_nor_escape_codes(tmp_path):
-    names = ["=1+1", "@x", "-a", "+b", 'quote",', "\x1b[31m", "two\nlines", "plain"]
-    matrix = SimilarityMatrix(np.ones((8, 1)), names, ["=A1"])
+    names = ["=1+1", "＝1", "@x", "-a", "+b", 'quote",', "\x1b[31m", "two\nlines", "plain"]
+    matrix = SimilarityMatrix(np.ones((9, 1)), names, ["=A1"])
     for table, at in (("values", 0), ("pairs", 0), ("best_match", 0)):
         lines = list(csv.reader(matrix.to_csv(tmp_path / "t.csv", table).read_text().splitlines()))
-        shown = ["'=1+1", "'@x", "'-a", "'+b", 'quote",', r"\x1b[31m", r"two\nlines", "plain"]
+        shown = ["'=1+1", "'＝1", "'@x", "'-a", "'+b", 'quote",', r"\x1b[31m", r"two\nlines", "plain"]
         assert [line[at] for line in lines[1:]] == shown
     assert "'=A1" in matrix.to_csv(tmp_path / "t.csv").read_text()
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["accelerator_for", "check_world"]
+__all__ = ["TIMEOUT", "accelerator_for", "check_world"]
+
+TIMEOUT = timedelta(minutes=15)
+"""How long a process waits for another one. Not 10 minutes: accelerate takes that for its default, and drops it."""
 
 
 @contextmanager
@@ -22,6 +26,8 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
     ValueError
         If the precision is unknown, is fp16 on a CPU, or is not that of the accelerator or of `accelerate launch`; or
         the launcher started more processes than accelerate knows of.
+    RuntimeError
+        From the block, if another process has ended or does not answer.
     """
     if given is not None:
         check_world(given)
@@ -31,7 +37,8 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
                 f"mixed_precision={mixed_precision!r}, but the accelerator that you pass has "
                 f"{given.mixed_precision!r}. Set it there."
             )
-        yield given
+        with _lost_process_named():
+            yield given
         return
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f'`mixed_precision` must be "no", "bf16" or "fp16", got {mixed_precision!r}.')
@@ -42,7 +49,7 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
             f"{mixed_precision!r} decides. Set mixed_precision={launched!r}, or launch with --mixed_precision "
             f"{mixed_precision}."
         )
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     alone = not AcceleratorState._shared_state
@@ -53,14 +60,35 @@ def accelerator_for(given: Accelerator | None, mixed_precision: str, ce_weight: 
         )
     # Without cross-entropy, a loss of features gives the classifier no gradient, and DDP must know that.
     unused = DistributedDataParallelKwargs(find_unused_parameters=ce_weight == 0)
-    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
+    waits = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused, waits])
     try:
         check_world(accelerator)
         _check_precision(accelerator)
-        yield accelerator
+        with _lost_process_named():
+            yield accelerator
     finally:
         if alone:
             AcceleratorState._reset_state()
+
+
+LOST = ("gloo", "NCCL", "Application timeout", "Connection closed by peer", "Timed out waiting")
+"""Words in torch's errors when another process is gone or silent."""
+
+
+@contextmanager
+def _lost_process_named() -> Iterator[None]:
+    """Say in words what torch's errors about closed connections and timeouts mean."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in LOST):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        raise RuntimeError(
+            f"Another process of this run has ended, or did not answer in time ({reason}). Its own error says why. "
+            "Start all processes again: with `output_dir` they go on from the last checkpoint."
+        ) from error
 
 
 def _check_precision(accelerator: Accelerator) -> None:

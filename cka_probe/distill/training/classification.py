@@ -208,6 +208,8 @@ def distill(
         If no checkpoint in `output_dir` can be read.
     OSError
         If a file cannot be written. The last good checkpoint is intact.
+    RuntimeError
+        If another process of the run has ended, or does not answer for 15 minutes.
 
     References
     ----------

@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,8 @@ FINISHED = "cache.json"
 MASK = "mask.npy"
 # Changes when a folder holds other files than before: folders of version 1 have no masks.
 VERSION = 2
+SIGN_EVERY = 30.0
+"""Seconds between two signs of the main process, for which the other processes wait, that it is at work."""
 
 
 def cached_teacher(
@@ -92,9 +96,9 @@ def cached_teacher(
         _all_samples(batches, accelerator),
     ]
     folder = Path(directory) / hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
-    with accelerator.main_process_first():
-        if not (folder / FINISHED).exists():
-            _write(folder, teach, batches, progress)
+    if accelerator.num_processes > 1:  # the main process writes first
+        _by_main_process(accelerator, partial(_write_if_missing, folder, teach, batches, progress))
+    _write_if_missing(folder, teach, batches, progress)
     names = json.loads((folder / FINISHED).read_text())["files"]
     arrays = [_mapped(folder / name) for name in names]
 
@@ -126,16 +130,42 @@ def _refuse_augmentation(batches: DatasetBatches) -> None:
 
 def _all_samples(batches: DatasetBatches, accelerator: Accelerator) -> list[Any]:
     """Digest of every sample, in the order of the data set. The main process reads them."""
-    from accelerate.utils import broadcast_object_list
 
-    digest: list[Any] = [None]
-    if accelerator.is_main_process:
+    def read(at_work: Callable[[], None]) -> tuple[str, int]:
         seen = SeenData(most=None)
         for indices in _chunks(batches):
+            at_work()
             batch = batches.read(indices)
             seen.add((batch.inputs, batch.target))
-        digest = [seen.state()]
-    return broadcast_object_list(digest)
+        return seen.state()
+
+    return [_by_main_process(accelerator, read)]
+
+
+def _by_main_process(accelerator: Accelerator, job: Callable[[Callable[[], None]], Any]) -> Any:
+    """What ``job`` returns in the main process, in all processes.
+
+    ``job`` calls its argument now and then. Every ``SIGN_EVERY`` seconds this tells the others that the main process is
+    at work, so that they do not wait longer than the timeout of the process group.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    if not accelerator.is_main_process:
+        finished, result = False, None
+        while not finished:
+            finished, result = broadcast_object_list([None])[0]
+        return result
+    told = time.monotonic()
+
+    def at_work() -> None:
+        nonlocal told
+        if time.monotonic() - told > SIGN_EVERY:
+            told = time.monotonic()
+            broadcast_object_list([(False, None)])
+
+    result = job(at_work)
+    broadcast_object_list([(True, result)])
+    return result
 
 
 def _chunks(batches: DatasetBatches) -> Iterator[range]:
@@ -158,7 +188,24 @@ def _tensors_of(outputs: Outputs) -> list[torch.Tensor]:
     return [tensor for tensor in (outputs.logits, *outputs.features, outputs.mask) if tensor is not None]
 
 
-def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches, progress: bool) -> None:
+def _write_if_missing(
+    folder: Path,
+    teach: Callable[[Batch], Any],
+    batches: DatasetBatches,
+    progress: bool,
+    at_work: Callable[[], None] = lambda: None,
+) -> None:
+    if not (folder / FINISHED).exists():
+        _write(folder, teach, batches, progress, at_work)
+
+
+def _write(
+    folder: Path,
+    teach: Callable[[Batch], Any],
+    batches: DatasetBatches,
+    progress: bool,
+    at_work: Callable[[], None],
+) -> None:
     count = batches.count
     taught = teach(batches.read([0, 1], 0))
     shapes = [tuple(output.shape[1:]) for output in _tensors_of(taught)]
@@ -185,6 +232,7 @@ def _write(folder: Path, teach: Callable[[Batch], Any], batches: DatasetBatches,
             for indices in tqdm(
                 _chunks(batches), desc="teacher outputs", total=total, unit="batch", disable=not progress
             ):
+                at_work()
                 outputs = teach(batches.read(indices, 0))
                 for file, output, shape in zip(opened, _tensors_of(outputs), shapes, strict=True):
                     if output.shape != (len(indices), *shape):

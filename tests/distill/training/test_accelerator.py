@@ -1,5 +1,7 @@
 """The precision that was asked for is the one that is used, or an error says why not."""
 
+from datetime import timedelta
+
 import pytest
 from small_runs import cpu_accelerator, run
 
@@ -27,3 +29,16 @@ def test_a_precision_that_the_launcher_asks_for_is_not_lost(monkeypatch):
         run()
     with accelerator_for(None, "bf16", 1.0) as accelerator:
         assert accelerator.mixed_precision == "bf16"
+
+
+def test_processes_wait_for_each_other_for_fifteen_minutes(monkeypatch):
+    given = {}
+
+    def accelerator(**options):
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    with pytest.raises(KeyboardInterrupt), accelerator_for(None, "no", 1.0):
+        pass
+    assert [handler.to_kwargs() for handler in given["kwargs_handlers"]][1] == {"timeout": timedelta(minutes=15)}

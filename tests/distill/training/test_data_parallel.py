@@ -1,16 +1,12 @@
-"""Two gloo processes have the same losses and weights as one process."""
+"""Two gloo processes have the same losses and weights as one process, and none waits for a lost one for ever."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from two_processes import OPTIONS, go, regress, tag
+from two_processes import OPTIONS, go, regress, start, tag
 
 pytestmark = pytest.mark.slow
 
@@ -18,28 +14,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    script = Path(__file__).parents[1] / "two_processes.py"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, folder],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start(folder)
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
@@ -54,7 +29,7 @@ def one():
     return go()
 
 
-@pytest.mark.parametrize("kind", ["plain", "exact"])
+@pytest.mark.parametrize("kind", ["plain", "exact", "cached"])
 def test_two_processes_equal_one(two, one, kind):
     saved = load_file(two / kind / "last.safetensors")
     assert set(saved) == set(one.student.state_dict())
@@ -91,3 +66,18 @@ def test_tokens_and_numbers_are_learned_as_by_one_process(two, task, kind):
         np.testing.assert_allclose(history[name], one.history[name], rtol=1e-5, err_msg=name)
     for name, value in one.student.state_dict().items():
         np.testing.assert_allclose(saved[name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["killed", "silent"])
+def test_one_process_that_is_lost_ends_the_other(tmp_path, what):
+    processes = start(tmp_path, what)
+    try:
+        output, _ = processes[0].communicate(timeout=120)
+        seconds = time.time() - (tmp_path / "lost").stat().st_mtime
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 1, output
+    assert "Another process of this run has ended, or did not answer in time" in output
+    assert seconds < 20

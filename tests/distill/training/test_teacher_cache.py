@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import pytest
 import torch
 from small_runs import Mimic, Noisy, images, network, run, weights
 from torch.utils.data import DataLoader, TensorDataset
+
+from cka_probe.distill.training import teacher_cache
 
 
 def go(**kwargs):
@@ -110,3 +113,17 @@ def test_a_file_that_was_cut_off_is_named(tmp_path):
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(ValueError, match=r"feature_0.npy are damaged .* Delete the folder"):
         go(teacher_cache=tmp_path)
+
+
+def test_the_main_process_gives_signs_while_the_others_wait(monkeypatch):
+    sent = []
+    monkeypatch.setattr(teacher_cache, "SIGN_EVERY", 0.0)
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda words: sent.append(words) or words)
+    main = SimpleNamespace(is_main_process=True)
+    assert teacher_cache._by_main_process(main, lambda at_work: [at_work() for _ in range(3)] and "digest") == "digest"
+    assert len(sent) == 4
+    words = iter(sent)
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda _: next(words))
+    other = SimpleNamespace(is_main_process=False)
+    assert teacher_cache._by_main_process(other, lambda _: pytest.fail("only the main process works")) == "digest"
+    assert next(words, None) is None
