@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .canvas import DASHES, MARKERS, PALETTE, check_columns, despine, new_axes, plain_log
+from .style import COLUMN, in_house_style
 from .text import legend_name
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_bound_slack", "plot_bounds_along_training", "plot_corridor"]
 
 
+@in_house_style
 def plot_corridor(
     table: pd.DataFrame,
     *,
@@ -76,7 +78,7 @@ def plot_corridor(
     check_columns(table, (x, y), "table")
     if rank is None and "rank" in table:
         rank = float(table["rank"].max())
-    ax = new_axes((4.6, 3.6)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.6)) if ax is None else ax
     alignment, squared = table[x].to_numpy(dtype=float), table[y].to_numpy(dtype=float)
     curve = np.linspace(min(0.0, float(np.nanmin(alignment))), 1, 400)
     upper = 2 * (1 - curve**2)
@@ -106,6 +108,7 @@ def plot_corridor(
     return ax
 
 
+@in_house_style
 def plot_bound_slack(
     table: pd.DataFrame,
     *,
@@ -157,7 +160,7 @@ def plot_bound_slack(
             raise ValueError(
                 f"`{column}` must be positive for a logarithmic axis; its smallest is {table[column].min()}."
             )
-    ax = new_axes((4.6, 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
     for i, name in enumerate(dict.fromkeys(table[by])):
         groups = table[table[by] == name].groupby(x)[slack]
         middle, low, high = groups.median(), groups.min(), groups.max()
@@ -178,6 +181,7 @@ def plot_bound_slack(
     return ax
 
 
+@in_house_style
 def plot_bounds_along_training(
     table: pd.DataFrame,
     *,
@@ -229,7 +233,7 @@ def plot_bounds_along_training(
     columns = [measured, *bounds]
     means = table.groupby(x)[columns].mean()
     positive = means.where(means > 0)
-    ax = new_axes((4.8, 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
     for i, column in enumerate(columns):
         name = "MMD²" if column == "mmd_squared" else column.replace("_", " ")
         style: dict[str, Any] = {"color": "black", "linewidth": 2.0, "linestyle": "-", "label": legend_name(name)}
