@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -112,6 +113,7 @@ def _data(ax):
 
 def share_of_ink(figure):
     """Fraction of the pixels of a figure that are not nearly white."""
-    figure.canvas.draw()
-    colours = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    colours = np.asarray(canvas.buffer_rgba())[..., :3]
     return float((colours.min(-1) < 225).mean())

@@ -100,7 +100,7 @@ def plot_heatmap_grid(
         last = i % columns == columns - 1 or i == len(panels) - 1
         drawn.append(draw_heatmap(panel, ax, options, **{"colorbar": last} | scale | kwargs))
         if title is not None and "title" not in kwargs:
-            set_plain(ax.title, as_shown(title, LONG))
+            set_plain(ax.title, "\n".join(as_shown(line, LONG) for line in title.split("\n")))
     if own:
         _name_once(drawn, columns)
     finish_heatmaps(drawn)
