@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.plotting import plot_bounds_along_training
+from cka_probe.plotting import house_style, plot_bounds_along_training
+from cka_probe.plotting.style import PAGE
 from figures.networks import CACHE, FULL, Budget, images, teach, teacher, untrained_student
-from figures.saving import FOLDER, save
+from figures.saving import FOLDER, kept, save
 
 BOUNDS = {"T1": "t1_bound", "T4": "t4_bound", "conjecture (not proved)": "conjectured_bound"}
 
@@ -42,6 +43,23 @@ def make(
     samples: int = 128,
     tau_squared: float = 4.0,
 ) -> pd.DataFrame:
+    table = kept(folder, "bounds_along_training")
+    if table is None:
+        table = measured_run(cache, budget, seed, samples, tau_squared)
+    with house_style():
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained", sharey=True)
+        for ax, (layer, part) in zip(axes, table.groupby("layer", sort=False), strict=True):
+            plot_bounds_along_training(part, bounds=list(BOUNDS), ax=ax)
+            first, last = part["cka"].iloc[0], part["cka"].iloc[-1]
+            ax.set_title(f"{layer}: CKA {first:.2f} → {last:.2f} (τ² = {tau_squared:g})")
+        axes[1].set_ylabel("")
+        axes[1].get_legend().remove()
+        save(folder, "bounds_along_training", figure, bounds_along_training=table)
+    return table
+
+
+def measured_run(cache: Path, budget: Budget, seed: int, samples: int, tau_squared: float) -> pd.DataFrame:
+    """MMD² and its bounds after each epoch of one run."""
     network = untrained_student(seed)
     states = [{name: value.clone() for name, value in network.state_dict().items()}]
     steps = 10 * budget.train_per_class // budget.batch_size
@@ -67,15 +85,4 @@ def make(
             row = {"layer": layer, "epoch": epoch, "cka": float(terms.cka), "tau_squared": tau_squared}
             row |= {"mmd_squared": float(terms.gaussian_mmd_squared)}
             rows.append(row | {name: float(getattr(terms, attribute)) for name, attribute in BOUNDS.items()})
-    table = pd.DataFrame(rows)
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained", sharey=True)
-    for ax, (layer, part) in zip(axes, table.groupby("layer", sort=False), strict=True):
-        plot_bounds_along_training(part, bounds=list(BOUNDS), ax=ax)
-        first, last = part["cka"].iloc[0], part["cka"].iloc[-1]
-        ax.set_title(
-            f"{layer}: CKA {first:.2f} → {last:.2f} (Gaussian kernel, τ² = {tau_squared:g})", fontsize="medium"
-        )
-    axes[1].set_ylabel("")
-    axes[1].get_legend().remove()
-    save(folder, "bounds_along_training", figure, bounds_along_training=table)
-    return table
+    return pd.DataFrame(rows)

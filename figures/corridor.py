@@ -10,9 +10,12 @@ import pandas as pd
 import torch
 
 import cka_probe as cp
-from cka_probe.plotting import plot_corridor
+from cka_probe.plotting import house_style, plot_corridor
+from cka_probe.plotting.style import PAGE
 from figures.networks import CACHE, FULL, SHOWN, Budget, images, student, teacher, untrained_student
-from figures.saving import FOLDER, save
+from figures.saving import FOLDER, kept, save
+
+SIZE = (12, 2)  # samples and features: the difference of the Gram matrices has rank 4
 
 
 def points(source: str, x: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
@@ -75,7 +78,33 @@ def make(
     steps: int = 400,
     samples: int = 128,
 ) -> pd.DataFrame:
-    size = (12, 2)  # samples and features: the difference of the Gram matrices has rank 4
+    table = kept(folder, "corridor")
+    if table is None:
+        table = pairs_of_features(cache, budget, count, adversarial, steps, samples)
+    with house_style():
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.9), layout="constrained")
+        for ax, (panel, part) in zip(axes, table.groupby("panel", sort=False), strict=True):
+            # Real layers crowd at c = 1: there the logarithm of 1 - c shows where they lie between the curves.
+            plot_corridor(part, log=panel == "training", ax=ax)
+            # The kept numbers have six digits, so the bounds are taken from the table, not computed from CKA again.
+            out = (part["mmd_squared"] > 1.00001 * part["upper"]) | (part["mmd_squared"] < 0.99999 * part["lower"])
+            outside = (
+                f"{out.sum()} of {len(part)} points outside"
+                if (out & (part["upper"] > 1e-6)).any()
+                else "no point outside"
+            )
+            what = f"{SIZE[0]} samples, {SIZE[1]} features" if panel == "small" else f"digits, {samples} samples"
+            ax.set_title(f"{what}: {outside}")
+        axes[1].legend(frameon=False, loc="lower right")
+        save(folder, "corridor", figure, corridor=table)
+    return table
+
+
+def pairs_of_features(
+    cache: Path, budget: Budget, count: int, adversarial: int, steps: int, samples: int
+) -> pd.DataFrame:
+    """Random and adversarial pairs, and all pairs of layers of teacher and students."""
+    size = SIZE
     parts = [
         points("random", *random_pairs(count, *size, torch.Generator().manual_seed(0))),
         points("adversarial, up", *adversaries("upper", adversarial, *size, steps)),
@@ -83,12 +112,4 @@ def make(
     ]
     small = pd.concat(parts, ignore_index=True)
     training = pd.concat(training_pairs(cache, budget, samples), ignore_index=True)
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained")
-    plot_corridor(small, ax=axes[0])
-    plot_corridor(training, ax=axes[1])
-    for ax, what in zip(axes, (f"{size[0]} samples, {size[1]} features", f"digits, {samples} samples"), strict=True):
-        outside = ax.get_title()
-        ax.set_title(f"{what}: {outside or 'no point outside'}", fontsize="medium")
-    table = pd.concat([small.assign(panel="small"), training.assign(panel="training")], ignore_index=True)
-    save(folder, "corridor", figure, corridor=table)
-    return table
+    return pd.concat([small.assign(panel="small"), training.assign(panel="training")], ignore_index=True)

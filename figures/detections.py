@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
@@ -43,7 +44,8 @@ from cka_probe.distill.dense.networks import SmallResNet, detector, segmenter, s
 from cka_probe.distill.dense.scenes import SceneFolders, make_scenes
 from cka_probe.distill.dense.segmentation import distill_segmenter
 from cka_probe.distill.losses.contract import DistillationLoss
-from cka_probe.plotting import plot_accuracies
+from cka_probe.plotting import house_style, plot_accuracies
+from cka_probe.plotting.style import PAGE
 from figures.networks import CACHE
 from figures.saving import FOLDER, save
 
@@ -77,6 +79,7 @@ METHODS: dict[str, dict[str, Callable[[], DistillationLoss] | None]] = {
     },
 }
 SHOWN = 4
+COLOURS = mpl.colormaps["tab10"]
 # Seconds of CPU time. This file is written last: if it exists, the run is complete.
 COST = "cpu_seconds.txt"
 
@@ -234,35 +237,41 @@ def compared(table: pd.DataFrame, value: str) -> pd.DataFrame:
 # --- the pictures -------------------------------------------------------------------------------------------------
 
 
+PICTURES = 3
+"""Scenes that are drawn; fewer and larger ones can be read."""
+
+
 def draw_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]], ax: Axes) -> None:
-    ax.imshow(picture)
-    for left, top, right, bottom, digit, score in boxes:
-        ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=1.2))
-        text = f"{digit:.0f}" if score == 1 else f"{digit:.0f} {score:.2f}"
-        # The text is inside the box, so that it does not cover the box above.
-        box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.8}
-        ax.text(left, top, text, size=6, va="top", color="black", bbox=box)
+    ax.imshow(picture, interpolation="nearest")
+    for left, top, right, bottom, digit, _ in boxes:
+        colour = COLOURS(int(digit))
+        ax.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=1.4))
 
 
 def draw_maps(picture: np.ndarray, labels: np.ndarray, ax: Axes) -> None:
-    ax.imshow(picture, alpha=0.55)
+    ax.imshow(picture, alpha=0.55, interpolation="nearest")
     shown = np.ma.masked_equal(labels, 0)
-    ax.imshow(shown, cmap="tab10", vmin=0.5, vmax=10.5, alpha=0.85, interpolation="nearest")
+    ax.imshow(shown, cmap=COLOURS, vmin=0.5, vmax=10.5, alpha=0.85, interpolation="nearest")
 
 
 def panels(
     pictures: np.ndarray, rows: dict[str, Any], draw: Callable[..., None], table: pd.DataFrame, value: str
 ) -> Any:
-    """Draw a row of scenes for each network, and below them the scores of all seeds."""
-    figure = plt.figure(figsize=(1.6 * len(pictures) + 0.6, 1.6 * len(rows) + 2.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.6 * len(rows), 2.4])
-    grid = top.subplots(len(rows), len(pictures), squeeze=False)
-    for line, (name, answers) in zip(grid, rows.items(), strict=True):
-        for ax, picture, answer in zip(line, pictures, answers, strict=True):
+    """Draw a column of scenes for each network, the digits' colours, and below them the scores of all seeds."""
+    pictures = pictures[:PICTURES]
+    side = (PAGE - 0.3) / len(rows)
+    students = table[table["method"] != "teacher"]
+    below = 0.9 + 0.24 * students["method"].nunique()
+    figure = plt.figure(figsize=(PAGE, side * len(pictures) + 0.75 + below), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[side * len(pictures) + 0.75, below])
+    grid = top.subplots(len(pictures), len(rows), squeeze=False)
+    for column, (name, answers) in zip(grid.T, rows.items(), strict=True):
+        for ax, picture, answer in zip(column, pictures, answers, strict=False):
             draw(picture, answer, ax)
             ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name.replace(", ", "\n"))
-    students = table[table["method"] != "teacher"]
+        column[0].set_title(name.replace(", ", "\n", 1))
+    patches = [Patch(color=COLOURS(digit), label=str(digit)) for digit in range(10)]
+    top.legend(handles=patches, title="digit", loc="outside lower center", ncols=10, frameon=False, handlelength=1.0)
     reference = {"teacher": float(table.loc[table["method"] == "teacher", value].iloc[0])}
     ax = plot_accuracies(students, value=value, from_zero=False, references=reference, ax=bottom.subplots())
     ax.set_xlabel(f"{value} on the validation scenes (diamond: mean, line: 95 % interval, circles: seeds)")
@@ -291,8 +300,9 @@ def make(
     ):
         table = found[name]
         results[name] = compared(table, value)
-        figure = panels(found["pictures"], answers, draw, table, value)
-        save(folder, name, figure, **{name: table, f"{name}_compared": results[name]})
+        with house_style():
+            figure = panels(found["pictures"], answers, draw, table, value)
+            save(folder, name, figure, **{name: table, f"{name}_compared": results[name]})
         print(results[name].round(4).to_string(index=False), flush=True)
     maps = {f"map {name}": value for name, value in found["maps"].items()}
     atomic_write(data / "detections.npz", lambda file: np.savez_compressed(file, pictures=found["pictures"], **maps))

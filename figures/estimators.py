@@ -9,10 +9,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 import cka_probe as cp
+from cka_probe.plotting import house_style
+from cka_probe.plotting.style import PAGE
 from figures.networks import CACHE, FULL, Budget, images, student, teacher
-from figures.saving import FOLDER, save
+from figures.saving import FOLDER, kept, save
 
 
 def make(
@@ -24,6 +28,18 @@ def make(
     repeats: int = 60,
     layer: str = "layer3",
 ) -> pd.DataFrame:
+    table = kept(folder, "estimators")
+    if table is None:
+        table = measured_batches(cache, budget, sizes, repeats, layer)
+    with house_style():
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.7), layout="constrained", sharey=True)
+        draw(table, layer, axes)
+        save(folder, "estimators", figure, estimators=table)
+    return table
+
+
+def measured_batches(cache: Path, budget: Budget, sizes: Sequence[int], repeats: int, layer: str) -> pd.DataFrame:
+    """CKA of random batches, biased and unbiased, of the same and of different images."""
     pixels = images()
     pair = (teacher(budget, cache), student("RCKA", 0, budget, cache))
     x, y = (cp.extract(network, pixels, [layer], progress=False)[layer].double() for network in pair)
@@ -42,8 +58,10 @@ def make(
     table["all_samples"] = np.where(
         table["pairs"] == "same images", float(cp.cka(x, y)), 0.0
     )  # different images are independent: their true CKA is 0
+    return table
 
-    figure, axes = plt.subplots(1, 2, figsize=(8.8, 3.6), layout="constrained", sharey=True)
+
+def draw(table: pd.DataFrame, layer: str, axes: Sequence[Axes]) -> None:
     for ax, (what, part) in zip(axes, table.groupby("pairs", sort=False), strict=True):
         groups = part.groupby("batch_size")
         for name, colour, marker in (("biased", "#D55E00", "s"), ("unbiased", "#0072B2", "o")):
@@ -55,11 +73,10 @@ def make(
         truth = part["all_samples"].iloc[0]
         ax.axhline(truth, color="black", linestyle="--", linewidth=1, label="all samples, unbiased" if truth else None)
         ax.set_xscale("log", base=2)
-        ax.set_xticks(list(sizes)[::2], [str(size) for size in list(sizes)[::2]])
+        sizes = sorted(part["batch_size"].unique())[::2]
+        ax.set_xticks(sizes, [str(size) for size in sizes])
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set(title=f"{layer} of teacher and student, {what}", xlabel="batch size")
-        ax.title.set_fontsize("medium")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("CKA of one batch")
     axes[0].legend(frameon=False, fontsize="small", loc="lower right")
-    save(folder, "estimators", figure, estimators=table)
-    return table

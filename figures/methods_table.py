@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from cka_probe.distill.recipes.tables import summarise
-from cka_probe.plotting import plot_accuracies
+from cka_probe.plotting import house_style, plot_accuracies
+from cka_probe.plotting.style import PAGE
 from figures.networks import CACHE, FULL, METHODS, Budget, accuracy, student, teacher, train_all
 from figures.saving import FOLDER, save
+
+HEADINGS = ((1.02, "mean ± sd"), (1.17, "p (CE)"), (1.27, "p (KD)"))
 
 
 def runs(folder: Path, methods: Sequence[str], seeds: int, budget: Budget, cache: Path) -> pd.DataFrame:
@@ -51,20 +56,35 @@ def make(
     tests = tests.rename(columns={"last_mean": "mean", "last_sd": "sd", "p": "p_holm"})
     p = {base: part.set_index("method")["p_holm"] for base, part in tests.groupby("against")}
 
-    def named(method: str) -> str:
-        against = {base: p[base].get(method) for base in ("CE", "KD")}
-        parts = [f"{_p(value)} {base}" for base, value in against.items() if pd.notna(value)]
-        return f"{method} ({', '.join(parts)})" if parts else method
-
-    drawn = table.assign(method=table["method"].map(named))
-    ax = plot_accuracies(drawn, from_zero=False, references={"teacher": table["teacher"].iloc[0]})
-    ax.set_xlabel("test accuracy (diamond: mean, line: 95 % interval, circles: seeds)")
-    ax.set_ylabel("p: paired t-test against CE and KD, Holm", fontsize="small")
-    ax.xaxis.set_major_locator(MultipleLocator(0.02))
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    save(folder, "methods_table", ax.figure, methods=table, methods_tests=tests)
+    order = percent.groupby(table["method"]).mean().sort_values(ascending=False).index
+    drawn = table.set_index("method").loc[order].reset_index()
+    with house_style():
+        height = 0.9 + 0.24 * len(order)
+        figure, ax = plt.subplots(figsize=(PAGE, height), layout="constrained")
+        plot_accuracies(drawn, from_zero=False, references={"teacher": table["teacher"].iloc[0]}, ax=ax)
+        ax.get_legend().remove()
+        teacher_at = float(table["teacher"].iloc[0])
+        ax.annotate("teacher", (teacher_at, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                    ha="center", fontsize="small")  # fmt: skip
+        for place, heading in HEADINGS:
+            ax.annotate(
+                heading, (place, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize="small"
+            )
+        for line, method in enumerate(order):
+            for place, base in ((1.17, "CE"), (1.27, "KD")):
+                value = p[base].get(method) if base in p else np.nan
+                text = _p(value) if pd.notna(value) else "–"
+                ax.annotate(text, (place, line), xycoords=("axes fraction", "data"), va="center", fontsize="small",
+                            annotation_clip=False)  # fmt: skip
+        ax.set_xlabel(
+            "test accuracy (diamond: mean, line: 95 % interval, circles: seeds)\n"
+            "p: paired t-test against CE and against KD, Holm"
+        )
+        ax.xaxis.set_major_locator(MultipleLocator(0.02))
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        save(folder, "methods_table", figure, methods=table, methods_tests=tests)
     return tests.reset_index(drop=True)
 
 
 def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -22,14 +22,19 @@ def measured(source: Path) -> pd.DataFrame | None:
     return None
 
 
+def kept(folder: Path, name: str) -> pd.DataFrame | None:
+    """The numbers of a figure that was made before, or None; `python -m figures --fresh` computes them again."""
+    path = folder / "data" / f"{name}.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
 def save(folder: Path, name: str, figure: Figure, **tables: pd.DataFrame) -> None:
     """Write name.png, name.pdf and data/TABLE.csv for each table, and close the figure."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    options = {"bbox_inches": "tight"}
-    atomic_write(folder / f"{name}.png", lambda file: figure.savefig(file, format="png", dpi=160, **options))
+    atomic_write(folder / f"{name}.png", lambda file: figure.savefig(file, format="png", dpi=220))
     # Without the date, so that equal numbers give equal files.
-    options["metadata"] = {"CreationDate": None}
+    options = {"metadata": {"CreationDate": None}}
     atomic_write(folder / f"{name}.pdf", lambda file: figure.savefig(file, format="pdf", **options))
     plt.close(figure)
     for part, table in tables.items():

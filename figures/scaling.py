@@ -7,52 +7,52 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
+from cka_probe.plotting import house_style
+from cka_probe.plotting.canvas import despine, plain_log
+from cka_probe.plotting.style import PAGE
 from figures.saving import BENCHMARKS, FOLDER, measured, save
 
 # Axis of the benchmark: label of x, column along y, label of y.
 PANELS = {
-    "layers": ("layers (batches of 64)", "times_floor", "time / forward passes"),
-    "batch": ("samples in a batch (50 layers)", "times_floor", "time / forward passes"),
-    "samples": ("samples (whole data set, moments)", "seconds", "time (s)"),
-    "width": ("features of a layer (8 layers, batch 64)", "milliseconds_above_per_batch", "time of the hooks (ms)"),
+    "layers": ("layers\n(batches of 64)", "times_floor", "time / forward passes"),
+    "batch": ("samples in a batch\n(50 layers)", "times_floor", "time / forward passes"),
+    "samples": ("samples\n(data set, moments)", "seconds", "time (s)"),
+    "width": ("features of a layer\n(8 layers, batch 64)", "milliseconds_above_per_batch", "time of the hooks (ms)"),
 }
 TIME, MEMORY = "#0072B2", "#D55E00"
 
 
-def panel(part: pd.DataFrame, axis: str, ax: Axes) -> None:
-    label, column, meaning = PANELS[axis]
+def panel(part: pd.DataFrame, column: str, label: str, colour: str, ax: Axes) -> None:
     part = part.sort_values("value")
-    ax.plot(part["value"], part[column], "o-", color=TIME)
+    ax.plot(part["value"], part[column], "o-", color=colour)
     ax.set_xscale("log")
-    ax.set_xticks(part["value"], [f"{value:,}" for value in part["value"]], fontsize="small", rotation=30)
+    ends = part["value"].to_numpy()
+    shown = ends[sorted({0, len(ends) // 2, len(ends) - 1})]
+    ax.set_xticks(shown, [f"{value:,}" for value in shown])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
     if column == "times_floor":
-        ax.axhline(1, color="black", linestyle="--", linewidth=1)
-        ax.set_ylim(0, 1.08 * part[column].max())
+        ax.axhline(1, color="black", linestyle="--", linewidth=0.8)
+    if column in ("times_floor", "peak_mib"):
+        ax.set_ylim(0, 1.1 * part[column].max())
     else:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel(label)
-    ax.set_ylabel(f"{meaning}  ●", color=TIME)
-    beside = ax.twinx()
-    beside.plot(part["value"], part["peak_mib"], "s:", color=MEMORY, markerfacecolor="white")
-    beside.set_ylim(0, 1.08 * part["peak_mib"].max())
-    beside.set_ylabel("peak memory (MiB)  □", color=MEMORY)
-    for some in (ax, beside):
-        some.spines["top"].set_visible(False)
+        plain_log(ax, "y")
+    ax.set_ylabel(label)
+    despine(ax)
 
 
 def make(folder: Path = FOLDER, *, source: Path = BENCHMARKS / "scaling.csv") -> pd.DataFrame | None:
     table = measured(source)
     if table is None:
         return None
-    figure, axes = plt.subplots(2, 2, figsize=(10.0, 6.4), layout="constrained")
-    for axis, ax in zip(PANELS, axes.flat, strict=True):
-        panel(table[table["axis"] == axis], axis, ax)
-    save(folder, "scaling", figure, scaling=table)
+    with house_style():
+        figure, axes = plt.subplots(2, len(PANELS), figsize=(PAGE, 3.3), layout="constrained")
+        for i, (axis, (label, column, meaning)) in enumerate(PANELS.items()):
+            part = table[table["axis"] == axis]
+            panel(part, column, meaning, TIME, axes[0, i])
+            panel(part, "peak_mib", "peak memory (MiB)" if i == 0 else "", MEMORY, axes[1, i])
+            axes[1, i].set_xlabel(label)
+            axes[0, i].tick_params(labelbottom=False)
+        save(folder, "scaling", figure, scaling=table)
     return table

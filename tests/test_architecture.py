@@ -45,7 +45,7 @@ ROOMS = {
     "distill/dense": ["capture", "distill/losses", "distill/taps", "distill/data", "distill/training"],
     "distill/recipes": ["capture", "estimators/kernels", "similarity/text", "distill"],
     # Show.
-    "plotting": ["similarity", "capture/extras"],
+    "plotting": ["similarity", "capture/extras", "capture/nearest"],
     "cli": ["capture", "estimators", "similarity", "comparison", "plotting", "distill"],
 }
 

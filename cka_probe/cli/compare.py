@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..atomic_write import atomic_write
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -27,7 +25,11 @@ def compare(
     model_x: Annotated[str, typer.Argument(help="Rows: a network, or a file of features or results.")],
     model_y: Annotated[str | None, typer.Argument(help="Columns. By default the first network itself.")] = None,
     data: Annotated[
-        str, typer.Option(help="digits, noise, a folder of images, or a .npy/.npz/.safetensors file.")
+        str,
+        typer.Option(
+            help="digits, noise, a folder of images (normalised as the weights of the networks say), "
+            "or a .npy/.npz/.safetensors file."
+        ),
     ] = "digits",
     layers: Annotated[
         str, typer.Option(help='"leaves", "blocks", or names, NAME=NEW and globs (* and **) separated by commas.')
@@ -51,10 +53,18 @@ def compare(
     channels: Annotated[int, typer.Option(min=1, help="Channels of digits and noise.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the selection of samples.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    names: Annotated[str | None, typer.Option(help='Names of both networks, as in --names "before,after".')] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the result as .npz.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all pairs of layers as a table (.csv).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the heatmap (.png, .pdf, .svg).")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the picture.")] = None,
+    limits: Annotated[
+        str, typer.Option(help='Colours of the picture: "auto", "full" (0 to 1), "data", "chance", or "LOW,HIGH".')
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar and no summary; needs a file or --json.")
+    ] = False,
 ) -> None:
     """Compare every layer of one network with every layer of another.
 
@@ -62,7 +72,9 @@ def compare(
     Nothing is downloaded: pass files of weights with --weights-x and --weights-y, or the weights are random.
 
     Files of features (.npy, .npz, .safetensors) or of two signatures are compared instead of networks. The saved result
-    of a comparison is printed, and drawn with --plot.
+    of a comparison is printed, and drawn with --plot; of two saved results, the change from the first to the second.
+    Images of a folder are scaled to 0..1 and normalised with the mean and deviation that the network's weights were
+    trained with (timm's configuration, preprocessor_config.json of Hugging Face, otherwise ImageNet's); a note says so.
 
     For example:
 
@@ -72,13 +84,29 @@ def compare(
 
       cka-probe compare features_a.npz features_b.npz --json
 
-      cka-probe compare result.npz --plot heatmap.pdf
-    """
-    from .saved import compare_files, kind_of_file, measure_options
+      cka-probe compare result.npz --plot heatmap.pdf --names "seed 0,seed 1" --limits data
 
-    _check_paths(output, plot)
+      cka-probe compare before.npz after.npz --plot change.png
+    """
+    from .output import as_json as json_of
+    from .output import check_output, draw, limits_of, named
+    from .saved import compare_files, compare_results, kind_of_file, measure_options
+
+    check_output(output, plot, csv, quiet=quiet, json=as_json)
+    scale = limits_of(limits)
+    chosen = None if names is None else _two_names(names)
+    if plot is None and (title is not None or limits != "auto"):
+        raise ValueError(f"{'--limits' if title is None else '--title'} is for the picture. Give --plot too.")
     show_progress = not quiet and sys.stderr.isatty()
-    if {kind_of_file(source) for source in (model_x, model_y) if source is not None} != {"network"}:
+    kinds = [kind_of_file(source) for source in (model_x, model_y) if source is not None]
+    if kinds == ["result", "result"]:
+        pair = compare_results(context, (model_x, str(model_y)), chosen, limits=scale)
+        if as_json:
+            typer.echo(json.dumps(pair))
+        elif not quiet:
+            say(pair["text"])
+        return
+    if set(kinds) != {"network"}:
         result = compare_files(
             context,
             model_x,
@@ -93,7 +121,7 @@ def compare(
     else:
         from ..estimators.kernels import kernel_from_name
         from ..similarity.selection import changed
-        from .inputs import data_notes, load_data
+        from .inputs import data_notes
 
         _refuse_options_of_images(context, data)
         options = {
@@ -109,24 +137,26 @@ def compare(
             "progress": show_progress,
             **measure_options(option or []),
         }
-        batches = load_data(
-            data, batch_size=batch_size, samples=samples, image_size=image_size, channels=channels, seed=seed
-        )
-        names, models, notes = _load_models(model_x, model_y, weights_x, weights_y, num_classes, seed)
-        result = _compare_networks(names, models, batches, f"--data {data}", options)
-        result = changed(result, notes=[*notes, *data_notes(data), *result.notes])
+        both, models, notes = _load_models(model_x, model_y, weights_x, weights_y, num_classes, seed, chosen)
+        sizes = {"samples": samples, "image_size": image_size, "channels": channels}
+        batches, data_y, told = _load_images(data, (model_x, model_y or model_x), models, both, batch_size, seed, sizes)
+        result = _compare_networks(both, models, batches, f"--data {data}", options | {"data_y": data_y})
+        result = changed(result, notes=[*notes, *told, *data_notes(data), *result.notes])
+    result = named(result, chosen)
     if output is not None:
         result.save(output)
+    if csv is not None:
+        result.to_csv(csv, table="pairs")
     if plot is not None:
-        _draw(result, plot)
+        draw(result, plot, {"title": title, "limits": scale})
     if as_json:
-        typer.echo(json.dumps(_as_json(result)))
+        typer.echo(json.dumps(json_of(result)))
         if not quiet:
             for note in result.notes:
                 say(f"Note: {note}", error=True)
     elif not quiet:
         say(repr(result))
-        for kind, path in (("result", output), ("picture", plot)):
+        for kind, path in (("result", output), ("table", csv), ("picture", plot)):
             if path is not None:
                 say(f"{kind}: {path}")
 
@@ -159,6 +189,7 @@ def _load_models(
     weights_y: Path | None,
     num_classes: int | None,
     seed: int,
+    chosen: tuple[str, str] | None,
 ) -> tuple[tuple[str, str], tuple[nn.Module, nn.Module], list[str]]:
     """Names, the networks, and notes about their weights; the same object twice if name and weights are the same."""
     import torch
@@ -172,16 +203,57 @@ def _load_models(
     same = model_y == model_x and weights_y == weights_x
     wanted = [(model_x, weights_x)] if same else [(model_x, weights_x), (model_y, weights_y)]
     names, models, notes = [], [], []
-    for source, weights in wanted:
+    for i, (source, weights) in enumerate(wanted):
         found = load_network(source, weights, num_classes=num_classes)
         # Without its weights, two networks of one kind would have one name.
         name = source if same or model_x != model_y else f"{source} ({weights or 'no weights'})"
+        name = name if chosen is None else chosen[i]
         if found.untrained:
             notes.append(f"no weights given: {name} has random weights (seed {seed})")
         notes += found.notes
         names.append(name)
         models.append(found.model)
-    return (names[0], names[-1]), (models[0], models[-1]), notes
+    return chosen or (names[0], names[-1]), (models[0], models[-1]), notes
+
+
+def _load_images(
+    data: str,
+    sources: tuple[str, str],
+    models: tuple[nn.Module, nn.Module],
+    names: tuple[str, str],
+    batch_size: int,
+    seed: int,
+    sizes: dict[str, Any],
+) -> tuple[Iterable[Any], Iterable[Any] | None, list[str]]:
+    """Batches for both networks, those of the second if it wants other values of the same images, and notes on both."""
+    from .inputs import load_data
+    from .normalisation import normalisation
+
+    if not Path(data).is_dir():
+        return load_data(data, batch_size=batch_size, seed=seed, **sizes), None, []
+    wanted = [normalisation(model, source) for model, source in zip(models, sources, strict=True)]
+    notes = [
+        f"images for {name} are normalised with mean {_listed(one.mean)} and deviation {_listed(one.deviation)}, "
+        f"{one.origin}"
+        for name, one in dict(zip(names, wanted, strict=True)).items()
+    ]
+    batches = [
+        load_data(data, batch_size=batch_size, seed=seed, normalise=(one.mean, one.deviation), **sizes)
+        for one in wanted
+    ]
+    same = wanted[0][:2] == wanted[1][:2]
+    return batches[0], None if same else batches[1], notes
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _two_names(text: str) -> tuple[str, str]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise ValueError(f'--names takes two different names with a comma between them, "before,after"; got {text!r}.')
+    return parts[0], parts[1]
 
 
 def _refuse_options_of_images(context: typer.Context, data: str) -> None:
@@ -199,51 +271,3 @@ def _layer_list(text: str) -> list[Any]:
     """The parts of a list of layers; "conv1=stem" calls layer conv1 stem."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return [part if "=" not in part or part.startswith("re:") else dict([part.split("=", 1)]) for part in parts]
-
-
-def _check_paths(output: Path | None, plot: Path | None) -> None:
-    """Raise an error before anything runs if the result or the picture could not be written."""
-    if output is not None and output.suffix != ".npz":
-        raise ValueError(f"--output must end in .npz, got {output}. Use --plot for a picture.")
-    if plot is not None:
-        from matplotlib.figure import Figure
-
-        kinds = Figure().canvas.get_supported_filetypes()
-        if plot.suffix[1:].lower() not in kinds:
-            raise ValueError(f"--plot must end in one of .{', .'.join(sorted(kinds))}; got {plot}.")
-    for path in (output, plot):
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} into.")
-
-
-def _draw(result: SimilarityMatrix, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    size = min(16.0, max(5.0, 0.16 * max(result.shape) + 3))
-    figure = Figure(figsize=(size * 1.15, size), layout="constrained")
-    result.plot(ax=figure.subplots())
-    atomic_write(path, partial(figure.savefig, format=path.suffix[1:].lower(), dpi=150))
-
-
-def _as_json(result: SimilarityMatrix) -> dict[str, Any]:
-    """The result as JSON types, with null for NaN."""
-    import numpy as np
-
-    def listed(array: Any) -> Any:
-        if array is None:
-            return None
-        array = np.broadcast_to(array, result.shape)
-        return [[None if np.isnan(v) else float(v) for v in row] for row in array]
-
-    return {
-        "measure": result.measure,
-        "rows": list(result.rows),
-        "columns": list(result.columns),
-        "values": listed(result.values),
-        "standard_error": listed(result.standard_error),
-        "interval": None if result.standard_error is None else [listed(end) for end in result.interval()],
-        "p_value": listed(result.p_value),
-        "chance": listed(result.chance),
-        "notes": list(result.notes),
-        "meta": result.meta,
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def load_data(
     image_size: int = 224,
     channels: int = 3,
     seed: int = 0,
+    normalise: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Iterable[Any]:
     """Batches of the inputs that a text names, always in the same order.
 
@@ -79,6 +80,8 @@ def load_data(
         Channels of digits and noise.
     seed : int
         Seed of the noise and of the selection.
+    normalise : (mean, deviation), optional
+        What is taken out of the images of a folder, one number for each channel; by default ImageNet's.
 
     Returns
     -------
@@ -113,7 +116,7 @@ def load_data(
 
         dataset = digits(size=image_size, channels=channels)[1]
     elif path.is_dir():
-        dataset = _image_folder(path, image_size)
+        dataset = _image_folder(path, image_size, normalise)
     elif path.suffix in FEATURE_FILES:
         inputs = _tensor(next(iter(load_arrays(path).values())), source)
         dataset = TensorDataset(inputs)
@@ -153,9 +156,9 @@ def _tensor(array: np.ndarray, source: str) -> torch.Tensor:
 
 
 class _Images(torch.utils.data.Dataset[torch.Tensor]):
-    """Images of a folder tree in the order of their paths, resized and normalised as for ImageNet."""
+    """Images of a folder tree in the order of their paths, resized and normalised, as for ImageNet by default."""
 
-    def __init__(self, paths: list[Path], size: int) -> None:
+    def __init__(self, paths: list[Path], size: int, normalise: tuple[Sequence[float], Sequence[float]] | None) -> None:
         from torchvision import transforms
 
         from ..distill.data.image_folders import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -166,7 +169,7 @@ class _Images(torch.utils.data.Dataset[torch.Tensor]):
                 transforms.Resize(size),
                 transforms.CenterCrop(size),
                 transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION),
+                transforms.Normalize(*(normalise or (IMAGENET_MEAN, IMAGENET_DEVIATION))),
             ]
         )
 
@@ -180,10 +183,10 @@ class _Images(torch.utils.data.Dataset[torch.Tensor]):
             return self.transform(image.convert("RGB"))
 
 
-def _image_folder(folder: Path, size: int) -> _Images:
+def _image_folder(folder: Path, size: int, normalise: tuple[Sequence[float], Sequence[float]] | None) -> _Images:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}).")
-    return _Images(paths, size)
+    return _Images(paths, size, normalise)

@@ -13,7 +13,7 @@ from .terminal import say
 if TYPE_CHECKING:
     from ..similarity.matrix import SimilarityMatrix
 
-__all__ = ["compare_files", "kind_of_file", "measure_options"]
+__all__ = ["compare_files", "compare_results", "kind_of_file", "measure_options"]
 
 # What each kind of file is, for messages.
 KINDS = {
@@ -24,7 +24,8 @@ KINDS = {
 }
 
 # Options that apply to each kind of file. The others would be ignored, so they are refused.
-ALWAYS = {"model_x", "model_y", "output", "plot", "as_json", "quiet"}
+ALWAYS = {"model_x", "model_y", "names", "output", "csv", "plot", "title", "limits", "as_json", "quiet"}
+OF_TWO = {"model_x", "model_y", "names", "csv", "plot", "limits", "as_json", "quiet"}
 OPTIONS = {
     "features": ALWAYS | {"kernel", "estimator", "scope", "measure", "option"},
     "signature": ALWAYS,
@@ -111,11 +112,6 @@ def compare_files(
     """
     kinds = [kind_of_file(source) for source in (x, y) if source is not None]
     if "result" in kinds and y is not None:
-        if kinds == ["result", "result"]:
-            raise ValueError(
-                f"{x} and {y} are saved results of comparisons. Give one alone to print and draw it; "
-                f"`cka-probe report {x} {y}` shows both in one page."
-            )
         at = kinds.index("result")
         raise ValueError(f"{(x, y)[at]} is {KINDS['result']}. Give it alone: it is printed, and drawn with --plot.")
     if len(set(kinds)) > 1:
@@ -183,11 +179,79 @@ def measure_options(written: list[str]) -> dict[str, Any]:
     return options
 
 
+def compare_results(
+    context: typer.Context, paths: tuple[str, str], names: tuple[str, str] | None, *, limits: Any
+) -> dict[str, Any]:
+    """What changed between two saved results of the same layers; writes the picture and the table that are asked for.
+
+    Parameters
+    ----------
+    context : typer.Context
+        Says which options were given.
+    paths : pair of str
+        Files of the results.
+    names : pair of str, optional
+        Names of the results; by default those of the files.
+    limits : str or pair of float
+        Colour scale of the picture.
+
+    Returns
+    -------
+    dict
+        In JSON types: the text of the change, and the values before, after and their difference.
+
+    Raises
+    ------
+    ValueError
+        If measures or layers differ, or an option does not apply to two results.
+    """
+    from ..atomic_write import atomic_write
+    from ..similarity.matrix import SimilarityMatrix
+    from ..similarity.selection import changed
+    from ..similarity.text import safe_csv
+    from .output import as_json, change_text, draw_change
+
+    given = _given(context)
+    idle = [f"--{name.replace('_', '-')}" for name in given if name not in OF_TWO]
+    if idle:
+        raise ValueError(
+            f"{', '.join(idle)} does not apply to two saved results: their difference is shown, not saved."
+        )
+    before, after = (SimilarityMatrix.load(path) for path in paths)
+    called = names or paths
+    text = change_text(before, after, called)
+    change = after.values - before.values
+    csv, plot = context.params["csv"], context.params["plot"]
+    if csv is not None:
+        import pandas as pd
+
+        rows = [(r, c) for r in before.row_labels for c in before.column_labels]
+        table = pd.DataFrame(rows, columns=["row", "column"]).assign(
+            before=before.values.ravel(), after=after.values.ravel(), change=change.ravel()
+        )
+        atomic_write(csv, safe_csv(table))
+    if plot is not None:
+        draw_change(before, after, called, plot, limits)
+    written = [f"{kind}: {path}" for kind, path in (("table", csv), ("picture", plot)) if path is not None]
+    values = {"before": before, "after": after, "change": changed(before, values=change)}
+    return {
+        "text": "\n".join([text, *written]),
+        "rows": list(before.row_labels),
+        "columns": list(before.column_labels),
+        **{name: as_json(matrix)["values"] for name, matrix in values.items()},
+    }
+
+
 def _refuse_other_options(context: typer.Context, kind: str) -> None:
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    given = _given(context)
     idle = [f"--{name.replace('_', '-')}" for name in given if name not in OPTIONS[kind]]
     if idle:
         raise ValueError(f"{', '.join(idle)}: {REASONS[kind]}")
     if kind == "features" and context.params["scope"] not in (None, "dataset"):
         raise ValueError('Files of features have no minibatches: --scope must be "dataset", or be left out.')
+
+
+def _given(context: typer.Context) -> list[str]:
+    """Names of the options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]

@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike
 
 from ..similarity.matrix import SimilarityMatrix
 from .labels import FULL, shorten
+from .style import final_width
 from .text import as_shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "BAR",
     "DASHES",
     "HATCHES",
     "MARKERS",
@@ -26,11 +28,11 @@ __all__ = [
     "check_columns",
     "check_fraction",
     "despine",
+    "heatmap_size",
     "is_square",
     "names_size",
     "new_axes",
     "number",
-    "picture_size",
     "plain_log",
 ]
 
@@ -39,6 +41,9 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "ooo", "+++")
+
+BAR = 0.85
+"""Inches of a colour bar with its ticks, its label and the word "chance"."""
 
 
 def check_columns(table: pd.DataFrame, needed: Sequence[str], name: str) -> None:
@@ -182,21 +187,29 @@ def as_similarity(matrix: SimilarityMatrix | pd.DataFrame | ArrayLike) -> Simila
     return SimilarityMatrix(matrix.to_numpy(), measure=matrix.attrs.get("measure", "similarity"), **names)
 
 
-def picture_size(shape: tuple[int, int], counts: Sequence[float], sides: Sequence[float]) -> tuple[float, float]:
-    """Width and height of a heatmap in inches.
+def heatmap_size(shape: tuple[int, int], beside: float, below: float, *, natural: bool = False) -> tuple[float, float]:
+    """Width and height in inches of a figure with one heatmap.
 
     Parameters
     ----------
     shape : (rows, columns)
         Shape of the matrix.
-    counts, sides : sequence of float
-        ``sides[i]`` inches for ``counts[i]`` layers, linear in between.
+    beside, below : float
+        Inches that the names of the rows and of the columns need.
+    natural : bool
+        Whether the figure may be wider than a page, because its names are written in full.
     """
-    height, width = (float(np.interp(count, counts, sides)) for count in shape)
+    # 0.27 inches hold a number of four characters; from 18 layers on the page has no room for numbers.
+    sides = [float(np.interp(count, [1, 18], [0.9, 4.9])) for count in shape]
     if is_square(shape):
-        cell = max(height, width) / max(shape)
-        height, width = (cell * count for count in shape)
-    return max(width, 1.0), max(height, 1.0)
+        sides = [max(sides) / max(shape) * count for count in shape]
+    wanted = max(sides[1], 1.0) + beside + BAR
+    width = wanted if natural else final_width(wanted, slack=1.05)
+    across = max(width - beside - BAR, 1.0)
+    height = across * shape[0] / shape[1] if is_square(shape) else max(sides[0], 1.0)
+    if below - 0.25 < across / shape[1]:  # the names fit side by side, without being turned
+        below = 0.4
+    return width, min(height, 7.5) + below + 0.3
 
 
 def names_size(names: Sequence[str], *, full: bool = False) -> float:
@@ -210,7 +223,7 @@ def names_size(names: Sequence[str], *, full: bool = False) -> float:
         Whether they are written in full.
     """
     written = [as_shown(name, FULL) for name in names] if full else shorten(names)[0]
-    return 0.5 + 0.08 * max(map(len, written), default=0)
+    return 0.35 + 0.06 * max(map(len, written), default=0)
 
 
 def is_square(shape: tuple[int, int]) -> bool:

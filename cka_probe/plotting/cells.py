@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from .labels import root_figure
+from .style import SMALLEST
 
 __all__ = [
     "CHARACTER",
@@ -29,7 +30,8 @@ __all__ = [
     "rectangles",
 ]
 
-READABLE = 5.5  # font size in points; smaller numbers are not written
+READABLE = SMALLEST
+"""Font size in points; smaller numbers are not written."""
 MOST_HATCHED = 20_000  # marked cells outside of rows and columns that are marked as a whole
 MOST_PIECES = 1_000  # crossings of whole rows and columns
 CHARACTER = 0.62  # width of a digit divided by the font size

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from .canvas import HATCHES, PALETTE, check_columns, despine, new_axes, number, plain_log
+from .style import PAGE, in_house_style
 from .text import as_shown, legend_name, plain
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _LABELS = {
 }
 
 
+@in_house_style
 def plot_costs(
     table: pd.DataFrame,
     *,
@@ -79,7 +81,7 @@ def plot_costs(
         line = table[twice].iloc[0]
         raise ValueError(f"`table` has {line['peer']!r} twice in the case {line['case']!r}. Choose one of the runs.")
     peers, cases = list(dict.fromkeys(table["peer"])), list(dict.fromkeys(table["case"]))
-    ax = new_axes((6.0, 1.0 + 0.25 * len(table) + 0.2 * len(cases))) if ax is None else ax
+    ax = new_axes((PAGE, 0.7 + 0.16 * len(table) + 0.14 * len(cases))) if ax is None else ax
     numbers = table[value].to_numpy(dtype=float)
     known = numbers[np.isfinite(numbers) & (numbers > 0)]
     log = bool(known.size and known.max() > 20 * known.min())
@@ -130,6 +132,7 @@ def plot_costs(
     return ax
 
 
+@in_house_style
 def plot_time_and_memory(
     table: pd.DataFrame, *, axes: Sequence[Axes] | None = None, **kwargs: Any
 ) -> NDArray[np.object_]:
@@ -170,7 +173,7 @@ def plot_time_and_memory(
     if axes is None:
         import matplotlib.pyplot as plt
 
-        size = (9.0, 1.0 + 0.25 * len(table) + 0.2 * table["case"].nunique())
+        size = (PAGE, 0.7 + 0.16 * len(table) + 0.14 * table["case"].nunique())
         flat = plt.subplots(1, 2, figsize=size, layout="constrained")[1]
     else:
         flat = np.array(axes, dtype=object).ravel()

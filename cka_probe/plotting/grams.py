@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .canvas import new_axes
 from .labels import LINE, font_size, length
 from .scale import add_bar
+from .style import COLUMN, PAGE, in_house_style
 from .text import as_shown, plain, set_given
 
 __all__ = ["centred_gram", "plot_gram", "plot_gram_pairs"]
@@ -57,6 +58,7 @@ def centred_gram(features: ArrayLike) -> NDArray[np.float64]:
     return gram / np.linalg.norm(gram)
 
 
+@in_house_style
 def plot_gram(
     gram: ArrayLike,
     *,
@@ -126,7 +128,7 @@ def plot_gram(
         ends = np.cumsum(counts)
     if limit is None:
         limit = _typical(matrix)
-    ax = new_axes((4.4, 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
     options = {"cmap": cmap, "vmin": -limit, "vmax": limit, "interpolation": "nearest"} | kwargs
     image = ax.imshow(matrix, **options)
     if colorbar:
@@ -155,6 +157,7 @@ def _typical(*matrices: NDArray[np.float64]) -> float:
     return (float(np.quantile(together, 0.99)) if together.size else 0.0) or 1.0
 
 
+@in_house_style
 def plot_gram_pairs(
     teacher_logits: ArrayLike,
     student_logits: ArrayLike,
@@ -213,7 +216,7 @@ def plot_gram_pairs(
     if axes is None:
         import matplotlib.pyplot as plt
 
-        grid = plt.subplots(2, 2, figsize=(7.6, 6.4), layout="constrained")[1]
+        grid = plt.subplots(2, 2, figsize=(PAGE, 5.6), layout="constrained")[1]
     else:
         grid = np.array(axes, dtype=object)
         if grid.size != 4:

@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ..similarity.matrix import SimilarityMatrix
-from .canvas import as_similarity, names_size, picture_size
+from .canvas import BAR, as_similarity, is_square, names_size
 from .cells import hatch_cells
 from .heatmap import Drawn, HeatmapOptions, draw_heatmap, finish_heatmaps, plot_heatmap
-from .scale import colour_limits, measure_label
+from .scale import colour_scale, measure_label
+from .style import PAGE, in_house_style
 from .text import LONG, as_shown, set_plain
+from .views import View
 
 __all__ = ["plot_before_after", "plot_difference", "plot_heatmap_grid", "plot_heatmap_with_error"]
 
@@ -22,11 +24,13 @@ __all__ = ["plot_before_after", "plot_difference", "plot_heatmap_grid", "plot_he
 DIVERGING = "RdBu_r"
 
 
+@in_house_style
 def plot_heatmap_grid(
     matrices: Mapping[str, Any] | Sequence[Any],
     *,
     axes: NDArray[np.object_] | Sequence[Axes] | None = None,
     columns: int | None = None,
+    limits: Any = "auto",
     vmin: float | None = None,
     vmax: float | None = None,
     **kwargs: Any,
@@ -41,8 +45,10 @@ def plot_heatmap_grid(
         Axes to draw on, one for each matrix; by default those of a new figure.
     columns : int, optional
         Number of heatmaps in a row of the new figure; by default the grid is about square.
+    limits : "auto", "full", "data", "chance" or (low, high)
+        The common scale, as in :func:`plot_heatmap`, of the values of all matrices.
     vmin, vmax : float, optional
-        Ends of the common scale; by default 0 and 1, or wider if a value of any matrix lies outside.
+        Ends of the common scale, instead of those of `limits`.
     **kwargs
         Passed to :func:`plot_heatmap`.
 
@@ -79,27 +85,29 @@ def plot_heatmap_grid(
             f"Heatmaps of different measures cannot share one colour scale: {', '.join(sorted(measures))}. "
             "Draw a grid for each measure."
         )
-    options = _options(kwargs)
+    view, options = View.taken(kwargs), _options(kwargs)
+    panels = [view.of(panel) for panel in panels]
     for panel in panels:
         options.check(panel)
     own = axes is None
     if columns is None:
         columns = round(np.sqrt(len(panels)) + 0.4) if own else len(panels)
     flat = _new_grid(panels, columns) if own else _given(axes, len(panels))
-    low, high = colour_limits(panels)
-    scale = {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
+    alone = limits == "auto" and not (vmin is None and vmax is None)
+    scale = {"limits": colour_scale(panels, "full" if alone else limits), "vmin": vmin, "vmax": vmax}
     drawn = []
     for i, (ax, panel, title) in enumerate(zip(flat, panels, titles, strict=True)):
         last = i % columns == columns - 1 or i == len(panels) - 1
         drawn.append(draw_heatmap(panel, ax, options, **{"colorbar": last} | scale | kwargs))
         if title is not None and "title" not in kwargs:
-            set_plain(ax.title, as_shown(title, LONG))
+            set_plain(ax.title, "\n".join(as_shown(line, LONG) for line in title.split("\n")))
     if own:
         _name_once(drawn, columns)
     finish_heatmaps(drawn)
     return flat
 
 
+@in_house_style
 def plot_before_after(
     before: Any,
     after: Any,
@@ -139,17 +147,19 @@ def plot_before_after(
     'after − before'
     >>> plt.close()
     """
-    before, after = as_similarity(before), as_similarity(after)
+    view = View.taken(kwargs)
+    before, after = view.of(as_similarity(before)), view.of(as_similarity(after))
     _check_same_layers(after, before)
     change, limit = _change(after, before)
     options = _options(kwargs)
     options.check(before)
     options.check(after)
     flat = _new_grid([before, after, after], 3, bars=2) if axes is None else _given(axes, 3)
-    low, high = colour_limits([before, after])
-    style = {"vmin": low, "vmax": high} | kwargs
+    style = {"limits": colour_scale([before, after], kwargs.pop("limits", "auto"))} | kwargs
     # The errors and p-values of the two matrices do not apply to their difference: both saw the same samples.
-    plain = HeatmapOptions("auto" if options.annotate == "error" else options.annotate, options.layer_labels)
+    plain = options._replace(
+        annotate="auto" if options.annotate == "error" else options.annotate, significance=None, best_match=False
+    )
     changed: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit, "title": f"{titles[1]} − {titles[0]}"}
     drawn = [
         draw_heatmap(before, flat[0], options, title=titles[0], colorbar=False, **style),
@@ -163,6 +173,7 @@ def plot_before_after(
     return flat
 
 
+@in_house_style
 def plot_difference(
     matrix: Any,
     reference: Any,
@@ -248,6 +259,7 @@ def _hatch_falls(ax: Axes, change: SimilarityMatrix, limit: float) -> None:
     hatch_cells(ax, fell, hatch="---", facecolor="none", edgecolor="0.25", alpha=0.5)
 
 
+@in_house_style
 def plot_heatmap_with_error(
     matrix: SimilarityMatrix, *, axes: Sequence[Axes] | None = None, error_cmap: Any = "cividis", **kwargs: Any
 ) -> NDArray[np.object_]:
@@ -291,7 +303,7 @@ def plot_heatmap_with_error(
         )
     if matrix.standard_error is None:
         raise ValueError("This matrix has no standard error to draw. Use plot_heatmap.")
-    options = _options(kwargs)
+    matrix, options = View.taken(kwargs).of(matrix), _options(kwargs)
     options.check(matrix)
     flat = _new_grid([matrix, matrix], 2, bars=2) if axes is None else _given(axes, 2)
     errors = _with_values(matrix, matrix.standard_error, f"standard error of {measure_label(matrix)}")
@@ -300,7 +312,7 @@ def plot_heatmap_with_error(
     # Errors are often a few thousandths: two decimals would not show them, the colours do.
     drawn = [
         draw_heatmap(matrix, flat[0], options, **kwargs),
-        draw_heatmap(errors, flat[1], HeatmapOptions(False, options.layer_labels), **scale),
+        draw_heatmap(errors, flat[1], HeatmapOptions(False, options.layer_labels, mask=options.mask), **scale),
     ]
     if axes is None:
         _name_once(drawn, 2)
@@ -331,12 +343,11 @@ def _new_grid(panels: Sequence[SimilarityMatrix], columns: int, bars: int = 1) -
     count = len(panels)
     columns = min(columns, count)
     rows = -(-count // columns)
-    # Smaller than a single heatmap: the panels are compared as patterns, and few names need to be read.
-    sizes = [picture_size(panel.shape, [1, 6, 18, 100], [1.6, 2.4, 3.4, 5.0]) for panel in panels]
-    width, height = (max(size[i] for size in sizes) for i in (0, 1))
     beside, below = (max(names_size(getattr(p, side)) for p in panels) for side in ("rows", "columns"))
     across, down = (1 if _shared(panels, side) else number for side, number in (("rows", columns), ("columns", rows)))
-    size = (columns * width + across * beside + bars * 1.0 + 0.3, rows * (height + 0.4) + down * below)
+    width = max((PAGE - across * beside - bars * BAR) / columns, 0.6)
+    height = max(width * p.shape[0] / p.shape[1] if is_square(p.shape) else width for p in panels)
+    size = (PAGE, min(rows * (height + 0.35) + down * below + 0.1, 9.0))
     _, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     flat = grid.ravel()
     for ax in flat[count:]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,11 +12,13 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
 from ..similarity.matrix import SimilarityMatrix
-from .canvas import as_similarity, check_fraction, is_square, names_size, new_axes, picture_size
+from .canvas import as_similarity, check_fraction, heatmap_size, is_square, names_size, new_axes
 from .cells import annotate_cells, hatch_cells, mark_cells, may_be_readable
 from .labels import font_size, label_axis, root_figure, shorten
-from .scale import colour_limits, draw_colorbar
+from .scale import colour_scale, draw_colorbar
+from .style import in_house_style
 from .text import LONG, as_shown, plain, set_given, set_plain
+from .views import View, hidden_cells, mark_best
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,15 +29,22 @@ __all__ = ["CMAP", "Drawn", "HeatmapOptions", "draw_heatmap", "finish_heatmaps",
 CMAP = "magma"
 
 
+@in_house_style
 def plot_heatmap(
     matrix: SimilarityMatrix | pd.DataFrame | ArrayLike,
     *,
     ax: Axes | None = None,
     annotate: bool | Literal["auto", "error"] = "auto",
+    limits: Literal["auto", "full", "data", "chance"] | tuple[float, float] = "auto",
     vmin: float | None = None,
     vmax: float | None = None,
     cmap: Any = CMAP,
-    layer_labels: bool | Literal["auto"] = "auto",
+    rows: Any = None,
+    columns: Any = None,
+    labels: Mapping[str, str] | Callable[[str], str] | None = None,
+    layer_labels: bool | Literal["auto", "depth"] = "auto",
+    mask: Literal["upper", "lower"] | ArrayLike | None = None,
+    best_match: bool = False,
     title: str | None = None,
     colorbar: bool = True,
     significance: float | None = None,
@@ -45,10 +54,10 @@ def plot_heatmap(
 
     The input layers meet at the lower left and the output layers at the upper right, as in the CKA literature.
     Undefined cells are hatched and have no colour, and a line below the picture says so. The colours span 0 to 1, or
-    more if values lie outside (unbiased CKA may be negative). Values are clipped only if `vmin` or `vmax` is given;
-    then the colour bar has an arrow. If the matrix holds several models, lines separate them. The mark "chance" on the
-    colour bar is the value that independent layers would give: one line, or two at the smallest and the largest chance
-    level of the cells.
+    more if values lie outside (unbiased CKA may be negative); see `limits` for other scales. Where values lie beyond
+    the scale, the colour bar has an arrow. If the matrix holds several models, lines separate them. The mark "chance"
+    on the colour bar is the value that independent layers would give: one line, or two at the smallest and the largest
+    chance level of the cells.
 
     Parameters
     ----------
@@ -58,13 +67,26 @@ def plot_heatmap(
         Axes to draw on; by default those of a new figure, whose size depends on the number of layers.
     annotate : bool, "auto" or "error"
         Numbers in the cells: True always, False never, "auto" if they fit, "error" with standard errors if they fit.
+    limits : "auto", "full", "data", "chance" or (low, high)
+        Colour scale: "full" is 0 to 1, or wider if values lie outside; "data" spans the smallest to the largest value;
+        "chance" starts at the (smallest) chance level. "auto" is "full", except where the values fill less than a tenth
+        of it, so that one could not tell them apart: there it is "data". The colour bar says so.
     vmin, vmax : float, optional
-        Ends of the colour scale.
+        Ends of the colour scale, instead of those of `limits`.
+    rows, columns : str or sequence of str, optional
+        Layers to draw, in this order: names or patterns, as in :meth:`cka_probe.SimilarityMatrix.select`.
+    labels : mapping of layer to name, or function, optional
+        Names to write instead of those of the layers.
+    mask : "upper", "lower" or bool array (R, C), optional
+        Cells that are not drawn: the half of a symmetric matrix above or below the diagonal, or those that are True.
+    best_match : bool
+        Frame the most similar column of each row (in small cells: a white dot).
     cmap : str or matplotlib.colors.Colormap
         Colours.
-    layer_labels : bool or "auto"
-        Layer names. "auto" moves the path that all layers share to the axis label and leaves out names that do not fit;
-        True writes every full name; False writes none.
+    layer_labels : bool, "auto" or "depth"
+        Layer names. "auto" moves the path that all layers share to the axis label; if not all names fit, it writes a
+        few, and how many layers there are. "depth" writes the numbers of the layers, from 0, instead of names. True
+        writes every full name; False writes none.
     title : str, optional
         Title of the axes. Between dollar signs it may hold mathematics; names of layers and models never do.
     colorbar : bool
@@ -85,8 +107,9 @@ def plot_heatmap(
     TypeError
         If `matrix` does not hold real numbers.
     ValueError
-        If the matrix is empty, an option has an unknown value, `norm` is given together with `vmin` or `vmax`, or the
-        matrix lacks the standard errors or p-values that ``annotate="error"`` or `significance` need.
+        If the matrix is empty, an option has an unknown value, `norm` is given with `vmin`, `vmax` or `limits`, the
+        matrix lacks the standard errors, p-values or chance levels that an option needs, `mask` hides a half of a
+        matrix that is not symmetric, or `rows`, `columns` or `labels` name a layer that does not exist.
 
     Examples
     --------
@@ -96,14 +119,15 @@ def plot_heatmap(
     (1, 'two layers')
     >>> plt.close()
     """
-    matrix = as_similarity(matrix)
-    options = HeatmapOptions(annotate, layer_labels, significance)
+    matrix = View(rows, columns, labels).of(as_similarity(matrix))
+    options = HeatmapOptions(annotate, layer_labels, significance, mask, best_match)
     options.check(matrix)
-    if "norm" in kwargs and not (vmin is None and vmax is None):
-        raise ValueError("Give either `norm` or `vmin` and `vmax`: the norm holds its own ends.")
+    if "norm" in kwargs and not (vmin is None and vmax is None and limits == "auto"):
+        raise ValueError("Give either `norm` or `limits`, `vmin` and `vmax`: the norm holds its own ends.")
+    ends = {"vmin": vmin, "vmax": vmax, "limits": limits}
     ax = _sized_axes(matrix, full=layer_labels is True) if ax is None else ax
     style = {"cmap": cmap, "title": title, "colorbar": colorbar} | kwargs
-    finish_heatmaps([draw_heatmap(matrix, ax, options, vmin=vmin, vmax=vmax, **style)])
+    finish_heatmaps([draw_heatmap(matrix, ax, options, **ends, **style)])
     return ax
 
 
@@ -113,6 +137,8 @@ class HeatmapOptions(NamedTuple):
     annotate: bool | str = "auto"
     layer_labels: bool | str = "auto"
     significance: float | None = None
+    mask: Any = None
+    best_match: bool = False
 
     def check(self, matrix: SimilarityMatrix) -> None:
         """Raise an error, before anything is drawn, if the options do not fit the matrix.
@@ -130,7 +156,9 @@ class HeatmapOptions(NamedTuple):
         if not matrix.values.size:
             raise ValueError(f"There is nothing to draw: the matrix has shape {matrix.shape}.")
         _check_choice("annotate", self.annotate, (True, False, "auto", "error"))
-        _check_choice("layer_labels", self.layer_labels, (True, False, "auto"))
+        _check_choice("layer_labels", self.layer_labels, (True, False, "auto", "depth"))
+        if self.best_match and hidden_cells(matrix, self.mask).any():
+            raise ValueError("`best_match` needs whole rows, and `mask` hides parts of them. Leave one of both out.")
         if self.annotate == "error" and matrix.standard_error is None:
             raise ValueError("`annotate='error'` needs a matrix with a standard error; this one has none. Use 'auto'.")
         if self.significance is None:
@@ -150,6 +178,7 @@ class Drawn(NamedTuple):
     matrix: SimilarityMatrix
     options: HeatmapOptions
     sizes: tuple[float, float]
+    hidden: NDArray[np.bool_]
 
 
 def draw_heatmap(
@@ -157,6 +186,7 @@ def draw_heatmap(
     ax: Axes,
     options: HeatmapOptions,
     *,
+    limits: Any = "auto",
     vmin: float | None = None,
     vmax: float | None = None,
     cmap: Any = CMAP,
@@ -168,26 +198,30 @@ def draw_heatmap(
 
     Parameters
     ----------
-    matrix, ax, options, vmin, vmax, cmap, title, colorbar, **kwargs
+    matrix, ax, options, limits, vmin, vmax, cmap, title, colorbar, **kwargs
         As in :func:`plot_heatmap`.
     """
     sizes = (font_size(ax.xaxis), font_size(ax.yaxis))
+    hidden = hidden_cells(matrix, options.mask)
     undefined = ~np.isfinite(matrix.values)
+    says = ""
     if "norm" not in kwargs:
-        low, high = colour_limits([matrix])
+        # One given end keeps the other where it would be without it.
+        alone = limits == "auto" and not (vmin is None and vmax is None)
+        low, high, says = colour_scale([matrix], "full" if alone else limits)
         kwargs |= {"vmin": low if vmin is None else vmin, "vmax": high if vmax is None else vmax}
     aspect = "equal" if is_square(matrix.shape) else "auto"
     style = {"cmap": cmap, "origin": "lower", "interpolation": "nearest", "aspect": aspect} | kwargs
-    image = ax.imshow(np.ma.masked_array(matrix.values, undefined), **style)
-    hatch_cells(ax, undefined)
+    image = ax.imshow(np.ma.masked_array(matrix.values, undefined | hidden), **style)
+    hatch_cells(ax, undefined & ~hidden)
     ax.spines[:].set_visible(False)
     if title is not None:
         set_given(ax.title, title)
     blocks = _separate_models(ax, matrix)
     if colorbar:
-        draw_colorbar(ax, image, matrix, gap=4.0 + blocks)
+        draw_colorbar(ax, image, matrix, gap=4.0 + blocks, says=says if vmin is None and vmax is None else "")
     _name_axes(ax, matrix, full=options.layer_labels is True)
-    return Drawn(ax, image, matrix, options, sizes)
+    return Drawn(ax, image, matrix, options, sizes, hidden)
 
 
 def finish_heatmaps(panels: Sequence[Drawn]) -> None:
@@ -206,19 +240,28 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
                 continue
             sides = ((ax.xaxis, panel.matrix.columns), (ax.yaxis, panel.matrix.rows))
             for (axis, names), size in zip(sides, panel.sizes, strict=True):
-                label_axis(axis, names if full else shorten(names)[0], size, every=full)
+                few = panel.options.layer_labels == "depth"
+                written = [str(i) for i in range(len(names))] if few else names if full else shorten(names)[0]
+                label_axis(axis, written, size, every=full, few=few)
         _settle([panel.ax for panel in panels])
-    for ax, image, matrix, (annotate, _, significance), _ in panels:
+    for ax, image, matrix, (annotate, names, significance, _, best), _, hidden in panels:
         written = []
         if annotate and (annotate not in ("auto", "error") or may_be_readable(ax, matrix.shape)):
-            texts = _texts(matrix, error=annotate == "error")
+            texts = _texts(matrix, hidden, error=annotate == "error")
             written = annotate_cells(ax, image, texts, force=annotate not in ("auto", "error"))
+        if names is not False:
+            _say_depth(ax, matrix)
         legend = [ax.get_xlabel()]
+        if best:
+            legend.append(f"{mark_best(ax, image, matrix)}: best match of each row")
         if significance is not None:
             meaning = f"not significant (false discovery rate {significance:g})"
-            if mark_cells(ax, image, _insignificant(matrix, significance), meaning, corner=bool(written)) is not None:
+            if (
+                mark_cells(ax, image, _insignificant(matrix, significance) & ~hidden, meaning, corner=bool(written))
+                is not None
+            ):
                 legend.append(f"× {meaning}")
-        if not np.isfinite(matrix.values).all():
+        if not (np.isfinite(matrix.values) | hidden).all():
             mark = "hatched" if len(ax.images) == 1 else "grey"  # hatch_cells greys thousands of single cells
             legend.append(f"{mark}: undefined" + (", see its notes" if matrix.notes else ""))
         # Below the picture the legend covers no cell.
@@ -242,13 +285,20 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def _sized_axes(matrix: SimilarityMatrix, *, full: bool) -> Axes:
     """Axes of a new figure, large enough to read the names of up to about 60 layers."""
-    width, height = picture_size(matrix.shape, [1, 6, 18, 60, 120], [1.8, 3.4, 6.0, 6.6, 7.6])
-    size = (width + names_size(matrix.rows, full=full) + 1.2, height + names_size(matrix.columns, full=full) + 0.3)
-    return new_axes(size)
+    beside, below = names_size(matrix.rows, full=full), names_size(matrix.columns, full=full)
+    return new_axes(heatmap_size(matrix.shape, beside, below, natural=full))
 
 
-def _texts(matrix: SimilarityMatrix, *, error: bool) -> list[list[str]]:
-    texts = [[_number(value) if np.isfinite(value) else "" for value in row] for row in matrix.values]
+def _say_depth(ax: Axes, matrix: SimilarityMatrix) -> None:
+    """Where an axis names some of its layers only, say how many there are and that they are in order of depth."""
+    for axis, count, side in ((ax.xaxis, len(matrix.columns), "bottom"), (ax.yaxis, len(matrix.rows), "left")):
+        if axis.get_tick_params().get(f"label{side}", True) and len(axis.get_majorticklocs()) < count:
+            set_plain(axis.label, ": ".join(filter(None, [axis.label.get_text(), f"{count} layers in order of depth"])))
+
+
+def _texts(matrix: SimilarityMatrix, hidden: NDArray[np.bool_], *, error: bool) -> list[list[str]]:
+    shown = np.where(hidden, np.nan, matrix.values)
+    texts = [[_number(value) if np.isfinite(value) else "" for value in row] for row in shown]
     if error and matrix.standard_error is not None:
         for row, errors in zip(texts, matrix.standard_error, strict=True):
             row[:] = [f"{t}\n±{e:.2g}" if t and np.isfinite(e) else t for t, e in zip(row, errors, strict=True)]

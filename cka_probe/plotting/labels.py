@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, Locator
 
+from .style import SMALLEST
 from .text import as_shown, plain
 
 __all__ = [
     "FULL",
     "LINE",
-    "SMALLEST",
+    "MOST",
     "LayerLocator",
     "font_size",
     "label_axis",
@@ -27,7 +28,8 @@ __all__ = [
 ]
 
 LINE = 1.15  # height of a line of text divided by its font size
-SMALLEST = 6.0  # font size in points; smaller names cannot be read in print
+MOST = 10
+"""Names beside an axis that has no room for all: fewer than would fit, because depth is what the reader sees."""
 FULL = 150  # characters of a name that is written in full; longer ones would leave no room for the picture
 
 
@@ -60,6 +62,8 @@ class LayerLocator(Locator):
         pitch = length(self.axis) / max(high - low, 1e-9)  # type: ignore[arg-type]
         # The font size was chosen so that names just fit. Without the 0.1 a small change of layout would drop names.
         step = max(1, math.ceil(self.size / max(pitch, 1e-9) - 0.1))
+        if step > 1:
+            step = max(step, math.ceil((high - low) / MOST))
         return [float(tick) for tick in range(0, self.count, step) if low <= tick <= high]
 
 
@@ -139,7 +143,7 @@ def shorten(labels: Sequence[str]) -> tuple[list[str], str]:
     return [as_shown(label) for label in short], ".".join(paths[0][:shared]) if paths else ""
 
 
-def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool = False) -> None:
+def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool = False, few: bool = False) -> None:
     """Write the names along an axis in the largest size that fits; leave some out if no readable size fits.
 
     Parameters
@@ -152,6 +156,8 @@ def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool
         Largest font size in points.
     every : bool
         Write every name, even if its size cannot be read.
+    few : bool
+        Write a few names, even if all have room.
     """
     pitch = length(axis) / max(len(labels), 1)
     size = min(largest, max(pitch / LINE, 1.0 if every else SMALLEST))
@@ -162,8 +168,9 @@ def label_axis(axis: Axis, labels: Sequence[str], largest: float, *, every: bool
         if level <= pitch:
             size, room = largest, level
         axis.set_tick_params(rotation=0 if level <= pitch else 90)
+    room = 0.0 if every else max(room, length(axis) / MOST) if few else room
     axis.set_tick_params(labelsize=size, length=2 if pitch < 2 * largest else 3.5)
-    axis.set_major_locator(LayerLocator(len(labels), 0.0 if every else room))
+    axis.set_major_locator(LayerLocator(len(labels), room))
     names = [plain(as_shown(label, FULL)) for label in labels]
 
     def name(position: float, _: int | None = None) -> str:

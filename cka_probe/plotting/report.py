@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..atomic_write import atomic_write
 from ..capture.extras import require
 from ..similarity.matrix import SimilarityMatrix
+from ..similarity.tables import is_self_comparison
 from ..similarity.text import P_RESOLUTION, printable
 from .canvas import check_fraction
 from .heatmap import CMAP
@@ -39,10 +40,11 @@ def write_report(
 ) -> Path:
     """Write results to an HTML file and return its path.
 
-    The file holds an interactive heatmap (the mouse shows layers, value, interval and p-value), selectors for measures
-    and pairs of models if there are several, a table of all pairs of layers to sort and filter, the notes, and how the
-    numbers were made. A result of more than a million cells is shown without errors and p-values. The file contains
-    plotly.js (about 5 MB) and loads nothing from the network.
+    The file holds an interactive heatmap (the mouse shows layers, value, interval and p-value), selectors for
+    measures and pairs of models if there are several, a second result beside it or their difference, a filter for map
+    and table, the range of the colours, marks of the best matches, a table of all pairs of layers to sort, downloads
+    (CSV, SVG, PNG), the notes, what the numbers mean, and how they were made. A result of more than a million cells
+    is shown without errors and p-values. The file contains plotly.js (about 5 MB) and loads nothing from the network.
 
     Parameters
     ----------
@@ -100,6 +102,7 @@ def write_report(
         "p_resolution": P_RESOLUTION,
         "colours": _colours(CMAP),
         "error_colours": _colours("cividis"),
+        "difference_colours": _colours("RdBu_r"),
         "results": [_result(str(name), matrix, same[matrix.measure], level) for name, matrix in named.items()],
         "views": views,
     }
@@ -187,7 +190,39 @@ def _result(name: str, matrix: SimilarityMatrix, same: list[SimilarityMatrix], l
             "p_value": [0.0, 1.0],
         },
         "made": _made(name, matrix),
+        "meaning": _meaning(matrix, level),
+        "is_distance": matrix.is_distance,
+        "itself": is_self_comparison(matrix),
     }
+
+
+def _meaning(matrix: SimilarityMatrix, level: float) -> list[str]:
+    """What the numbers mean: a sentence on the measure, one on chance and one on errors and p-values."""
+    name = measure_label(matrix)
+    if matrix.measure == "cka":
+        first = (
+            f"{name} compares how two layers arrange the same samples: 1 means the same arrangement up to rotation and "
+            "scale, 0 nothing in common."
+        )
+    else:
+        first = f"{name}: {'smaller' if matrix.is_distance else 'larger'} values mean that two layers are more alike."
+    chance = (
+        "The chance level is the value that two layers with nothing in common would have with as many samples; a value "
+        "near it shows no similarity."
+    )
+    if matrix.chance is None and matrix.meta.get("estimator") == "unbiased":
+        chance = "Layers with nothing in common have the value 0 on average, however few the samples are."
+    elif matrix.chance is None:
+        chance = "The chance level, the value of layers with nothing in common, was not computed here."
+    p = (
+        "The p-value is the probability of a value at least this high between layers with nothing in common; it does "
+        "not say how similar they are."
+    )
+    if matrix.p_value is None:
+        p = "No p-values were computed, so the page does not say which values could be chance."
+    if matrix.standard_error is not None:
+        p += f" The {100 * level:g} % interval says how much a value would vary with other samples."
+    return [first, chance, p]
 
 
 def _listed(array: NDArray[np.float64]) -> list[list[float | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,20 @@ from ..similarity.matrix import SimilarityMatrix
 from .labels import LINE, font_size, length, root_figure
 from .text import LONG, as_shown, set_plain
 
-__all__ = ["Beside", "EndsLocator", "add_bar", "colour_limits", "draw_colorbar", "measure_label"]
+__all__ = [
+    "Beside",
+    "EndsLocator",
+    "Scale",
+    "add_bar",
+    "colour_limits",
+    "colour_scale",
+    "draw_colorbar",
+    "measure_label",
+]
+
+LIMITS = ("auto", "full", "data", "chance")
+NARROW = 0.1
+"""Share of the full scale below which its colours could not be told apart."""
 
 _NAMES = {"cka": "CKA", "hsic": "HSIC", "mmd": "MMD", "mmd_squared": "MMD²", "cca": "CCA", "svcca": "SVCCA"}
 _NAMES |= {"pwcca": "PWCCA", "nbs": "NBS", "rsa": "RSA", "gulp": "GULP", "procrustes": "Procrustes"}
@@ -38,6 +51,59 @@ def colour_limits(matrices: Sequence[SimilarityMatrix]) -> tuple[float, float]:
     """
     defined = np.concatenate([m.values[np.isfinite(m.values)] for m in matrices])
     return min(0.0, float(defined.min(initial=0))), max(1.0, float(defined.max(initial=1)))
+
+
+class Scale(NamedTuple):
+    """Ends of a colour scale, and what its bar says about them."""
+
+    low: float
+    high: float
+    says: str = ""
+
+
+def colour_scale(matrices: Sequence[SimilarityMatrix], limits: Any) -> Scale:
+    """The colour scale that all matrices share.
+
+    Parameters
+    ----------
+    matrices : sequence of SimilarityMatrix
+        Matrices that share the scale.
+    limits : "auto", "full", "data", "chance" or (low, high)
+        See :func:`plot_heatmap`.
+
+    Raises
+    ------
+    ValueError
+        If `limits` has another value, or no matrix has the chance level that is asked for.
+    """
+    if isinstance(limits, Scale):  # of all panels of a figure
+        return limits
+    full = Scale(*colour_limits(matrices))
+    if not isinstance(limits, str):
+        try:
+            low, high = map(float, limits)
+        except (TypeError, ValueError):
+            low = high = np.nan
+        if not low < high:
+            raise ValueError(
+                f"`limits` must be one of {', '.join(LIMITS)}, or (low, high) with low < high; got {limits!r}."
+            )
+        return Scale(low, high)
+    if limits not in LIMITS:
+        raise ValueError(f"`limits` must be one of {', '.join(LIMITS)}, or (low, high); got {limits!r}.")
+    defined = np.concatenate([m.values[np.isfinite(m.values)] for m in matrices])
+    if limits == "chance":
+        levels = [m.chance[np.isfinite(m.chance)] for m in matrices if m.chance is not None]
+        known = np.concatenate(levels) if levels else np.empty(0)
+        if not known.size:
+            raise ValueError("`limits='chance'` needs a matrix with chance levels; this one has none. Use 'data'.")
+        return Scale(float(known.min()), full.high, "colours start at chance")
+    low, high = (float(defined.min()), float(defined.max())) if defined.size else (0.0, 0.0)
+    narrow = high - low < NARROW * (full.high - full.low)
+    # Equal values have no span: any scale gives them one colour.
+    if low < high and (limits == "data" or (limits == "auto" and narrow)):
+        return Scale(low, high, "colours span the values")
+    return full
 
 
 def measure_label(matrix: SimilarityMatrix) -> str:
@@ -102,7 +168,7 @@ def _number(value: float, _: int | None = None) -> str:
     return text.replace("-", "−")
 
 
-def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float) -> Colorbar:
+def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: float, says: str = "") -> Colorbar:
     """Draw the colour bar of a heatmap, with the measure's name and a mark at the chance level.
 
     Parameters
@@ -113,6 +179,8 @@ def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: 
         Matrix that gives the measure and the chance level.
     gap : float
         Distance from the heatmap in points.
+    says : str
+        What the bar says about its ends.
 
     Returns
     -------
@@ -120,13 +188,13 @@ def draw_colorbar(ax: Axes, image: AxesImage, matrix: SimilarityMatrix, *, gap: 
         Colour bar in an inset of `ax`, so it moves with `ax`. An arrow at an end means that values lie beyond it.
     """
     chance = matrix.chance[np.isfinite(matrix.chance)] if matrix.chance is not None else np.empty(0)
-    bar = add_bar(ax, image, gap=gap + (14.0 if chance.size else 0.0), label=measure_label(matrix))
+    bar = add_bar(ax, image, gap=gap + (14.0 if chance.size else 0.0), label=measure_label(matrix), says=says)
     if chance.size:
         _mark_chance(bar, float(chance.min()), float(chance.max()))
     return bar
 
 
-def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
+def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str, says: str = "") -> Colorbar:
     """Draw the colour bar of an image beside it, as tall as the image, with tick labels at both ends.
 
     Parameters
@@ -137,6 +205,8 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
         Distance from the image in points.
     label : str
         Label of the colour bar.
+    says : str
+        A second line of the label.
 
     Returns
     -------
@@ -153,7 +223,7 @@ def add_bar(ax: Axes, image: AxesImage, *, gap: float, label: str) -> Colorbar:
     below, above = bool((values < low).any()), bool((values > high).any())
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
     bar = root_figure(ax).colorbar(image, cax=cax, extend=extend)
-    set_plain(bar.ax.yaxis.label, as_shown(label, LONG))
+    set_plain(bar.ax.yaxis.label, "\n".join(filter(None, [as_shown(label, LONG), says])))
     bar.outline.set_visible(False)
     if type(image.norm) is Normalize:  # other norms, such as a logarithmic one, set their own ticks
         bar.ax.yaxis.set_major_locator(EndsLocator(low, high))

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .canvas import DASHES, MARKERS, PALETTE, check_columns, despine, new_axes, plain_log
+from .style import COLUMN, in_house_style
 from .text import legend_name
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_bound_slack", "plot_bounds_along_training", "plot_corridor"]
 
 
+@in_house_style
 def plot_corridor(
     table: pd.DataFrame,
     *,
@@ -24,6 +26,7 @@ def plot_corridor(
     y: str = "mmd_squared",
     by: str = "source",
     rank: float | None = None,
+    log: bool = False,
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
@@ -42,6 +45,9 @@ def plot_corridor(
         Names of columns.
     rank : float, optional
         Rank for the lower curve; by default the largest in the column ``rank``. Without either there is no lower curve.
+    log : bool
+        Draw MMD² against 1 − c on logarithmic axes: layers of trained networks crowd at c = 1, where both curves meet.
+        Points with c = 1 or MMD = 0 have no place there; the title says how many.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on; by default those of a new figure.
     **kwargs
@@ -76,36 +82,47 @@ def plot_corridor(
     check_columns(table, (x, y), "table")
     if rank is None and "rank" in table:
         rank = float(table["rank"].max())
-    ax = new_axes((4.6, 3.6)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.6)) if ax is None else ax
     alignment, squared = table[x].to_numpy(dtype=float), table[y].to_numpy(dtype=float)
     curve = np.linspace(min(0.0, float(np.nanmin(alignment))), 1, 400)
+    gone = (alignment >= 1) | (squared <= 0) if log else np.zeros(len(table), dtype=bool)
+    if log:
+        nearest = float(np.min(1 - alignment[~gone], initial=0.1))
+        curve = 1 - np.geomspace(nearest / 1.5, max(1.0, float(np.max(1 - alignment))), 400)
+    places, where = (1 - alignment, 1 - curve) if log else (alignment, curve)
     upper = 2 * (1 - curve**2)
-    ax.plot(curve, upper, color="black", linewidth=1.4, label="2(1 − c²)")
+    ax.plot(where, upper, color="black", linewidth=1.4, label="2(1 − c²)")
     lower = np.zeros_like(curve)
     if rank is not None:
         lower = 4 * (1 - curve) ** 2 / rank
-        ax.plot(curve, lower, color="black", linewidth=1.4, linestyle="--", label=f"4(1 − c)² / {rank:g}")
-    ax.fill_between(curve, lower, upper, color="0.93", zorder=0)
+        ax.plot(where, lower, color="black", linewidth=1.4, linestyle="--", label=f"4(1 − c)² / {rank:g}")
+    ax.fill_between(where, lower, upper, color="0.93", zorder=0)
     sources = list(dict.fromkeys(table[by])) if by in table else [None]
     for i, source in enumerate(sources):
-        chosen = np.ones(len(table), dtype=bool) if source is None else (table[by] == source).to_numpy()
+        chosen = ~gone if source is None else (table[by] == source).to_numpy() & ~gone
         style: dict[str, Any] = {"s": 14, "linewidths": 0.4, "edgecolors": "white"}
         style |= {"marker": MARKERS[i % len(MARKERS)], "facecolors": PALETTE[i % len(PALETTE)]}
         style["label"] = None if source is None else legend_name(source)
-        ax.scatter(alignment[chosen], squared[chosen], **style | kwargs)
+        ax.scatter(places[chosen], squared[chosen], **style | kwargs)
     ranks = table["rank"].to_numpy(dtype=float) if "rank" in table else np.full(len(table), rank or np.inf)
     # 1e-9 allows for float64 rounding. At rank 0 the Gram matrices are equal: c = 1 and MMD = 0.
     above = squared > 2 * (1 - alignment**2) + 1e-9
     below = squared < 4 * (1 - alignment) ** 2 / np.maximum(ranks, 1) - 1e-9
     outside = int((above | below).sum())
-    if outside:
-        ax.set_title(f"{outside} of {len(table)} points outside")
-    ax.set(xlabel="CKA, c", ylabel="MMD² (quadratic kernel)")
-    ax.legend(frameon=False, fontsize="small")
+    title = [f"{outside} of {len(table)} points outside"] if outside else []
+    title += [f"{gone.sum()} points with c = 1 not shown"] if gone.any() else []
+    if title:
+        ax.set_title("; ".join(title))
+    ax.set(xlabel="1 − c, where c is CKA" if log else "CKA, c", ylabel="MMD² (quadratic kernel)")
+    if log:
+        plain_log(ax, "x")
+        plain_log(ax, "y")
+    ax.legend(frameon=False, fontsize="small", loc="lower right" if log else "best")
     despine(ax)
     return ax
 
 
+@in_house_style
 def plot_bound_slack(
     table: pd.DataFrame,
     *,
@@ -157,7 +174,7 @@ def plot_bound_slack(
             raise ValueError(
                 f"`{column}` must be positive for a logarithmic axis; its smallest is {table[column].min()}."
             )
-    ax = new_axes((4.6, 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
     for i, name in enumerate(dict.fromkeys(table[by])):
         groups = table[table[by] == name].groupby(x)[slack]
         middle, low, high = groups.median(), groups.min(), groups.max()
@@ -178,6 +195,7 @@ def plot_bound_slack(
     return ax
 
 
+@in_house_style
 def plot_bounds_along_training(
     table: pd.DataFrame,
     *,
@@ -229,7 +247,7 @@ def plot_bounds_along_training(
     columns = [measured, *bounds]
     means = table.groupby(x)[columns].mean()
     positive = means.where(means > 0)
-    ax = new_axes((4.8, 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
     for i, column in enumerate(columns):
         name = "MMD²" if column == "mmd_squared" else column.replace("_", " ")
         style: dict[str, Any] = {"color": "black", "linewidth": 2.0, "linestyle": "-", "label": legend_name(name)}

@@ -15,6 +15,7 @@ from .canvas import PALETTE, check_columns, check_fraction, despine, new_axes
 from .heatmap import CMAP
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import measure_label
+from .style import COLUMN, PAGE, in_house_style
 from .text import LONG, as_shown, legend_name, plain, set_given, set_plain
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_accuracies", "plot_layer_trends", "plot_training_curves"]
 
 
+@in_house_style
 def plot_training_curves(
     histories: pd.DataFrame,
     *,
@@ -80,7 +82,7 @@ def plot_training_curves(
     import seaborn as sns
 
     check_columns(histories, (by, x, metric), "histories")
-    ax = new_axes((4.8, 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
     names = list(dict.fromkeys(histories[by]))
     options = {
         "palette": sns.color_palette("colorblind", len(names)),
@@ -119,6 +121,7 @@ def _spread(histories: pd.DataFrame, by: str, errorbar: Any) -> str:
     return f"mean and {band}, {seeds} seeds" if kind in ("ci", "pi") else f"mean {band}, {seeds} seeds"
 
 
+@in_house_style
 def plot_layer_trends(
     matrices: Mapping[Any, SimilarityMatrix],
     *,
@@ -180,7 +183,7 @@ def plot_layer_trends(
     places = np.array(list(matrices), dtype=float) if numeric else np.arange(len(matrices), dtype=float)
 
     names = _pair_names(pairs)
-    ax = new_axes((5.2 + 0.07 * max(map(len, names)), 3.4)) if ax is None else ax
+    ax = new_axes((COLUMN if len(pairs) < 2 else PAGE, 2.6)) if ax is None else ax
     # The light end of the colour map is left out, because it cannot be seen on white.
     colours = mpl.colormaps[CMAP](np.linspace(0.05, 0.85, len(pairs)))
     markers = "os^Dv<>pPX*h"
@@ -248,6 +251,7 @@ def _name_some(ax: Axes, names: Sequence[str]) -> None:
     bar.ax.tick_params(labelsize="small")
 
 
+@in_house_style
 def plot_accuracies(
     table: pd.DataFrame,
     *,
@@ -313,7 +317,7 @@ def plot_accuracies(
     methods = list(dict.fromkeys(table[by]))
     seeds = [table.loc[table[by] == method, value].to_numpy(dtype=float) for method in methods]
     means = [float(values.mean()) for values in seeds]
-    ax = new_axes((5.2, 0.8 + 0.42 * len(methods))) if ax is None else ax
+    ax = new_axes((COLUMN, 0.7 + 0.24 * len(methods))) if ax is None else ax
     for i, (values, mean) in enumerate(zip(seeds, means, strict=True)):
         if from_zero:
             bar: dict[str, Any] = {"height": 0.62, "color": PALETTE[0], "alpha": 0.45}
@@ -350,6 +354,6 @@ def plot_accuracies(
     if references:
         ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     shape = "bar" if from_zero else "diamond"
-    ax.set_xlabel(f"{value.replace('_', ' ')} ({shape}: mean, line: {100 * level:g} % interval, circles: seeds)")
+    ax.set_xlabel(f"{value.replace('_', ' ')}\n({shape}: mean, line: {100 * level:g} % interval, circles: seeds)")
     despine(ax)
     return ax

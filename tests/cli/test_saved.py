@@ -51,7 +51,7 @@ def test_two_signatures_are_compared(files, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("result.npz", "result.npz"), "are saved results of comparisons. Give one alone"),
+        (("result.npz", "result.npz", "-o", "r.npz"), "--output does not apply to two saved results"),
         (("result.npz", "resnet8"), "result.npz is the saved result of a comparison. Give it alone"),
         (("features.npz", "result.npz"), "result.npz is the saved result of a comparison. Give it alone"),
         (("result.npz", "--kernel", "rbf"), "--kernel: for networks only. A saved result is shown as it is."),

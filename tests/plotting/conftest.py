@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import pytest
+from reports import chromium
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +12,10 @@ def _no_screen():
 
     yield
     plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chrome = chromium(tmp_path_factory.mktemp("profile"))
+    yield chrome
+    chrome.quit()

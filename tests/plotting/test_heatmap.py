@@ -66,10 +66,10 @@ class TestImage:
             ({"matrix": np.empty((0, 3))}, r"There is nothing to draw: the matrix has shape \(0, 3\)"),
             ({"matrix": np.ones(3)}, r"`matrix` must have shape \(rows, columns\), got \(3,\)"),
             ({"annotate": "yes"}, "`annotate` must be one of True, False, 'auto', 'error', got 'yes'"),
-            ({"layer_labels": 3}, "`layer_labels` must be one of True, False, 'auto', got 3"),
+            ({"layer_labels": 3}, "`layer_labels` must be one of True, False, 'auto', 'depth', got 3"),
             ({"annotate": "error"}, "needs a matrix with a standard error"),
             ({"significance": 0.05}, "`significance` needs a matrix with p-values"),
-            ({"norm": LogNorm(0.1, 1), "vmin": 0.2}, "Give either `norm` or `vmin` and `vmax`"),
+            ({"norm": LogNorm(0.1, 1), "vmin": 0.2}, "Give either `norm` or `limits`, `vmin` and `vmax`"),
             (
                 {"matrix": heatmap_matrix(2, p_value=np.ones((2, 2))), "significance": 5},
                 "`significance` must lie strictly between",

@@ -28,10 +28,10 @@ class TestNames:
         ax = drawn(plot_heatmap(heatmap_matrix(count)))
         assert_names_do_not_overlap(ax)
         for axis in (ax.xaxis, ax.yaxis):
-            assert min(label.get_fontsize() for label in axis.get_ticklabels()) >= 6
+            assert min(label.get_fontsize() for label in axis.get_ticklabels()) >= 6.5
         names = written(ax.yaxis)
         assert names[0] == "layer1.0.conv1"
-        assert len(names) == count if count <= 52 else 30 <= len(names) < count
+        assert len(names) == count if count <= 18 else 6 <= len(names) <= 52
 
     def test_thin_out_when_the_room_shrinks_later(self):
         ax = drawn(plot_heatmap(heatmap_matrix(52)))
@@ -64,7 +64,7 @@ class TestNames:
     def test_short_names_lie_flat(self):
         flat = drawn(plot_heatmap(np.eye(4)))
         assert flat.get_xticklabels()[0].get_rotation() == 0
-        assert drawn(plot_heatmap(heatmap_matrix(4))).get_xticklabels()[0].get_rotation() == 90
+        assert drawn(plot_heatmap(heatmap_matrix(10))).get_xticklabels()[0].get_rotation() == 90
 
     @pytest.mark.parametrize(
         ("labels", "short", "prefix"),
