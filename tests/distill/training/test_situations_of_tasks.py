@@ -1,4 +1,4 @@
-"""Situations of people who distil: other targets, inputs, teachers, data. The values are those of a loop by hand."""
+"""Situations of people who distill: other targets, inputs, teachers, data. The values are those of a loop by hand."""
 
 from functools import partial
 
