@@ -42,7 +42,8 @@ _BY_REPR = (
     *(np.generic, np.dtype, np.ufunc, PurePath, enum.Enum, re.Pattern),
     *(types.MethodDescriptorType, types.WrapperDescriptorType),
 )
-_HOOKS = re.compile(r"_.*hooks(_.*)?|_is_full_backward_hook|training|_version|_backend_version")
+# What belongs to the moment: hooks, modes, and how far a loss is in a run.
+_HOOKS = re.compile(r"_.*hooks(_.*)?|_is_full_backward_hook|training|_version|_backend_version|_progress|_weights_now")
 
 
 def identity(thing: Any) -> str:

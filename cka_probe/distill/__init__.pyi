@@ -18,6 +18,7 @@ from .losses.contract import Outputs
 from .losses.patch_cka import PatchCKALoss
 from .losses.score_maps import SegmentationCKALoss
 from .models.saved_student import load_student
+from .losses.weight_schedules import ramp, set_progress
 from .recipes.recipe import Recipe
 from .taps.stages import match_stages, stage_layers
 from .training.classification import distill
@@ -56,7 +57,9 @@ __all__ = [
     "make_glyphs",
     "match_stages",
     "models",
+    "ramp",
     "saved_dataset",
+    "set_progress",
     "stage_layers",
     "tiny_imagenet",
 ]

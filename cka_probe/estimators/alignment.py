@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from array_api_compat import array_namespace
-
 from .centring import center_gram, u_center_gram
 from .hsic import Centred, CentredFeatures, CentredGram, both_sides, inner, wide_unless_linear
 from .kernels import Kernel, Linear, center_features, check_defined, given_kernel
+from .traceable import array_namespace
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
 __all__ = [

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
-
+from .traceable import array_namespace
 from .validation import Array
 
 __all__ = ["center_gram", "u_center_gram"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from array_api_compat import array_namespace
-
+from .traceable import array_namespace
 from .validation import Array, constant
 
 __all__ = [

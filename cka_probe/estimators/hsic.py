@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from array_api_compat import array_namespace
-
 from .centring import center_gram, u_center_gram
 from .closed_form import SampleTerms, unbiased_inner, unbiased_share
 from .kernels import Kernel, Linear, center_features, check_defined, given_kernel
+from .traceable import array_namespace
 from .validation import Array, check_estimator, check_grams, check_pair, constant
 
 __all__ = [

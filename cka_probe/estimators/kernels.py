@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, Protocol
 
-from array_api_compat import array_namespace
-
 from .distances import median_of_squared, safe_sqrt, scaled_distances
+from .traceable import array_namespace
 from .validation import Array, constant
 
 __all__ = [

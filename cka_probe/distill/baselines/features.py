@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..losses.adapters import Adapters, channels, same_size
-from ..losses.checks import feature_pairs, not_negative, positive, unit_rows
+from ..losses.checks import feature_pairs, positive, unit_rows
 from ..losses.contract import DistillationLoss, Outputs
 from ..losses.gather import sum_over_processes
+from ..losses.tokens import real_tokens
+from ..losses.weight_schedules import Weight
 from .logits import softened_divergence
 
 __all__ = ["ATLoss", "CWDLoss", "FitNetLoss", "PKDLoss"]
@@ -22,7 +24,7 @@ class FitNetLoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the sum over layer pairs.
 
     Raises
@@ -32,9 +34,9 @@ class FitNetLoss(DistillationLoss):
 
     Notes
     -----
-    Reads features: maps, matrices or tokens, pair by pair. The term is "fitnet". The learned 1 x 1 maps are parameters
-    of this loss: call `prepare` on a sample batch before the optimiser is built. Maps of different size are
-    average-pooled to the smaller size.
+    Reads features: maps, matrices or tokens, pair by pair; of tokens with a mask, the real ones. The term is "fitnet".
+    The learned 1 x 1 maps are parameters of this loss: call `prepare` on a sample batch before the optimiser is built.
+    Maps of different size are average-pooled to the smaller size.
 
     References
     ----------
@@ -53,9 +55,9 @@ class FitNetLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 100.0) -> None:
+    def __init__(self, weight: Weight = 100.0) -> None:
         super().__init__()
-        self.weight = not_negative("weight", weight)
+        self.weight = self.checked_weight("weight", weight)
         self.adapters = Adapters(always=True)
 
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
@@ -70,8 +72,8 @@ class FitNetLoss(DistillationLoss):
             x, y = same_size(x, y)
             x = self.adapters(index, x)
             _check_shapes(x, y, index, "FitNetLoss")
-            values.append(functional.mse_loss(x, y))
-        return {"fitnet": self.weight * torch.stack(values).sum()}
+            values.append(_mean_square(x - y, real_tokens(x, y, student, teacher)))
+        return {"fitnet": self.weighted("weight", torch.stack(values).sum())}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -83,7 +85,7 @@ class ATLoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the sum over layer pairs.
     power : float
         Exponent of the activations.
@@ -113,9 +115,9 @@ class ATLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 1000.0, power: float = 2.0) -> None:
+    def __init__(self, weight: Weight = 1000.0, power: float = 2.0) -> None:
         super().__init__()
-        self.weight, self.power = not_negative("weight", weight), positive("power", power)
+        self.weight, self.power = self.checked_weight("weight", weight), positive("power", power)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "at"."""
@@ -124,7 +126,7 @@ class ATLoss(DistillationLoss):
             _check_maps(x, y, index, "ATLoss")
             x, y = (unit_rows(z.abs().pow(self.power).mean(1).flatten(1)) for z in same_size(x, y))
             values.append(functional.mse_loss(x, y))
-        return {"at": self.weight * torch.stack(values).sum()}
+        return {"at": self.weighted("weight", torch.stack(values).sum())}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -136,7 +138,7 @@ class PKDLoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the sum over layer pairs.
     gather : bool
         If true, the correlations are those of the batch of all processes under torch.distributed.
@@ -170,9 +172,9 @@ class PKDLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 1.0, *, gather: bool = True) -> None:
+    def __init__(self, weight: Weight = 1.0, *, gather: bool = True) -> None:
         super().__init__()
-        self.weight, self.gather = not_negative("weight", weight), gather
+        self.weight, self.gather = self.checked_weight("weight", weight), gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "pkd"."""
@@ -182,7 +184,7 @@ class PKDLoss(DistillationLoss):
             x, y = same_size(x, y)
             _check_shapes(x, y, index, "PKDLoss")
             values.append(1 - self._correlations(x, y).mean())
-        return {"pkd": self.weight * torch.stack(values).sum()}
+        return {"pkd": self.weighted("weight", torch.stack(values).sum())}
 
     def _correlations(self, x: Tensor, y: Tensor) -> Tensor:
         """Correlation of each channel, shape (C,), over all samples and pixels of all processes."""
@@ -207,7 +209,7 @@ class CWDLoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the sum over layer pairs.
     temperature : float
         Divides the activations. Its square multiplies the loss.
@@ -240,9 +242,9 @@ class CWDLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 10.0, temperature: float = 1.0) -> None:
+    def __init__(self, weight: Weight = 10.0, temperature: float = 1.0) -> None:
         super().__init__()
-        self.weight, self.temperature = not_negative("weight", weight), positive("temperature", temperature)
+        self.weight, self.temperature = self.checked_weight("weight", weight), positive("temperature", temperature)
         self.adapters = Adapters(always=False)
 
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
@@ -260,11 +262,20 @@ class CWDLoss(DistillationLoss):
                 x = self.adapters(index, x)
             rows = [z.flatten(2).flatten(0, 1) for z in (x, y)]
             values.append(softened_divergence(rows[0], rows[1], self.temperature))
-        return {"cwd": self.weight * torch.stack(values).sum()}
+        return {"cwd": self.weighted("weight", torch.stack(values).sum())}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, temperature={self.temperature}"
+
+
+def _mean_square(apart: Tensor, real: Tensor | None) -> Tensor:
+    """Mean over all entries, or over those of the real tokens (B, T)."""
+    if real is None:
+        return apart.square().mean()
+    # Not a product with the mask: padding may hold NaN.
+    apart = apart.flatten(2).masked_fill(~real[:, :, None], 0.0)
+    return apart.square().sum() / (real.sum() * apart.shape[2])
 
 
 def _check_maps(x: Tensor, y: Tensor, index: int, loss: str) -> None:

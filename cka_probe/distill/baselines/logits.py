@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..losses.checks import check_target, logit_pair, not_negative, positive, unit_rows
+from ..losses.checks import check_target, logit_pair, positive, unit_rows
 from ..losses.contract import DistillationLoss, Outputs
 from ..losses.gather import gathered
+from ..losses.weight_schedules import Weight
 
 __all__ = ["DISTLoss", "DKDLoss", "KDLoss", "correlation", "softened_divergence"]
 
@@ -20,7 +21,7 @@ class KDLoss(DistillationLoss):
     ----------
     temperature : float
         Divides the logits.
-    weight : float
+    weight : float or callable
         Multiplies the loss. The usual baseline has 0.9, and 0.1 for cross-entropy (``distill(..., ce_weight=0.1)``).
 
     Raises
@@ -46,14 +47,14 @@ class KDLoss(DistillationLoss):
 
     reads = ("logits",)
 
-    def __init__(self, temperature: float = 4.0, weight: float = 0.9) -> None:
+    def __init__(self, temperature: float = 4.0, weight: Weight = 0.9) -> None:
         super().__init__()
-        self.temperature, self.weight = positive("temperature", temperature), not_negative("weight", weight)
+        self.temperature, self.weight = positive("temperature", temperature), self.checked_weight("weight", weight)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "kd"."""
         x, y = logit_pair(student.logits, teacher.logits, type(self).__name__)
-        return {"kd": self.weight * softened_divergence(x, y, self.temperature)}
+        return {"kd": self.weighted("weight", softened_divergence(x, y, self.temperature))}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -65,7 +66,7 @@ class DKDLoss(DistillationLoss):
 
     Parameters
     ----------
-    alpha, beta : float
+    alpha, beta : float or callable
         Weights of TCKD and NCKD.
     temperature : float
         Divides the logits.
@@ -95,9 +96,9 @@ class DKDLoss(DistillationLoss):
 
     reads = ("logits",)
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+    def __init__(self, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
-        self.alpha, self.beta = not_negative("alpha", alpha), not_negative("beta", beta)
+        self.alpha, self.beta = self.checked_weight("alpha", alpha), self.checked_weight("beta", beta)
         self.temperature = positive("temperature", temperature)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
@@ -110,18 +111,19 @@ class DKDLoss(DistillationLoss):
                 f"DKDLoss compares the classes other than the target and needs 3 classes, got {x.shape[1]}."
             )
         target = check_target(target, x, type(self).__name__)
-        rest = torch.ones_like(x, dtype=torch.bool).scatter_(1, target[:, None], False)
-        others = (x.shape[0], x.shape[1] - 1)
+        # The numbers of the other classes, (B, classes - 1). A boolean mask would make the host wait for a GPU.
+        rest = torch.arange(x.shape[1] - 1, device=x.device)
+        rest = rest + (rest >= target[:, None])
 
         def two_classes(z: Tensor) -> Tensor:
             """The target's logit and the log-sum-exp of all other logits, (B, 2)."""
             z = z / self.temperature
-            return torch.cat([z.gather(1, target[:, None]), z[rest].view(others).logsumexp(1, keepdim=True)], dim=1)
+            return torch.cat([z.gather(1, target[:, None]), z.gather(1, rest).logsumexp(1, keepdim=True)], dim=1)
 
         squared = self.temperature**2
-        nckd = softened_divergence(x[rest].view(others), y[rest].view(others), self.temperature)
+        nckd = softened_divergence(x.gather(1, rest), y.gather(1, rest), self.temperature)
         tckd = squared * softened_divergence(two_classes(x), two_classes(y), 1.0)
-        return {"tckd": self.alpha * tckd, "nckd": self.beta * nckd}
+        return {"tckd": self.weighted("alpha", tckd), "nckd": self.weighted("beta", nckd)}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -133,7 +135,7 @@ class DISTLoss(DistillationLoss):
 
     Parameters
     ----------
-    beta, gamma : float
+    beta, gamma : float or callable
         Weights of inter (over the classes of each sample) and intra (over the samples of each class).
     temperature : float
         Divides the logits. Its square multiplies the loss, as in the authors' code.
@@ -165,9 +167,11 @@ class DISTLoss(DistillationLoss):
 
     reads = ("logits",)
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, *, gather: bool = True) -> None:
+    def __init__(
+        self, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: float = 1.0, *, gather: bool = True
+    ) -> None:
         super().__init__()
-        self.beta, self.gamma = not_negative("beta", beta), not_negative("gamma", gamma)
+        self.beta, self.gamma = self.checked_weight("beta", beta), self.checked_weight("gamma", gamma)
         self.temperature = positive("temperature", temperature)
         self.gather = gather
 
@@ -177,8 +181,8 @@ class DISTLoss(DistillationLoss):
         x, y = (torch.softmax(z / self.temperature, dim=1) for z in (x, y))
         squared = self.temperature**2
         return {
-            "inter": self.beta * squared * (1 - correlation(x, y).mean()),
-            "intra": self.gamma * squared * (1 - correlation(x.mT, y.mT).mean()),
+            "inter": self.weighted("beta", squared * (1 - correlation(x, y).mean())),
+            "intra": self.weighted("gamma", squared * (1 - correlation(x.mT, y.mT).mean())),
         }
 
     def extra_repr(self) -> str:

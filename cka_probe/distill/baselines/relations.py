@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...estimators.distances import squared_distances
-from ..losses.checks import feature_pairs, not_negative, positive, unit_rows
+from ..losses.checks import positive, unit_rows
 from ..losses.contract import DistillationLoss, Outputs
-from ..losses.gather import gathered
+from ..losses.tokens import sample_matrices
+from ..losses.weight_schedules import Weight
 
 __all__ = ["CCLoss", "RKDLoss", "SPLoss"]
 
@@ -21,7 +22,7 @@ class SPLoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the sum.
     gather : bool
         If true, the loss is that of the batch of all processes under torch.distributed.
@@ -33,7 +34,7 @@ class SPLoss(DistillationLoss):
 
     Notes
     -----
-    Reads features (B, ...), pair by pair. The term is "sp".
+    Reads features (B, ...), pair by pair; tokens with a mask as their mean over the real ones. The term is "sp".
 
     References
     ----------
@@ -49,17 +50,17 @@ class SPLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 3000.0, *, gather: bool = True) -> None:
+    def __init__(self, weight: Weight = 3000.0, *, gather: bool = True) -> None:
         super().__init__()
-        self.weight, self.gather = not_negative("weight", weight), gather
+        self.weight, self.gather = self.checked_weight("weight", weight), gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "sp"."""
         values = []
-        for x, y in _matrices(student, teacher, self.gather, "SPLoss"):
+        for x, y in sample_matrices(student, teacher, "SPLoss", self.gather):
             x, y = (unit_rows(z @ z.mT) for z in (x, y))
             values.append((x - y).square().mean())
-        return {"sp": self.weight * torch.stack(values).sum()}
+        return {"sp": self.weighted("weight", torch.stack(values).sum())}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -71,7 +72,7 @@ class RKDLoss(DistillationLoss):
 
     Parameters
     ----------
-    distance_weight, angle_weight : float
+    distance_weight, angle_weight : float or callable
         Weights of the two terms, each a sum over layer pairs.
     gather : bool
         If true, the loss is that of the batch of all processes under torch.distributed.
@@ -83,8 +84,8 @@ class RKDLoss(DistillationLoss):
 
     Notes
     -----
-    Reads features (B, ...), pair by pair. The terms are "distance" and "angle". The angle term needs memory for B^3
-    numbers. The authors tap only the embedding before the classifier.
+    Reads features (B, ...), pair by pair; tokens with a mask as their mean over the real ones. The terms are "distance"
+    and "angle". The angle term needs memory for B^3 numbers. The authors tap only the embedding before the classifier.
 
     References
     ----------
@@ -102,19 +103,19 @@ class RKDLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0, *, gather: bool = True) -> None:
+    def __init__(self, distance_weight: Weight = 25.0, angle_weight: Weight = 50.0, *, gather: bool = True) -> None:
         super().__init__()
-        self.distance_weight = not_negative("distance_weight", distance_weight)
-        self.angle_weight = not_negative("angle_weight", angle_weight)
+        self.distance_weight = self.checked_weight("distance_weight", distance_weight)
+        self.angle_weight = self.checked_weight("angle_weight", angle_weight)
         self.gather = gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms "distance" and "angle"."""
-        pairs = _matrices(student, teacher, self.gather, "RKDLoss")
+        pairs = sample_matrices(student, teacher, "RKDLoss", self.gather)
         huber = functional.smooth_l1_loss
         distance = torch.stack([huber(_scaled_distances(x), _scaled_distances(y)) for x, y in pairs]).sum()
         angle = torch.stack([huber(_angles(x), _angles(y)) for x, y in pairs]).sum()
-        return {"distance": self.distance_weight * distance, "angle": self.angle_weight * angle}
+        return {"distance": self.weighted("distance_weight", distance), "angle": self.weighted("angle_weight", angle)}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -126,7 +127,7 @@ class CCLoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the sum over layer pairs.
     gamma : float
         Factor in the kernel exp(-gamma |u - v|^2).
@@ -142,7 +143,7 @@ class CCLoss(DistillationLoss):
 
     Notes
     -----
-    Reads features (B, ...), pair by pair. The term is "cc".
+    Reads features (B, ...), pair by pair; tokens with a mask as their mean over the real ones. The term is "cc".
 
     References
     ----------
@@ -159,18 +160,18 @@ class CCLoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 100.0, gamma: float = 0.4, order: int = 2, *, gather: bool = True) -> None:
+    def __init__(self, weight: Weight = 100.0, gamma: float = 0.4, order: int = 2, *, gather: bool = True) -> None:
         super().__init__()
-        self.weight, self.gamma = not_negative("weight", weight), positive("gamma", gamma)
+        self.weight, self.gamma = self.checked_weight("weight", weight), positive("gamma", gamma)
         if order < 1 or order != int(order):
             raise ValueError(f"`order` must be a whole number of at least 1, got {order!r}.")
         self.order, self.gather = int(order), gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "cc"."""
-        pairs = _matrices(student, teacher, self.gather, "CCLoss")
+        pairs = sample_matrices(student, teacher, "CCLoss", self.gather)
         values = [(self._correlation(x) - self._correlation(y)).square().mean() for x, y in pairs]
-        return {"cc": self.weight * torch.stack(values).sum()}
+        return {"cc": self.weighted("weight", torch.stack(values).sum())}
 
     def _correlation(self, x: Tensor) -> Tensor:
         """Taylor expansion of exp(-gamma |u - v|^2) for unit rows u, v, (B, B)."""
@@ -182,12 +183,6 @@ class CCLoss(DistillationLoss):
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
         return f"weight={self.weight}, gamma={self.gamma}, order={self.order}, gather={self.gather}"
-
-
-def _matrices(student: Outputs, teacher: Outputs, gather: bool, loss: str) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of features as matrices (B, d), gathered."""
-    pairs = feature_pairs(student.features, teacher.features, loss)
-    return gathered([(x.flatten(1), y.flatten(1)) for x, y in pairs], gather)
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from .contract import DistillationLoss, Outputs
 from .hidden_states import HiddenStateCKALoss, match_depths
 from .patch_cka import PatchCKALoss
 from .score_maps import SegmentationCKALoss
+from .sums import SumOfLosses
+from .weight_schedules import Ramp, ramp, set_progress
 
 __all__ = [
     "DistillationLoss",
@@ -14,6 +16,10 @@ __all__ = [
     "Outputs",
     "PatchCKALoss",
     "RCKALoss",
+    "Ramp",
     "SegmentationCKALoss",
+    "SumOfLosses",
     "match_depths",
+    "ramp",
+    "set_progress",
 ]

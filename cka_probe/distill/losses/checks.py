@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...estimators.validation import check_estimator
+from .deferred import raise_if
 
 __all__ = [
     "check_classes",
@@ -20,23 +21,9 @@ __all__ = [
     "floating_logits",
     "in_one_dtype",
     "logit_pair",
-    "not_negative",
     "positive",
     "unit_rows",
 ]
-
-
-def not_negative(name: str, value: float) -> float:
-    """Return ``value`` as a float.
-
-    Raises
-    ------
-    ValueError
-        If it is negative or NaN; the message calls it ``name``.
-    """
-    if not value >= 0:
-        raise ValueError(f"`{name}` must not be negative, got {value!r}.")
-    return float(value)
 
 
 def positive(name: str, value: float) -> float:
@@ -174,14 +161,14 @@ def feature_pairs(
 
 
 def check_target(target: Any, logits: Tensor, loss: str) -> Tensor:
-    """Check that the target holds one class for each row of the logits (B, classes); return it.
+    """Check that the target holds one class for each row of the logits (B, classes); return it, clamped to the classes.
 
     Raises
     ------
     TypeError
         If it is no tensor of integers.
     ValueError
-        If its shape is not (B,), or a class is out of range (not checked on a GPU, which would have to wait).
+        If its shape is not (B,), or a class is out of range; when, `deferred` says.
     """
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
         kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
@@ -191,13 +178,18 @@ def check_target(target: Any, logits: Tensor, loss: str) -> Tensor:
             f"{loss} needs one class for each of the {logits.shape[0]} samples, got a target of shape "
             f"{tuple(target.shape)}."
         )
-    classes = logits.shape[1]
-    if target.device.type == "cpu" and len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
-        raise ValueError(
-            f"{loss}: the target holds classes from {int(target.min())} to {int(target.max())}, but the logits have "
-            f"{classes} classes, 0 to {classes - 1}."
+    classes, labels = logits.shape[1], target.detach()
+
+    def error(range_of_target: Sequence[int]) -> ValueError:
+        low, high = range_of_target
+        return ValueError(
+            f"{loss}: the target holds classes from {low} to {high}, but the logits have {classes} classes, 0 to "
+            f"{classes - 1}."
         )
-    return target.long()
+
+    raise_if(((labels < 0) | (labels >= classes)).any(), lambda: torch.stack(labels.aminmax()), error)
+    # In range, because the error comes at the end of the step.
+    return target.long().clamp(0, classes - 1)
 
 
 def _floating(tensor: Any, what: str) -> Tensor:
@@ -256,48 +248,69 @@ def check_classes(classes: int, estimator: str) -> None:
 
 
 def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str) -> None:
-    """Raise ValueError with the reason if the CKA ``value`` of features x and y is NaN. Waits for a GPU once."""
-    if not bool(torch.isnan(value.detach())):
-        return
-    for side, owner in ((x, "student"), (y, "teacher")):
-        side = side.detach()
-        if not bool(torch.isfinite(side).all()):
-            raise ValueError(
-                f"The {owner}'s {what}, shape {tuple(side.shape)}, hold NaN or infinity. Lower the learning rate, or "
-                "train in bf16 or float32 if they overflow in fp16."
-            )
-    for side, owner in ((x, "student"), (y, "teacher")):
-        side = side.detach()
-        if bool((side - side[:1]).abs().amax() <= 1e-5 * side.abs().amax()):
-            raise ValueError(
-                f"The {owner}'s {what}, shape {tuple(side.shape)}, are constant over the batch, so their CKA is not "
-                "defined. Is the layer dead, or are its weights all zero? Tap another layer, start from random "
-                "weights, or set the weight of this term to 0."
-            )
-    raise ValueError(
-        f"The CKA of the student's and the teacher's {what} is not defined: one of them has a zero row, has no spread "
-        "beyond rounding, or more than half of its samples coincide (median bandwidth). Use another kernel or layer."
-    )
+    """Raise ValueError with the reason if the CKA ``value`` of features x and y is NaN; when, `deferred` says."""
+    sides = (x.detach(), y.detach())
+    # What the error holds stays in memory until a GPU has answered: shapes, no features.
+    shapes = ((tuple(x.shape), "student"), (tuple(y.shape), "teacher"))
+
+    def facts() -> Tensor:
+        """Whether each side is finite, and whether each is constant."""
+        ranges = [torch.aminmax(side, dim=0) for side in sides]
+        largest = [torch.maximum(low.abs(), high.abs()).amax() for low, high in ranges]
+        spread = [(high - low).amax() for low, high in ranges]
+        finite = [torch.isfinite(size) for size in largest]
+        return torch.stack([*finite, *(s <= 1e-5 * size for s, size in zip(spread, largest, strict=True))])
+
+    def error(known: Sequence[int]) -> ValueError:
+        for finite, (shape, owner) in zip(known[:2], shapes, strict=True):
+            if not finite:
+                return ValueError(
+                    f"The {owner}'s {what}, shape {shape}, hold NaN or infinity. Lower the learning rate, or "
+                    "train in bf16 or float32 if they overflow in fp16."
+                )
+        for constant, (shape, owner) in zip(known[2:], shapes, strict=True):
+            if constant:
+                return ValueError(
+                    f"The {owner}'s {what}, shape {shape}, are constant over the batch, so their CKA is not "
+                    "defined. Is the layer dead, or are its weights all zero? Tap another layer, start from random "
+                    "weights, or set the weight of this term to 0."
+                )
+        return ValueError(
+            f"The CKA of the student's and the teacher's {what} is not defined: one of them has a zero row, has no "
+            "spread beyond rounding, or more than half of its samples coincide (median bandwidth). Use another kernel "
+            "or layer."
+        )
+
+    raise_if(value.isnan(), facts, error)
 
 
 def check_levels(levels: Sequence[tuple[Tensor, Tensor, Tensor, int]]) -> None:
-    """Raise ValueError with the reason if the alignment of a pyramid level is NaN. Waits for a GPU once.
+    """Raise ValueError with the reason if the alignment of a pyramid level is NaN; when, `deferred` says.
 
     Parameters
     ----------
     levels : sequence of (value, student's map, teacher's map, number of the level)
         Mean alignments with the maps that they compare.
     """
-    if not levels or not bool(torch.stack([value.detach() for value, *_ in levels]).isnan().any()):
-        return
-    _, x, y, index = next(level for level in levels if bool(level[0].isnan()))
-    for level, owner in ((x, "student"), (y, "teacher")):
-        if not bool(torch.isfinite(level.detach()).all()):
-            raise ValueError(
-                f"The {owner}'s level {index}, shape {tuple(level.shape)}, holds NaN or infinity. Lower the learning "
-                "rate, or train in bf16 or float32 if it overflows in fp16."
-            )
-    raise ValueError(
-        f"The teacher's level {index}, shape {tuple(y.shape)}, is constant over its patches in every slice, so the "
-        "student has nothing to align with. Is the layer dead? Tap another one."
+    for value, x, y, index in levels:
+        _check_level(value, x.detach(), y.detach(), index)
+
+
+def _check_level(value: Tensor, x: Tensor, y: Tensor, index: int) -> None:
+    shapes = (tuple(x.shape), tuple(y.shape))
+
+    def error(finite: Sequence[int]) -> ValueError:
+        for known, shape, owner in zip(finite, shapes, ("student", "teacher"), strict=True):
+            if not known:
+                return ValueError(
+                    f"The {owner}'s level {index}, shape {shape}, holds NaN or infinity. Lower the learning "
+                    "rate, or train in bf16 or float32 if it overflows in fp16."
+                )
+        return ValueError(
+            f"The teacher's level {index}, shape {shapes[1]}, is constant over its patches in every slice, so the "
+            "student has nothing to align with. Is the layer dead? Tap another one."
+        )
+
+    raise_if(
+        value.isnan(), lambda: torch.stack([torch.linalg.vector_norm(z, torch.inf).isfinite() for z in (x, y)]), error
     )

@@ -26,15 +26,15 @@ from .checks import (
     check_classes,
     check_defined,
     check_samples,
-    feature_pairs,
     logit_pair,
-    not_negative,
     positive,
     unit_rows,
 )
 from .contract import DistillationLoss, Outputs
 from .gather import gathered
+from .tokens import sample_matrices
 from .uncentred import uncentred_cka
+from .weight_schedules import Weight, checked_weight
 from .wide_gram import centred_wide_gram
 
 __all__ = ["FeatureCKALoss", "LogitCKALoss", "RCKALoss"]
@@ -47,8 +47,8 @@ class FeatureCKALoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
-        Multiplies the mean over pairs.
+    weight : float or callable
+        Multiplies the mean over pairs. This and every other weight may be a schedule, such as `ramp`.
     kernel : Kernel, optional
         Kernel for both networks; linear by default.
     estimator : "biased" or "unbiased"
@@ -67,7 +67,8 @@ class FeatureCKALoss(DistillationLoss):
 
     Notes
     -----
-    Reads features (B, ...), pair by pair; every sample is flattened. The term is "features", between 0 and the weight
+    Reads features (B, ...), pair by pair; every sample is flattened. Tokens (B, T, d) in a batch with a mask (B, T) are
+    averaged over the real ones first, as in `cka_probe.compare`. The term is "features", between 0 and the weight
     (biased). There is none at weight 0. A pair whose CKA is not defined is a ValueError that names the feature.
 
     References
@@ -88,7 +89,7 @@ class FeatureCKALoss(DistillationLoss):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         *,
         kernel: Kernel | None = None,
         estimator: str = "biased",
@@ -96,7 +97,7 @@ class FeatureCKALoss(DistillationLoss):
         gather: bool = True,
     ) -> None:
         super().__init__()
-        self.weight = not_negative("weight", weight)
+        self.weight = self.checked_weight("weight", weight)
         self.kernel, self.estimator, self.variant = _settings(kernel, estimator, variant)
         self.gather = gather
 
@@ -104,11 +105,10 @@ class FeatureCKALoss(DistillationLoss):
         """The weighted term "features"; none at weight 0."""
         if not self.weight:
             return {}
-        pairs = feature_pairs(student.features, teacher.features, type(self).__name__)
-        matrices = gathered([(x.flatten(1), y.flatten(1)) for x, y in pairs], self.gather)
+        matrices = sample_matrices(student, teacher, type(self).__name__, self.gather)
         values = [self._value(x, y, index) for index, (x, y) in enumerate(matrices)]
         mean = torch.stack(values).mean()
-        return {"features": self.weight * _distance(mean, self.variant).to(matrices[0][0].dtype)}
+        return {"features": self.weighted("weight", _distance(mean, self.variant).to(matrices[0][0].dtype))}
 
     def _value(self, x: Tensor, y: Tensor, index: int) -> Tensor:
         check_samples(len(x), self.estimator)
@@ -131,9 +131,9 @@ class LogitCKALoss(DistillationLoss):
 
     Parameters
     ----------
-    intra_weight : float
+    intra_weight : float or callable
         Weight of the alignment of the B x B Gram matrices over samples.
-    inter_weight : float
+    inter_weight : float or callable
         Weight of the alignment of the P x P Gram matrices over classes. It needs at least 3 classes (unbiased: 4).
     temperature : float, optional
         If given, softmax(logits / temperature) is compared instead of the logits.
@@ -176,8 +176,8 @@ class LogitCKALoss(DistillationLoss):
 
     def __init__(
         self,
-        intra_weight: float = 15.0,
-        inter_weight: float = 15.0,
+        intra_weight: Weight = 15.0,
+        inter_weight: Weight = 15.0,
         *,
         temperature: float | None = None,
         kernel: Kernel | None = None,
@@ -186,8 +186,8 @@ class LogitCKALoss(DistillationLoss):
         gather: bool = True,
     ) -> None:
         super().__init__()
-        self.intra_weight = not_negative("intra_weight", intra_weight)
-        self.inter_weight = not_negative("inter_weight", inter_weight)
+        self.intra_weight = self.checked_weight("intra_weight", intra_weight)
+        self.inter_weight = self.checked_weight("inter_weight", inter_weight)
         self.temperature = None if temperature is None else positive("temperature", temperature)
         self.kernel, self.estimator, self.variant = _settings(kernel, estimator, variant)
         self.gather = gather
@@ -215,12 +215,12 @@ class LogitCKALoss(DistillationLoss):
         terms = {}
         if intra:
             check_defined(over_samples, soft_x, soft_y, "logits")
-            terms["intra"] = self.intra_weight * _distance(over_samples, self.variant).to(x.dtype)
+            terms["intra"] = self.weighted("intra_weight", _distance(over_samples, self.variant).to(x.dtype))
         if inter:
             check_defined(over_classes, soft_x.mT, soft_y.mT, "transposed logits")
             # The released code multiplies inter by the intra weight (docs/paper.md, departure 3).
-            weight = self.intra_weight if released else self.inter_weight
-            terms["inter"] = weight * _distance(over_classes, self.variant).to(x.dtype)
+            weight = "intra_weight" if released else "inter_weight"
+            terms["inter"] = self.weighted(weight, _distance(over_classes, self.variant).to(x.dtype))
         return terms
 
     def _alignment(self, x: Tensor, y: Tensor) -> Tensor:
@@ -241,9 +241,9 @@ class RCKALoss(DistillationLoss):
 
     Parameters
     ----------
-    feature_weight : float
+    feature_weight : float or callable
         Weight of 1 - CKA of the features, the mean over layer pairs. At 0 the loss reads logits only.
-    intra_weight, inter_weight : float
+    intra_weight, inter_weight : float or callable
         As in `LogitCKALoss`.
     temperature, kernel, estimator, variant, gather
         As in `LogitCKALoss` and `FeatureCKALoss`.
@@ -273,9 +273,9 @@ class RCKALoss(DistillationLoss):
 
     def __init__(
         self,
-        feature_weight: float = 1.0,
-        intra_weight: float = 15.0,
-        inter_weight: float = 15.0,
+        feature_weight: Weight = 1.0,
+        intra_weight: Weight = 15.0,
+        inter_weight: Weight = 15.0,
         *,
         temperature: float | None = None,
         kernel: Kernel | None = None,
@@ -284,7 +284,7 @@ class RCKALoss(DistillationLoss):
         gather: bool = True,
     ) -> None:
         super().__init__()
-        not_negative("feature_weight", feature_weight)
+        checked_weight("feature_weight", feature_weight)
         with_logits = bool(intra_weight or inter_weight or not feature_weight)
         self.reads = ("logits",) * with_logits + ("features",) * bool(feature_weight)
         self.features = FeatureCKALoss(

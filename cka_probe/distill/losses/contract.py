@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...capture.trees import tensors
+from .deferred import asked_together
+from .weight_schedules import Weight, checked_weight, value_at
 
 __all__ = ["DistillationLoss", "Outputs", "check_signature"]
 
@@ -46,10 +48,104 @@ class DistillationLoss(nn.Module):
 
     A subclass says in ``reads`` what it compares, and defines `compute_terms`. The teacher gets no gradient. Losses
     compute in float32, or in float64 for float64 inputs, under autocast too.
+
+    Losses add up: ``RCKALoss() + 0.5 * KDLoss()``. Every weight may be a function of ``progress``, such as `ramp`.
     """
 
     reads: tuple[str, ...] = ("logits", "features")
     """What the loss compares: ("logits",), ("features",) or both."""
+    __array_ufunc__ = None  # numpy's numbers leave the multiplication to this class
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress = 0.0
+        # Tensors on the host, written in place: a compiled loss reads them as inputs, where a number would be a
+        # constant that recompiles the graph in every step.
+        self._weights_now: dict[str, Tensor] = {}
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is finished, in [0, 1]. Weights that are schedules follow it.
+
+        `distill` sets it before every step. In a loop of your own, set it yourself; it reaches the losses in this loss.
+        """
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise ValueError(f"`progress` is a fraction of the run, from 0 to 1, got {value!r}.")
+        for part in self.modules():
+            if isinstance(part, DistillationLoss):
+                part._progress = float(value)
+                for name, now in part._weights_now.items():
+                    if callable(weight := getattr(part, name)):
+                        now.fill_(value_at(name, weight, part._progress))
+
+    def checked_weight(self, name: str, weight: Weight) -> Weight:
+        """A weight argument of this loss: a float, or a schedule that follows ``progress`` from now on.
+
+        Parameters
+        ----------
+        name : str
+            Name of the argument, and of the attribute that the result is stored in.
+        weight : float or callable
+            The argument.
+
+        Raises
+        ------
+        TypeError
+            If it is neither a number nor a function that returns one.
+        ValueError
+            If a weight is negative.
+        """
+        weight = checked_weight(name, weight)
+        if callable(weight):
+            self._weights_now[name] = torch.tensor(value_at(name, weight, 0.0), dtype=torch.float64)
+        return weight
+
+    def weighted(self, name: str, term: Tensor) -> Tensor:
+        """A term times the weight that is stored in the attribute ``name``, at the present ``progress``."""
+        weight = getattr(self, name)
+        if not callable(weight):
+            return weight * term
+        if name not in self._weights_now:  # the attribute was a number when the loss was made
+            return value_at(name, weight, self._progress) * term
+        return self._weights_now[name].to(term.dtype) * term
+
+    def __add__(self, other: Any) -> DistillationLoss:
+        return self._sum(self, other)
+
+    def __radd__(self, other: Any) -> DistillationLoss:
+        if isinstance(other, int | float) and other == 0:  # the start of sum([...])
+            return self
+        return self._sum(other, self)
+
+    def __mul__(self, factor: Weight) -> DistillationLoss:
+        from .sums import multiplied  # it imports this module
+
+        if isinstance(factor, DistillationLoss):
+            raise TypeError("Two losses cannot be multiplied. Add them, or multiply a loss by a number or a ramp.")
+        return multiplied(factor, self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> DistillationLoss:
+        return self * (1 / divisor)
+
+    @staticmethod
+    def _sum(first: Any, second: Any) -> DistillationLoss:
+        from .sums import SumOfLosses, as_parts  # it imports this module
+
+        parts = []
+        for one in (first, second):
+            found = as_parts(one)
+            if found is None:
+                raise TypeError(
+                    f"A loss can be added to a loss, or to a function of (student, teacher, target), got {one!r}."
+                )
+            parts += found
+        return SumOfLosses(parts)
 
     def terms(
         self,
@@ -83,7 +179,7 @@ class DistillationLoss(nn.Module):
             If logits or features are missing, or do not fit together, or the loss of the batch is not defined.
         """
         student, teacher = self._both(student, teacher, more)
-        with _without_autocast(student, teacher):
+        with _without_autocast(student, teacher), _checked_together(self):
             return self.compute_terms(student, teacher, target)
 
     def forward(
@@ -96,7 +192,7 @@ class DistillationLoss(nn.Module):
         """The sum of `terms`, a scalar; 0 without terms. The arguments are those of `terms`."""
         # A subclass may define `terms` itself: it gets Outputs, without autocast, too.
         student, teacher = self._both(student, teacher, more)
-        with _without_autocast(student, teacher):
+        with _without_autocast(student, teacher), _checked_together(self):
             terms = self.terms(student, teacher, target)
         return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
 
@@ -153,6 +249,11 @@ def _without_autocast(student: Outputs, teacher: Outputs) -> AbstractContextMana
     """Switch autocast off: products in half precision would make CKA NaN, or wrong by 1e-3."""
     first = next(tensors((student, teacher)), None)
     return nullcontext() if first is None else torch.autocast(first.device.type, enabled=False)
+
+
+def _checked_together(loss: nn.Module) -> AbstractContextManager[Any]:
+    """Ask at the end of a step whether its terms are defined; a compiled loss has no one to ask."""
+    return nullcontext() if torch.compiler.is_compiling() else asked_together(loss)
 
 
 def check_signature(loss: Callable[..., Any]) -> None:

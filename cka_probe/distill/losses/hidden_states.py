@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from ...capture.pooling import pool
-from .checks import feature_pairs
+from ...estimators.validation import check_estimator
+from .checks import check_defined, feature_pairs
 from .cka import FeatureCKALoss
 from .contract import DistillationLoss, Outputs
+from .deferred import raise_if
+from .gather import gathered
+from .tokens import check_real, cka_of_tokens, filled, real_tokens
+from .weight_schedules import Weight
 
 __all__ = ["HiddenStateCKALoss", "match_depths"]
 
@@ -46,7 +54,7 @@ class HiddenStateCKALoss(DistillationLoss):
 
     Parameters
     ----------
-    weight : float
+    weight : float or callable
         Multiplies the mean over pairs.
     pooling : "all", "mean", "last" or "cls"
         "all": every real token is a sample. The others make one sample of each sequence.
@@ -61,8 +69,9 @@ class HiddenStateCKALoss(DistillationLoss):
     Notes
     -----
     Reads features: hidden states (B, T, d) of the same tokens, as Hugging Face models return them, without the
-    embeddings. `match_depths` pairs the layers. It also reads ``mask``, (B, T), of the student, or else of the teacher;
-    without one, all tokens are real. The term is "hidden_states", between 0 and the weight (biased).
+    embeddings. `match_depths` pairs the layers. It also reads the ``mask``, (B, T), of student and teacher: a token is
+    real if both say so; without a mask, all tokens are real. The term is "hidden_states", between 0 and the weight
+    (biased).
 
     Examples
     --------
@@ -77,7 +86,7 @@ class HiddenStateCKALoss(DistillationLoss):
 
     reads = ("features",)
 
-    def __init__(self, weight: float = 1.0, *, pooling: str = "all", estimator: str = "biased") -> None:
+    def __init__(self, weight: Weight = 1.0, *, pooling: str = "all", estimator: str = "biased") -> None:
         super().__init__()
         if pooling not in ("all", "mean", "last", "cls"):
             raise ValueError(f'`pooling` must be "all", "mean", "last" or "cls", got {pooling!r}.')
@@ -86,7 +95,6 @@ class HiddenStateCKALoss(DistillationLoss):
 
     def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "hidden_states"; none at weight 0."""
-        mask = teacher.mask if student.mask is None else student.mask
         if not student.features or not teacher.features:
             raise ValueError(
                 f"HiddenStateCKALoss compares hidden states, but the student has {len(student.features)} and the "
@@ -96,21 +104,51 @@ class HiddenStateCKALoss(DistillationLoss):
         pairs = feature_pairs(
             [student.features[i] for i, _ in layers], [teacher.features[j] for _, j in layers], type(self).__name__
         )
+        masks = [mask for mask in (student.mask, teacher.mask) if mask is not None]
         for (i, j), (x, y) in zip(layers, pairs, strict=True):
-            _check_tokens(i, j, x, y, mask)
-        if mask is None and target is not None:
+            _check_tokens(i, j, x, y, masks)
+        if not masks and target is not None:
             _refuse_mask_as_target(target, pairs[0][0])
-        pooled = [(pool(x, self.pooling, mask), pool(y, self.pooling, mask)) for x, y in pairs]
+        if not self.features.weight:
+            return {}
+        x = pairs[0][0]
+        real = real_tokens(x, x, student, teacher)
+        if real is not None and self.pooling == "all":
+            values = [self._value(x, y, real, layers[number]) for number, (x, y) in enumerate(pairs)]
+            term = (1 - torch.stack(values).mean()).to(x.dtype)
+            return {"hidden_states": self.features.weighted("weight", term)}
+        if real is not None:
+            check_real(real, "batch")
+        pooled = [(pool(x, self.pooling, real), pool(y, self.pooling, real)) for x, y in pairs]
         terms = self.features.terms([x for x, _ in pooled], [y for _, y in pooled])
-        return {"hidden_states": terms["features"]} if terms else {}
+        return {"hidden_states": terms["features"]}
+
+    def _value(self, x: Tensor, y: Tensor, real: Tensor, layers: tuple[int, int]) -> Tensor:
+        """CKA over the real tokens of all samples, of all processes."""
+        rows = [(x.flatten(2).flatten(0, 1), y.flatten(2).flatten(0, 1)), (real.flatten(), real.flatten())]
+        (x, y), (real, _) = gathered(rows, self.features.gather)
+        estimator = self.features.estimator
+        count, needed = real.sum(), check_estimator(estimator)
+        raise_if(
+            count < needed,
+            lambda: count.view(1),
+            lambda facts: ValueError(
+                f"The batch has {facts[0]} real tokens, but the {estimator} CKA needs at least {needed}. The mask must "
+                "be True or 1 for real tokens."
+            ),
+        )
+        value = cka_of_tokens(x, y, real, estimator)
+        what = f"hidden states of layers {layers[0]} and {layers[1]}"
+        check_defined(value, filled(x, real), filled(y, real), what)
+        return value
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
         return f"pooling={self.pooling!r}"
 
 
-def _check_tokens(i: int, j: int, x: Tensor, y: Tensor, mask: Tensor | None) -> None:
-    """Raise ValueError unless layers x and y hold the same tokens (B, T, ...) and the mask fits them."""
+def _check_tokens(i: int, j: int, x: Tensor, y: Tensor, masks: Sequence[Tensor]) -> None:
+    """Raise ValueError unless layers x and y hold the same tokens (B, T, ...) and the masks fit them."""
     for layer, states, owner in ((i, x, "student"), (j, y, "teacher")):
         if states.ndim < 3:
             raise ValueError(
@@ -122,14 +160,22 @@ def _check_tokens(i: int, j: int, x: Tensor, y: Tensor, mask: Tensor | None) -> 
             f"Student layer {i} holds tokens of shape {tuple(x.shape[:2])}, teacher layer {j} {tuple(y.shape[:2])}. "
             "Both models must see the same tokens."
         )
-    if mask is not None and mask.shape != x.shape[:2]:
-        raise ValueError(f"The mask has shape {tuple(mask.shape)}, but layer {i} holds tokens {tuple(x.shape[:2])}.")
+    for mask in masks:
+        if mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"The mask has shape {tuple(mask.shape)}, but layer {i} holds tokens {tuple(x.shape[:2])}."
+            )
 
 
 def _refuse_mask_as_target(target: Tensor, states: Tensor) -> None:
     """Raise TypeError if the target is 0 or 1 for each token: version 0.1 took the mask as third argument."""
-    if target.shape == states.shape[:2] and bool(((target == 0) | (target == 1)).all()):
-        raise TypeError(
+    if target.shape != states.shape[:2]:
+        return
+    raise_if(
+        ((target == 0) | (target == 1)).all(),
+        lambda: target.new_zeros(0),
+        lambda _: TypeError(
             "The third argument of HiddenStateCKALoss is the target, but it looks like an attention mask. Call "
             "loss(Outputs(features=student_states, mask=attention_mask), teacher_states)."
-        )
+        ),
+    )

@@ -18,10 +18,11 @@ from torch.nn import functional
 from ...estimators.validation import check_estimator
 from .adapters import Adapters
 from .alignments import inter_of_products, intra_of_products, of_stacks, value_and_chance
-from .checks import check_levels, feature_pairs, not_negative
+from .checks import check_levels, feature_pairs
 from .contract import DistillationLoss, Outputs
 from .gather import gathered
 from .patches import RELATIONS, patch_products, patch_size, patch_stack, resized, stack_shape
+from .weight_schedules import Weight
 
 __all__ = ["PatchCKALoss"]
 
@@ -40,11 +41,11 @@ class PatchCKALoss(DistillationLoss):
         Side of the patches at the finest levels.
     relation : "patch", "sample" or "pixel"
         The slices are channels, samples, or places in a patch. The last two need no adapter if channels differ.
-    intra_weight : float
+    intra_weight : float or callable
         Weight, for each level, of the alignment of Gram matrices over patches.
-    inter_weight : float
+    inter_weight : float or callable
         Weight, for each level, of the alignment of Gram matrices over the entries of a patch.
-    mimic_weight : float
+    mimic_weight : float or callable
         Weight, for each level, of the mean squared difference of the maps themselves ("+ mimic").
     estimator : "biased" or "unbiased"
         The unbiased estimator has chance level 0 and needs 4 patches.
@@ -99,9 +100,9 @@ class PatchCKALoss(DistillationLoss):
         self,
         patch: int = 16,
         relation: str = "patch",
-        intra_weight: float = 10.0,
-        inter_weight: float = 0.0,
-        mimic_weight: float = 0.0,
+        intra_weight: Weight = 10.0,
+        inter_weight: Weight = 0.0,
+        mimic_weight: Weight = 0.0,
         *,
         estimator: str = "biased",
         variant: str = "paper",
@@ -124,9 +125,9 @@ class PatchCKALoss(DistillationLoss):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         self.patch, self.relation, self.min_patches = patch, relation, min_patches
-        self.intra_weight = not_negative("intra_weight", intra_weight)
-        self.inter_weight = not_negative("inter_weight", inter_weight)
-        self.mimic_weight = not_negative("mimic_weight", mimic_weight)
+        self.intra_weight = self.checked_weight("intra_weight", intra_weight)
+        self.inter_weight = self.checked_weight("inter_weight", inter_weight)
+        self.mimic_weight = self.checked_weight("mimic_weight", mimic_weight)
         self.estimator, self.variant, self.gather = estimator, variant, gather
         self.adapters = Adapters(always=False)
         self._warned: set[int] = set()
@@ -159,14 +160,14 @@ class PatchCKALoss(DistillationLoss):
                 levels.append((value, x, y, index))
         check_levels(levels)
         # The released code multiplies inter by the intra weight (docs/paper.md, departure 3).
-        inter_weight = self.intra_weight if self.variant == "released" and self.inter_weight else self.inter_weight
-        weights = {"intra": self.intra_weight, "inter": inter_weight, "mimic": self.mimic_weight}
+        inter = "intra_weight" if self.variant == "released" and self.inter_weight else "inter_weight"
+        weights = {"intra": "intra_weight", "inter": inter, "mimic": "mimic_weight"}
         # A term that no level has is 0, with a gradient of 0.
         nothing = pairs[0][0].flatten()[:0].sum()
         return {
-            name: torch.stack(values[name] or [nothing]).sum().to(pairs[0][0].dtype) * weight
+            name: self.weighted(weight, torch.stack(values[name] or [nothing]).sum().to(pairs[0][0].dtype))
             for name, weight in weights.items()
-            if weight
+            if getattr(self, weight)
         }
 
     def _fitted(self, index: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

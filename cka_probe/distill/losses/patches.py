@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -130,7 +131,7 @@ def patch_products(x: Tensor, y: Tensor, patch: int, relation: str, *, centred: 
     Returns
     -------
     PatchProducts
-        Gradients flow to ``x``. It has first derivatives only.
+        Gradients flow to ``x``.
 
     Notes
     -----
@@ -138,9 +139,9 @@ def patch_products(x: Tensor, y: Tensor, patch: int, relation: str, *, centred: 
     the mean patch. Then one product gives both centrings, and no subtraction loses digits: over patches W W' + m s s',
     over entries T (W; mu')(V; nu')' T' with T = (I, 1), where V and nu belong to Y and mu and nu have mean 0.
     """
-    gram_x, means_x, gram_y, means_y, cross, size_x, size_y = _Products.apply(
-        x, y, _Options(patch, relation, centred, inter)
-    )
+    options = _Options(patch, relation, centred, inter)
+    products = _plain(x, y, options) if torch.compiler.is_compiling() else _Products.apply(x, y, options)
+    gram_x, means_x, gram_y, means_y, cross, size_x, size_y = products
     _, (_, n, m) = _cut(x, patch, relation)
     # Rounding error of a constant slice, relative to its mean patch, or to its patch means.
     eps = (16 * torch.finfo(x.dtype).eps) ** 2
@@ -224,7 +225,7 @@ class _Products(torch.autograd.Function):
     """Gram matrices of both stacks and their cross product. Backward cuts the maps again, to save memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, options: _Options) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, y: Tensor, options: _Options) -> tuple[Tensor, ...]:
         _, (slices, n, _) = _cut(x, options.patch, options.relation)
         n += int(options.centred and options.inter)
         gram_x, gram_y = x.new_empty(slices, n, n), x.new_empty(slices, n, n)
@@ -239,15 +240,25 @@ class _Products(torch.autograd.Function):
                 torch.bmm(one.stack, other.stack.mT, out=cross[some])
             means_x[some], size_x[some] = one.means, one.size
             means_y[some], size_y[some] = other.means, other.size
+        return gram_x, means_x, gram_y, means_y, cross, size_x, size_y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, y, options = inputs
         ctx.save_for_backward(x, y if options.inter else None)
         ctx.options = options
+        _, _, gram_y, means_y, _, size_x, size_y = output
         ctx.mark_non_differentiable(gram_y, means_y, size_x, size_y)
-        return gram_x, means_x, gram_y, means_y, cross, size_x, size_y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         x, y = ctx.saved_tensors
         options = ctx.options
+        if torch.is_grad_enabled():  # second derivatives are wanted
+            other = x.detach() if y is None else y
+            differentiable = (0, 1, 4)
+            _, pull_back = torch.func.vjp(lambda z: itemgetter(*differentiable)(_plain(z, other, options)), x)
+            return (*pull_back(itemgetter(*differentiable)(gradients)), None, None)
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
         view, (slices, n, m) = _cut(result, options.patch, options.relation)
         inner = slices // len(view)
@@ -273,3 +284,34 @@ class _Products(torch.autograd.Function):
             target = view[some.start // inner : some.stop // inner]
             target.copy_(part.view(target.shape))
         return result, None, None
+
+    @staticmethod
+    def vmap(
+        _info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor, options: _Options
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        products = torch.vmap(lambda one, other: _plain(one, other, options), in_dims[:2])(x, y)
+        return products, (0,) * len(products)
+
+
+def _plain(x: Tensor, y: Tensor, options: _Options) -> tuple[Tensor, ...]:
+    """What `_Products` returns, with copies of the stacks, in operations that compilers fuse."""
+    both = options.centred and options.inter
+
+    def operand(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stack = patch_stack(z, options.patch, options.relation)
+        if not options.centred:
+            return stack, stack.new_zeros(stack.shape[:2]), stack.new_zeros(len(stack))
+        entry = stack[:, 0, :1].detach()
+        stack = stack - entry[:, :, None]
+        mean = stack.mean(1)
+        size = (mean + entry).detach().square().sum(1)
+        stack = stack - mean[:, None]
+        if not both:
+            return stack, stack.new_zeros(stack.shape[:2]), size
+        stack = torch.cat([stack, mean[:, None]], dim=1)
+        means = stack.mean(2)
+        return stack - means[:, :, None], means, size
+
+    (one, means_x, size_x), (other, means_y, size_y) = operand(x), operand(y.detach())
+    cross = one @ other.mT if options.inter else one.new_zeros(0, one.shape[1], one.shape[1])
+    return one @ one.mT, means_x, other @ other.mT, means_y, cross, size_x, size_y

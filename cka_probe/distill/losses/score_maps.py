@@ -8,11 +8,12 @@ from torch import Tensor
 from ...estimators.alignment import cka_of_features
 from ...estimators.kernels import Linear
 from ...estimators.validation import check_estimator
-from .checks import check_classes, check_defined, check_samples, feature_pairs, floating_logits, not_negative, unit_rows
+from .checks import check_classes, check_defined, check_samples, feature_pairs, floating_logits, unit_rows
 from .contract import DistillationLoss, Outputs
 from .gather import gathered
 from .patches import resized
 from .uncentred import uncentred_cka
+from .weight_schedules import Weight
 
 __all__ = ["SegmentationCKALoss"]
 
@@ -26,7 +27,7 @@ class SegmentationCKALoss(DistillationLoss):
 
     Parameters
     ----------
-    intra_weight, inter_weight : float
+    intra_weight, inter_weight : float or callable
         Weights of the two terms.
     relation : "pixel" or "sample", optional
         "pixel" by default, and "sample" with "released". "sample" needs many images: the centred CKA of two images is
@@ -71,8 +72,8 @@ class SegmentationCKALoss(DistillationLoss):
 
     def __init__(
         self,
-        intra_weight: float = 10.0,
-        inter_weight: float = 10.0,
+        intra_weight: Weight = 10.0,
+        inter_weight: Weight = 10.0,
         *,
         relation: str | None = None,
         estimator: str = "biased",
@@ -88,8 +89,8 @@ class SegmentationCKALoss(DistillationLoss):
             raise ValueError(f'`relation` must be "pixel" or "sample", got {relation!r}.')
         if variant == "released" and (relation, estimator) != ("sample", "biased"):
             raise ValueError('The released code has relation="sample" and estimator="biased" only.')
-        self.intra_weight = not_negative("intra_weight", intra_weight)
-        self.inter_weight = not_negative("inter_weight", inter_weight)
+        self.intra_weight = self.checked_weight("intra_weight", intra_weight)
+        self.inter_weight = self.checked_weight("inter_weight", inter_weight)
         self.relation, self.estimator, self.variant, self.gather = relation, estimator, variant, gather
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
@@ -104,11 +105,11 @@ class SegmentationCKALoss(DistillationLoss):
         terms = {}
         if self.intra_weight:
             check_samples(len(x), self.estimator)
-            terms["intra"] = self.intra_weight * self._distance(x, y, "score maps")
+            terms["intra"] = self.weighted("intra_weight", self._distance(x, y, "score maps"))
         if self.inter_weight:
             check_classes(x.shape[1], self.estimator)
-            weight = self.intra_weight if self.variant == "released" else self.inter_weight
-            terms["inter"] = weight * self._distance(x.mT, y.mT, "transposed score maps")
+            weight = "intra_weight" if self.variant == "released" else "inter_weight"
+            terms["inter"] = self.weighted(weight, self._distance(x.mT, y.mT, "transposed score maps"))
         return terms
 
     def _distance(self, x: Tensor, y: Tensor, what: str) -> Tensor:

@@ -28,7 +28,7 @@ def centred_wide_gram(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor (n, n)
-        Exactly zero for constant features. It has first derivatives only.
+        Exactly zero for constant features.
 
     Examples
     --------
@@ -36,13 +36,12 @@ def centred_wide_gram(x: Tensor) -> Tensor:
     >>> centred_wide_gram(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
     [[1.0, -1.0], [-1.0, 1.0]]
     """
-    return _CentredWideGram.apply(x)
+    return _plain(x) if torch.compiler.is_compiling() else _CentredWideGram.apply(x)
 
 
 class _CentredWideGram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         gram = x.new_zeros(len(x), len(x))
         for columns in x.split(_step(x), dim=1):
             # The first sample is subtracted before the mean: a constant column becomes exactly zero, and a large mean
@@ -53,16 +52,33 @@ class _CentredWideGram(torch.autograd.Function):
         return gram
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         both = gradients[0] + gradients[0].mT
         both = both - both.mean(0)
         both = both - both.mean(1, keepdim=True)
+        if torch.is_grad_enabled():  # second derivatives are wanted
+            return both @ (x - x[:1].detach())
         result = torch.empty_like(x)
         for columns, target in zip(x.split(_step(x), dim=1), result.split(_step(x), dim=1), strict=True):
             # The n x n factor is centred, because it is the small one.
             target.copy_(both @ (columns - columns[:1]))
         return result
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: tuple[int | None, ...], x: Tensor) -> tuple[Tensor, int]:
+        return _plain(x.movedim(in_dims[0] or 0, 0)), 0
+
+
+def _plain(x: Tensor) -> Tensor:
+    """The same of features (..., n, d) with a centred copy, in operations that compilers fuse."""
+    z = x - x[..., :1, :].detach()
+    z = z - z.mean(-2, keepdim=True)
+    return z @ z.mT
 
 
 def _step(x: Tensor) -> int:
