@@ -1,11 +1,10 @@
 """CKA as a training loss: of features, logits, patches, class-score maps and hidden states."""
 
 from .cka import FeatureCKALoss, LogitCKALoss, RCKALoss
-from .contract import DistillationLoss, Outputs
+from .contract import DistillationLoss, Outputs, SumOfLosses
 from .hidden_states import HiddenStateCKALoss, match_depths
 from .patch_cka import PatchCKALoss
 from .score_maps import SegmentationCKALoss
-from .sums import SumOfLosses
 from .weight_schedules import Ramp, ramp, set_progress
 
 __all__ = [
