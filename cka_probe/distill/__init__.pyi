@@ -17,8 +17,8 @@ from .losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
 from .losses.contract import Outputs
 from .losses.patch_cka import PatchCKALoss
 from .losses.score_maps import SegmentationCKALoss
-from .models.saved_student import load_student
 from .losses.weight_schedules import ramp, set_progress
+from .models.saved_student import load_student
 from .recipes.recipe import Recipe
 from .taps.stages import match_stages, stage_layers
 from .training.classification import distill
