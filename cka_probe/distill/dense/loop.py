@@ -136,7 +136,10 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         # The optimiser, and the state of an earlier process.
         parameters = [p for p in [*student.parameters(), *loss.parameters()] if p.requires_grad]
         descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
-        rates = LearningRates(given.schedule, descent, given.learning_rate, unit="step")
+        rates = LearningRates(
+            given.schedule, descent, given.learning_rate,
+            unit="step", higher_is_better=None if task.test is None or given.score_every is None else True,
+        )  # fmt: skip
         rates.check_length(0, steps)
         average = None if given.ema is None else WeightAverage(student, given.ema)
         scored = student if average is None else average.network

@@ -34,15 +34,16 @@ class LearningRates:
         The rate at the start, for `rate`.
     unit : {"epoch", "step"}
         What a schedule outside `PerStep` counts.
-    higher_is_better : bool
-        Whether a higher score is better, for `ReduceLROnPlateau`.
+    higher_is_better : bool or None
+        Whether a higher score is better, for `ReduceLROnPlateau`. None: the student is not scored during the run.
 
     Raises
     ------
     TypeError
         If the function of the optimiser returns no LRScheduler.
     ValueError
-        If `ReduceLROnPlateau` looks for the wrong extreme or stands in `PerStep`, or its state cannot be saved.
+        If `ReduceLROnPlateau` looks for the wrong extreme, stands in `PerStep` or gets no scores, or the state of a
+        scheduler cannot be saved.
 
     Attributes
     ----------
@@ -57,7 +58,7 @@ class LearningRates:
         learning_rate: float,
         *,
         unit: str = "epoch",
-        higher_is_better: bool = True,
+        higher_is_better: bool | None = True,
     ) -> None:
         check_schedule(schedule)
         self._per_step = unit == "step" or isinstance(schedule, PerStep)
@@ -71,7 +72,7 @@ class LearningRates:
             self._scheduler = self._schedule(optimizer)
             self._check_scheduler(higher_is_better, isinstance(schedule, PerStep))
 
-    def _check_scheduler(self, higher_is_better: bool, wrapped: bool) -> None:
+    def _check_scheduler(self, higher_is_better: bool | None, wrapped: bool) -> None:
         made = self._scheduler
         if not isinstance(made, LRScheduler):
             raise TypeError(
@@ -85,6 +86,11 @@ class LearningRates:
                 raise ValueError(
                     "`schedule`: ReduceLROnPlateau needs the score of an evaluation, so it is advanced after each one, "
                     "not after each step. Leave out PerStep."
+                )
+            if higher_is_better is None:
+                raise ValueError(
+                    "`schedule`: ReduceLROnPlateau needs scores during the run, but the student is not scored. Give "
+                    "test data (for detectors and segmenters also `score_every`), or use another schedule."
                 )
             mode = "max" if higher_is_better else "min"
             if made.mode != mode:

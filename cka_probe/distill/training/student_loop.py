@@ -142,7 +142,8 @@ def train_student(
         descent = given.optimizer(parameters, lr=given.learning_rate, weight_decay=given.weight_decay)
         rates = LearningRates(
             given.schedule, descent, given.learning_rate,
-            unit="epoch" if given.max_steps is None else "step", higher_is_better=score.higher_is_better,
+            unit="epoch" if given.max_steps is None else "step",
+            higher_is_better=None if score.column is None else score.higher_is_better,
         )  # fmt: skip
         total = epochs * len(batches)
         rates.check_length(epochs, total)

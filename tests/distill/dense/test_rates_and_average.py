@@ -99,5 +99,7 @@ def test_wrong_values_are_refused_by_name():
         DenseSettings(ema=1.0)
     with pytest.raises(TypeError, match="`schedule` must be a schedule such as"):
         DenseSettings(schedule=0.1)
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau needs scores during the run.*score_every"):
+        run(schedule=partial(torch_schedules.ReduceLROnPlateau, mode="max"))
     with pytest.raises(ValueError, match=r"total_steps=5.*the run has 6 steps"):
         run(steps=6)

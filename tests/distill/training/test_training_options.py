@@ -100,6 +100,11 @@ def test_a_scheduler_of_torch_is_advanced_as_in_a_plain_loop(name):
     assert result.history["lr"].tolist() == [rate for done, rate, *_ in steps if done % STEPS == 0]
 
 
+def test_a_plateau_without_test_data_is_refused():
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau needs scores .* Give test data"):
+        run(schedule=SCHEDULES["plateau"][0], test=None)
+
+
 def test_a_schedule_for_each_step_with_a_warm_up():
     schedule = CosineDecay(final=0.1, warmup=4)
     *_, last = by_hand(network(1), factor=lambda step: schedule(step, EPOCHS * STEPS))
