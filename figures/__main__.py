@@ -27,6 +27,7 @@ NAMES = (
     "scaling",
     "detections",
     "coverage",
+    "sign_minima",
     "study",
     "all_measures",
 )

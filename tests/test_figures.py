@@ -24,6 +24,7 @@ from figures import (  # noqa: E402
     methods_table,
     peers,
     scaling,
+    sign_minima,
     slack,
     teacher_student,
     two_seeds,
@@ -178,3 +179,18 @@ def test_figures_of_benchmarks(tmp_path):
     pd.DataFrame(rows).to_csv(source)
     coverage.make(tmp_path, source=source)
     written(tmp_path, "coverage")
+
+
+def test_the_path_between_two_signs_ends_at_two_minima_of_the_logit_terms(tmp_path, networks, monkeypatch):
+    settings = {**networks, "weights": (3.0,), "seeds": 1, "points": 5}
+    sign_minima.make(tmp_path, **settings)
+    table = written(tmp_path, "sign_minima")
+    for _, part in table.groupby("axis"):
+        ends, middle = part[part["t"].abs() == 1], part[part["t"] == 0]
+        assert (ends[["intra", "inter"]].abs() < 1e-12).all(axis=None)
+        assert (middle[["intra", "inter"]] > 1e-9).all(axis=None)
+    runs = pd.read_csv(tmp_path / "data" / "sign_minima_runs.csv")
+    assert list(zip(runs["weight"], runs["ramp"], runs["seed"], strict=True)) == [(3.0, False, 0), (3.0, True, 0)]
+    assert runs.filter(like="axis_").abs().le(1).all(axis=None)
+    monkeypatch.setattr(sign_minima, "students", pytest.fail)
+    sign_minima.make(tmp_path, **settings)

@@ -360,7 +360,14 @@ def _checked(outputs: Outputs, owner: str) -> Outputs:
 def _without_autocast(student: Outputs, teacher: Outputs) -> AbstractContextManager[Any]:
     """Switch autocast off: products in half precision would make CKA NaN, or wrong by 1e-3."""
     first = next(tensors((student, teacher)), None)
-    return nullcontext() if first is None else torch.autocast(first.device.type, enabled=False)
+    if first is None or first.device.type == "meta":  # which has no autocast
+        return nullcontext()
+    return torch.autocast(first.device.type, enabled=False)
+
+
+def _checked_together(loss: nn.Module) -> AbstractContextManager[Any]:
+    """Ask at the end of a step whether its terms are defined; a compiled loss has no one to ask."""
+    return nullcontext() if torch.compiler.is_compiling() else asked_together(loss)
 
 
 def _checked_together(loss: nn.Module) -> AbstractContextManager[Any]:
