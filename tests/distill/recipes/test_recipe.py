@@ -12,9 +12,12 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
+from cka_probe.distill import Outputs, RCKALoss
+from cka_probe.distill.baselines import KDLoss
+from cka_probe.distill.losses.weight_schedules import ramp, set_progress
 from cka_probe.distill.models import build
 from cka_probe.distill.models.sources import load_model
-from cka_probe.distill.recipes.experiment import finished, load_teacher, run_directory, run_recipe
+from cka_probe.distill.recipes.experiment import check_recipe, finished, load_teacher, run_directory, run_recipe
 from cka_probe.distill.recipes.methods import METHODS, build_loss
 from cka_probe.distill.recipes.recipe import Recipe
 from cka_probe.distill.training.checkpoints import save_weights
@@ -94,6 +97,27 @@ def test_every_recipe_runs_one_step(path, files):
     facts = json.loads((directory / "environment.json").read_text())
     assert facts["versions"]["torch"]
     assert facts["seed"] == 0
+
+
+@pytest.mark.parametrize("method", ["dkd", "fitnet", "sp", "rkd", "at", "kd", "rcka+kd"])
+def test_the_other_methods_of_a_recipe_run(method, files):
+    path = next(path for path in RECIPES if path.stem == "cifar100_vgg13_mobilenetv2")
+    chosen = Recipe.load(path, ["train.epochs=1", "data.workers=0"]).with_method(method)
+    files(chosen.teacher.model, chosen.teacher.weights, 100)
+    result = run_recipe(chosen, progress=False)
+    assert np.isfinite(result.history["train_loss"]).all()
+    settings = json.loads((run_directory(chosen) / "settings.json").read_text())
+    one = {"fitnet": ("blocks.2", "relu2"), "sp": ("blocks.6", "relu4"), "rkd": ("avgpool", "pool4")}
+    if method in one:
+        assert (settings["student_layers"], settings["teacher_layers"]) == ([one[method][0]], [one[method][1]])
+    assert settings["ce_weight"] == (0.1 if method == "kd" else 1.0)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_layers_and_options_of_every_method_exist(path, files):
+    chosen = Recipe.load(path, ["teacher.weights=w.pth"] if "digits" not in path.stem else [])
+    Path("w.pth").touch()
+    check_recipe(chosen, 100)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +252,42 @@ def test_parts_of_a_sum_have_the_options_that_they_have_alone(tmp_path):
     again = tmp_path / "again.toml"
     again.write_text(named.to_toml())
     assert Recipe.load(again) == named
+
+
+def test_a_ramp_of_a_recipe_is_the_ramp_of_the_loss():
+    loss = build_loss("rcka", {"intra_weight": {"to": 15, "until": 0.5}, "inter_weight": 3})
+    by_hand = RCKALoss(1, ramp(15, until=0.5), 3)
+    generator = torch.Generator().manual_seed(0)
+    sides = [Outputs(torch.randn(8, 5, generator=generator), (torch.randn(8, 6, generator=generator),)) for _ in "st"]
+    for progress, weight in ((0.0, 0.0), (0.25, 7.5), (0.5, 15.0), (1.0, 15.0)):
+        for one in (loss, by_hand):
+            set_progress(one, progress)
+        terms = loss.terms(*sides)
+        plain = RCKALoss(1, 1, 1).terms(*sides)
+        assert float(terms["intra"]) == pytest.approx(weight * float(plain["intra"]), rel=1e-6)
+        assert float(terms["inter"]) == pytest.approx(3 * float(plain["inter"]), rel=1e-6)
+        assert float(loss(*sides)) == float(by_hand(*sides))
+
+
+def test_a_sum_of_a_recipe_adds_the_terms():
+    generator = torch.Generator().manual_seed(0)
+    sides = [Outputs(torch.randn(8, 5, generator=generator), (torch.randn(8, 6, generator=generator),)) for _ in "st"]
+    both = build_loss("rcka+kd", {"rcka": {"intra_weight": 2}, "kd": {"weight": 0.5, "temperature": 2}})
+    parts = RCKALoss(intra_weight=2)(*sides) + KDLoss(2, 0.5)(*sides)
+    assert float(both(*sides)) == pytest.approx(float(parts), rel=1e-6)
+    assert {"features", "intra", "inter", "kd"} <= set(both.terms(*sides))
+
+
+def test_a_changed_ramp_is_another_recipe(tmp_path):
+    changes = ["loss.name=lcka", "loss.intra_weight={ to = 2, until = 0.5 }", "teacher.train.epochs=1"]
+    chosen = recipe(tmp_path, SMALL, *changes)
+    again = tmp_path / "again.toml"
+    again.write_text(chosen.to_toml())
+    assert Recipe.load(again) == chosen
+    run_recipe(chosen, progress=False)
+    assert finished(chosen) is not None
+    with pytest.raises(ValueError, match="holds a run of another recipe: loss differs"):
+        finished(recipe(tmp_path, SMALL, *changes, "loss.intra_weight={ to = 2, until = 0.6 }"))
 
 
 def test_losses_by_name():
