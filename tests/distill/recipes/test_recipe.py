@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR100
 
 from cka_probe.distill.models import build
 from cka_probe.distill.models.sources import load_model
-from cka_probe.distill.recipes.experiment import finished, load_teacher, run_directory, run_recipe
+from cka_probe.distill.recipes.experiment import check_recipe, finished, load_teacher, run_directory, run_recipe
 from cka_probe.distill.recipes.methods import METHODS, build_loss
 from cka_probe.distill.recipes.recipe import Recipe
 from cka_probe.distill.training.checkpoints import save_weights
@@ -94,6 +94,27 @@ def test_every_recipe_runs_one_step(path, files):
     facts = json.loads((directory / "environment.json").read_text())
     assert facts["versions"]["torch"]
     assert facts["seed"] == 0
+
+
+@pytest.mark.parametrize("method", ["dkd", "fitnet", "sp", "rkd", "at", "kd", "rcka+kd"])
+def test_the_other_methods_of_a_recipe_run(method, files):
+    path = next(path for path in RECIPES if path.stem == "cifar100_vgg13_mobilenetv2")
+    chosen = Recipe.load(path, ["train.epochs=1", "data.workers=0"]).with_method(method)
+    files(chosen.teacher.model, chosen.teacher.weights, 100)
+    result = run_recipe(chosen, progress=False)
+    assert np.isfinite(result.history["train_loss"]).all()
+    settings = json.loads((run_directory(chosen) / "settings.json").read_text())
+    one = {"fitnet": ("blocks.2", "relu2"), "sp": ("blocks.6", "relu4"), "rkd": ("avgpool", "pool4")}
+    if method in one:
+        assert (settings["student_layers"], settings["teacher_layers"]) == ([one[method][0]], [one[method][1]])
+    assert settings["ce_weight"] == (0.1 if method == "kd" else 1.0)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_layers_and_options_of_every_method_exist(path, files):
+    chosen = Recipe.load(path, ["teacher.weights=w.pth"] if "digits" not in path.stem else [])
+    Path("w.pth").touch()
+    check_recipe(chosen, 100)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +249,18 @@ def test_parts_of_a_sum_have_the_options_that_they_have_alone(tmp_path):
     again = tmp_path / "again.toml"
     again.write_text(named.to_toml())
     assert Recipe.load(again) == named
+
+
+def test_a_changed_ramp_is_another_recipe(tmp_path):
+    changes = ["loss.name=lcka", "loss.intra_weight={ to = 2, until = 0.5 }", "teacher.train.epochs=1"]
+    chosen = recipe(tmp_path, SMALL, *changes)
+    again = tmp_path / "again.toml"
+    again.write_text(chosen.to_toml())
+    assert Recipe.load(again) == chosen
+    run_recipe(chosen, progress=False)
+    assert finished(chosen) is not None
+    with pytest.raises(ValueError, match="holds a run of another recipe: loss differs"):
+        finished(recipe(tmp_path, SMALL, *changes, "loss.intra_weight={ to = 2, until = 0.6 }"))
 
 
 def test_losses_by_name():
