@@ -44,7 +44,7 @@ def normalisation(model: nn.Module, source: str) -> Normalisation:
     >>> normalisation(nn.Identity(), "resnet8").mean
     (0.485, 0.456, 0.406)
     """
-    from ..distill.data import IMAGENET_DEVIATION, IMAGENET_MEAN
+    from ..distill.data.image_folders import IMAGENET_DEVIATION, IMAGENET_MEAN
 
     kind, _, folder = source.partition(":")
     file = Path(folder) / "preprocessor_config.json"
