@@ -6,14 +6,14 @@ C = X'Y (p, q); A and B the U-centred Gram matrices (n, n). See docs/theory.md, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .validation import Array
 
 __all__ = ["SampleTerms", "unbiased_inner", "unbiased_share", "without_each"]
 
 
-def unbiased_inner(cross: Array, norms: Array, total_x: Array, total_y: Array, n: int) -> Array:
+def unbiased_inner(cross: Array, norms: Array, total_x: Array, total_y: Array, n: Any) -> Array:
     """The inner product <A, B> = n(n-3) HSIC_1.
 
     ``cross`` is ||C||_F^2, ``norms`` is sum_i a_i b_i, ``total_x`` is sum_i a_i and ``total_y`` is sum_i b_i.

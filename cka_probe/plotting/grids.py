@@ -305,6 +305,7 @@ def plot_heatmap_with_error(
         raise ValueError("This matrix has no standard error to draw. Use plot_heatmap.")
     matrix, options = View.taken(kwargs).of(matrix), _options(kwargs)
     options.check(matrix)
+    assert matrix.standard_error is not None  # a view keeps it
     flat = _new_grid([matrix, matrix], 2, bars=2) if axes is None else _given(axes, 2)
     errors = _with_values(matrix, matrix.standard_error, f"standard error of {measure_label(matrix)}")
     known = matrix.standard_error[np.isfinite(matrix.standard_error)]

@@ -124,7 +124,7 @@ def plot_heatmap(
     options.check(matrix)
     if "norm" in kwargs and not (vmin is None and vmax is None and limits == "auto"):
         raise ValueError("Give either `norm` or `limits`, `vmin` and `vmax`: the norm holds its own ends.")
-    ends = {"vmin": vmin, "vmax": vmax, "limits": limits}
+    ends: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "limits": limits}
     ax = _sized_axes(matrix, full=layer_labels is True) if ax is None else ax
     style = {"cmap": cmap, "title": title, "colorbar": colorbar} | kwargs
     finish_heatmaps([draw_heatmap(matrix, ax, options, **ends, **style)])
@@ -244,12 +244,12 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
                 written = [str(i) for i in range(len(names))] if few else names if full else shorten(names)[0]
                 label_axis(axis, written, size, every=full, few=few)
         _settle([panel.ax for panel in panels])
-    for ax, image, matrix, (annotate, names, significance, _, best), _, hidden in panels:
-        written = []
+    for ax, image, matrix, (annotate, layer_names, significance, _, best), _, hidden in panels:
+        numbers: list[Any] = []
         if annotate and (annotate not in ("auto", "error") or may_be_readable(ax, matrix.shape)):
             texts = _texts(matrix, hidden, error=annotate == "error")
-            written = annotate_cells(ax, image, texts, force=annotate not in ("auto", "error"))
-        if names is not False:
+            numbers = annotate_cells(ax, image, texts, force=annotate not in ("auto", "error"))
+        if layer_names is not False:
             _say_depth(ax, matrix)
         legend = [ax.get_xlabel()]
         if best:
@@ -257,7 +257,7 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
         if significance is not None:
             meaning = f"not significant (false discovery rate {significance:g})"
             if (
-                mark_cells(ax, image, _insignificant(matrix, significance) & ~hidden, meaning, corner=bool(written))
+                mark_cells(ax, image, _insignificant(matrix, significance) & ~hidden, meaning, corner=bool(numbers))
                 is not None
             ):
                 legend.append(f"× {meaning}")

@@ -95,7 +95,8 @@ def house_style(**changes: Any) -> Iterator[None]:
     unknown = [name for name in changes if name not in names]
     if unknown:
         raise KeyError(f"matplotlib has no setting {unknown[0]!r}. Write its name with underscores, as `font_family`.")
-    with mpl.rc_context(STYLE | {names[name]: value for name, value in changes.items()}):
+    settings: Any = STYLE | {names[name]: value for name, value in changes.items()}
+    with mpl.rc_context(settings):
         yield
 
 
@@ -131,9 +132,10 @@ def keep_ticks(ax: Axes) -> None:
     ax : matplotlib.axes.Axes
         Axes of a figure.
     """
+    settings: Any = mpl.rcParams
     for name, axis in (("xtick", ax.xaxis), ("ytick", ax.yaxis)):
         known = axis.get_tick_params()
-        fresh = {key: mpl.rcParams[f"{name}.{setting}"] for key, setting in TICKS.items() if key not in known}
+        fresh = {key: settings[f"{name}.{setting}"] for key, setting in TICKS.items() if key not in known}
         axis.set_tick_params(**fresh)
 
 

@@ -262,7 +262,7 @@ class SumOfLosses(DistillationLoss):
         for number, (factor, _) in enumerate(parts):
             setattr(self, f"factor_{number}", self.checked_weight(f"factor_{number}", factor))
         self.parts = nn.ModuleList(part for _, part in parts)
-        reads = {name for part in self.parts for name in part.reads}
+        reads = {name for _, part in parts for name in part.reads}
         self.reads = tuple(name for name in ("logits", "features") if name in reads)
 
     @property
@@ -270,16 +270,21 @@ class SumOfLosses(DistillationLoss):
         """The factor of each part."""
         return tuple(getattr(self, f"factor_{number}") for number in range(len(self.parts)))
 
+    @property
+    def losses(self) -> list[DistillationLoss]:
+        """The parts themselves."""
+        return list(self.parts)  # type: ignore[arg-type]
+
     def prepare(self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
         """Prepare all parts, as `FitNetLoss` needs it. Call it once, before the optimiser is built."""
-        for part in self.parts:
-            if hasattr(part, "prepare"):
-                part.prepare(student_features, teacher_features)
+        for part in self.losses:
+            if callable(prepare := getattr(part, "prepare", None)):
+                prepare(student_features, teacher_features)
 
     def compute_terms(self, student: Outputs, teacher: Outputs, target: Tensor | None) -> dict[str, Tensor]:
         """The terms of all parts, times their factors."""
         found: dict[str, Tensor] = {}
-        for number, part in enumerate(self.parts):
+        for number, part in enumerate(self.losses):
             if not getattr(self, f"factor_{number}"):
                 continue
             for name, term in part.terms(student, teacher, target).items():
@@ -315,7 +320,7 @@ class _Function(DistillationLoss):
 def _as_parts(thing: Any) -> list[tuple[Weight, DistillationLoss]] | None:
     """A loss, or a function of (student, teacher, target), as the parts of a sum; None for anything else."""
     if isinstance(thing, SumOfLosses):
-        return list(zip(thing.factors, thing.parts, strict=True))
+        return list(zip(thing.factors, thing.losses, strict=True))
     if isinstance(thing, DistillationLoss):
         return [(1.0, thing)]
     if callable(thing) and not isinstance(thing, type):
@@ -329,7 +334,7 @@ def _multiplied(factor: Weight, loss: DistillationLoss) -> SumOfLosses:
     if isinstance(loss, SumOfLosses) and len(loss.parts) == 1:
         (own,) = loss.factors
         if not callable(own) and not callable(factor):
-            return SumOfLosses([(own * factor, loss.parts[0])])
+            return SumOfLosses([(own * factor, loss.losses[0])])
     return SumOfLosses([(factor, loss)])
 
 
@@ -363,11 +368,6 @@ def _without_autocast(student: Outputs, teacher: Outputs) -> AbstractContextMana
     if first is None or first.device.type == "meta":  # which has no autocast
         return nullcontext()
     return torch.autocast(first.device.type, enabled=False)
-
-
-def _checked_together(loss: nn.Module) -> AbstractContextManager[Any]:
-    """Ask at the end of a step whether its terms are defined; a compiled loss has no one to ask."""
-    return nullcontext() if torch.compiler.is_compiling() else asked_together(loss)
 
 
 def _checked_together(loss: nn.Module) -> AbstractContextManager[Any]:

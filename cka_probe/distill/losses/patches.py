@@ -257,7 +257,7 @@ class _Products(torch.autograd.Function):
         if torch.is_grad_enabled():  # second derivatives are wanted
             other = x.detach() if y is None else y
             differentiable = (0, 1, 4)
-            _, pull_back = torch.func.vjp(lambda z: itemgetter(*differentiable)(_plain(z, other, options)), x)
+            pull_back = torch.func.vjp(lambda z: itemgetter(*differentiable)(_plain(z, other, options)), x)[1]
             return (*pull_back(itemgetter(*differentiable)(gradients)), None, None)
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
         view, (slices, n, m) = _cut(result, options.patch, options.relation)

@@ -262,7 +262,7 @@ def distill(
         progress=progress,
         accelerator=accelerator,
     )
-    teachers = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    teachers: list[Any] = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     check_arguments(teachers, student, loss, settings)
     result = train_student(teachers, student, train, test, loss, settings)
     save_card(result, teachers, student, train, test)

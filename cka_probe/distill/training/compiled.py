@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ def compiled(network: nn.Module, wanted: bool) -> nn.Module:
         return network
     # A graph for each shape: torch would make one for any shape as soon as it sees a second, and then the bits of a
     # step would depend on the batches before it, which a resumed run has not seen.
-    return torch.compile(network, dynamic=False)
+    return cast(nn.Module, torch.compile(network, dynamic=False))
 
 
 def is_compiled(network: nn.Module) -> bool:

@@ -201,10 +201,10 @@ class Scorer:
                     loss, weights = loss + self._supervision(output, target) * weight, weights + weight
                 count += len(output)
         self._answers = count
-        scores = {f"test_{name}": float(one.compute()) for name, one in ranked.items()}
+        found = {f"test_{name}": float(one.compute()) for name, one in ranked.items()}
         if metric is not None and self.column is not None:
-            scores = {self.column: _number(metric), **scores}
-        return scores | ({"test_loss": float(loss / weights)} if self._loss else {})
+            found = {self.column: _number(metric), **found}
+        return found | ({"test_loss": float(loss / weights)} if self._loss else {})
 
     def _accuracy(self, rank: int) -> Any:
         from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import

@@ -318,7 +318,7 @@ def train_student(
             return ended
 
         early = partial(
-            stopped_early, run.rows, score.column, given.evaluation.patience, score.higher_is_better
+            stopped_early, run.rows, score.column or "", given.evaluation.patience, score.higher_is_better
         )  # fmt: skip
         ended = early()
         while run.epoch < epochs and not ended:

@@ -29,6 +29,8 @@ from .seen_data import SeenData
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .teachers import Teachers
+
 __all__ = ["cached_teacher"]
 
 # Samples that are read twice to check that the data set has no augmentation.
@@ -43,7 +45,7 @@ SIGN_EVERY = 30.0
 
 def cached_teacher(
     directory: Path | str,
-    master: TappedModel,
+    master: TappedModel | Teachers,
     teach: Callable[[Batch], Any],
     batches: Any,
     accelerator: Accelerator,

@@ -41,7 +41,7 @@ class Teachers:
     def __call__(self, inputs: Any) -> Outputs:
         """Outputs for a batch: the mean of the logits, and the features of all teachers one after another."""
         if len(self._tapped) == 1:
-            return self.first(inputs)  # type: ignore[no-any-return]
+            return self.first(inputs)
         outputs = [one(inputs) for one in self._tapped]
         shapes = sorted({tuple(one.logits.shape) for one in outputs})
         if len(shapes) > 1:
@@ -91,4 +91,4 @@ def forward_of(forward: Any, role: str) -> Callable[[nn.Module, Any], Tensor] | 
     """The function by which the student or the teacher is called; None: called with the inputs."""
     if isinstance(forward, Mapping):
         return forward.get(role)
-    return forward  # type: ignore[no-any-return]
+    return forward
