@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from ..progress_bar import tqdm
 from .batches import as_tensors, batch_count, batch_size, call_model, certain_batch_size, likely_batch_size
 from .boundaries import Boundaries
 from .dropped import notes_on_dropped, notes_on_withheld

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..capture.batches import expected_samples
 from ..capture.buffers import FeatureBuffer
@@ -20,6 +19,7 @@ from ..estimators.dataset.moments import MomentCKA
 from ..estimators.dataset.routes import SKETCH_SIZE, Route, choose_route
 from ..estimators.inference import jackknife_matrix
 from ..estimators.kernels import Linear
+from ..progress_bar import tqdm
 from ..similarity.matrix import SimilarityMatrix
 from .grams.findings import coarse_layers, coarse_notes, undefined_reason
 from .notes import undefined_notes

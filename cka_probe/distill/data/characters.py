@@ -95,7 +95,7 @@ def make_glyphs(
     >>> lines = make_glyphs("glyphs")  # doctest: +SKIP
     >>> train, test = glyphs("glyphs")  # doctest: +SKIP
     """
-    from tqdm.auto import tqdm
+    from ...progress_bar import tqdm
 
     check_integer("size", size, at_least=8)
     check_integer("pictures", pictures, at_least=1)

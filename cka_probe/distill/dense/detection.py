@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ...capture.extras import require
 from ...capture.state import evaluated, frozen
 from ...capture.trees import move
+from ...progress_bar import tqdm
 from ..losses.contract import DistillationLoss, Outputs, check_signature
 from ..taps.map_tap import MapTap, maps_of
 from ..training.result import DenseResult

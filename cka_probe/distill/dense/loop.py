@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ...capture.state import modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
+from ...progress_bar import tqdm
 from ..training.accelerator import accelerator_for
 from ..training.averaging import WeightAverage
 from ..training.learning_rates import LearningRates

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
+from ...progress_bar import tqdm
 from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for

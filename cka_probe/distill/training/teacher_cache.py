@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ...atomic_write import atomic_write
 from ...identity import identity, weights_digest
+from ...progress_bar import tqdm
 from ..losses.contract import Outputs
 from ..taps.tapped_model import TappedModel
 from .batches import Batch, DatasetBatches
