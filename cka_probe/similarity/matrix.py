@@ -339,7 +339,7 @@ class SimilarityMatrix(MatrixFields):
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        """Summary for a notebook, with the values in a table that opens on a click."""
+        """Heatmap and summary for a notebook, with the values in a table that opens on a click."""
         from .summary import as_html
 
         return as_html(self)

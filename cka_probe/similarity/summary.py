@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -64,7 +66,7 @@ def _note_lines(notes: tuple[str, ...], width: int) -> list[str]:
 
 
 def as_html(matrix: SimilarityMatrix) -> str:
-    """Summary as an HTML table, and the values in a second table that opens on a click.
+    """Heatmap, summary as an HTML table, and the values in a second table that opens on a click.
 
     Parameters
     ----------
@@ -87,8 +89,25 @@ def as_html(matrix: SimilarityMatrix) -> str:
     # Without these classes a notebook would read the text between two "$" of a name as mathematics.
     return (
         f"<div class='tex2jax_ignore mathjax_ignore'><strong>{html.escape(_title(matrix))}</strong>"
-        f"<table>{lines}</table><details><summary>values</summary>{table}</details></div>"
+        f"{_picture(matrix)}<table>{lines}</table><details><summary>values</summary>{table}</details></div>"
     )
+
+
+def _picture(matrix: SimilarityMatrix) -> str:
+    """The heatmap as an SVG image inside the page; nothing for a matrix without layers."""
+    if not all(matrix.shape):
+        return ""
+    from matplotlib.figure import Figure  # not by pyplot: a notebook would show the figure a second time
+
+    from ..plotting.heatmap import plot_heatmap
+
+    rows, columns = (min(max(size, 4), 16) for size in matrix.shape)
+    figure = Figure(figsize=(2.2 + 0.22 * columns, 1.4 + 0.2 * rows), layout="constrained")
+    plot_heatmap(matrix, ax=figure.subplots())
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg")
+    source = base64.b64encode(picture.getvalue()).decode()
+    return f"<div><img alt='heatmap' src='data:image/svg+xml;base64,{source}'/></div>"
 
 
 def _short(name: str) -> str:

@@ -1,6 +1,9 @@
 """The summary of a similarity matrix, as text and as HTML."""
 
+import base64
+
 import numpy as np
+import pytest
 
 from cka_probe.similarity.matrix import SimilarityMatrix
 
@@ -44,6 +47,22 @@ def test_html_escapes_names():
     assert "&lt;script&gt;" in text
     assert "undefined" in text
     assert "1.000" in text
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (40, 7), (1, 1), (0, 0)])
+def test_a_notebook_shows_the_heatmap_above_the_summary(shape):
+    values = np.random.default_rng(0).uniform(size=shape)
+    matrix = SimilarityMatrix(values, [f"row{i}" for i in range(shape[0])], [f"col{i}" for i in range(shape[1])])
+    text = matrix._repr_html_()
+    if not all(shape):
+        assert "<img" not in text
+        return
+    _, _, rest = text.partition("base64,")
+    picture = base64.b64decode(rest.partition("'")[0]).decode()
+    assert "<svg" in picture
+    assert "<image" in picture or picture.count("<path") > 10  # the cells
+    assert text.index("<img") < text.index("<table")
+    assert len(picture) < 200_000
 
 
 def test_control_characters_of_names_and_notes_do_not_reach_the_terminal():
