@@ -7,63 +7,19 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cka_probe.distill import FeatureCKALoss, LogitCKALoss, RCKALoss
+from cka_probe.distill import FeatureCKALoss, LogitCKALoss, RCKALoss, ramp
 from cka_probe.distill.baselines import DISTLoss, DKDLoss, KDLoss, SPLoss
-from cka_probe.distill.losses.contract import Outputs
+from cka_probe.distill.losses.contract import DistillationLoss, Outputs
 
-__all__ = ["METHODS", "Method", "SignLoss", "Sum", "Weighted"]
+__all__ = ["METHODS", "RAMP_UNTIL", "Method", "SignLoss"]
 
 RAMP_UNTIL = 0.5
 """Share of the steps after which a ramp has reached the full weight."""
 
 
-class Weighted(nn.Module):
-    """A loss whose terms are multiplied by a weight that follows the share of the steps that are done.
-
-    Parameters
-    ----------
-    loss : torch.nn.Module
-        Has ``terms`` and ``reads``.
-    start, to : float
-        Weight in the first step, and from RAMP_UNTIL of the steps on; linear between them.
-    steps : int
-        Steps of the whole run.
-    """
-
-    def __init__(self, loss: nn.Module, start: float, to: float, steps: int) -> None:
-        super().__init__()
-        self.loss, self.start, self.to_weight, self.steps = loss, start, to, steps
-        self.reads = loss.reads
-        self.done = 0
-
-    def terms(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> dict[str, Tensor]:
-        """The terms of the loss, times the weight of this step."""
-        part = min(1.0, self.done / self.steps / RAMP_UNTIL)
-        weight = self.start + (self.to_weight - self.start) * part
-        if torch.is_grad_enabled():  # the check before the first step has no gradients
-            self.done += 1
-        return {name: weight * term for name, term in self.loss.terms(student, teacher, target).items()}
-
-
-class Sum(nn.Module):
-    """The terms of several losses together."""
-
-    def __init__(self, *losses: nn.Module) -> None:
-        super().__init__()
-        self.losses = nn.ModuleList(losses)
-        self.reads = tuple(dict.fromkeys(name for loss in losses for name in loss.reads))
-
-    def terms(self, student: Outputs, teacher: Outputs, target: Tensor | None = None) -> dict[str, Tensor]:
-        """All terms of all losses."""
-        found: dict[str, Tensor] = {}
-        for loss in self.losses:
-            found.update(loss.terms(student, teacher, target))
-        return found
-
-
-class SignLoss(nn.Module):
+class SignLoss(DistillationLoss):
     """1 - cosine of the logits of student and teacher, centred over classes and samples, as one long vector.
 
     The cosine is tr(Z_s' Z_t) over the norms. For Z_s = Z_t V S V' (T7 in docs/theory.md) it is sum(s_i d_i) / sum(d_i)
@@ -72,7 +28,7 @@ class SignLoss(nn.Module):
 
     reads = ("logits",)
 
-    def terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None = None) -> dict[str, Tensor]:
+    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The term "signs", between 0 and 2."""
         x, y = (z - z.mean(0) - z.mean(1, keepdim=True) + z.mean() for z in (student.logits, teacher.logits))
         return {"signs": 1 - torch.nn.functional.cosine_similarity(x.flatten(), y.flatten(), dim=0)}
@@ -82,11 +38,11 @@ class Method(NamedTuple):
     """``make(weight)`` is the loss at its full weight; ``weights`` are those of the study, the first is the usual one.
 
     ``default`` is the weight that the main rows have; ``ramp`` says whether the ramp is tried; ``ce_weight`` is the
-    weight of the cross-entropy. ``steps`` is passed to ``make`` if its loss changes along the run by itself.
+    weight of the cross-entropy.
     """
 
     title: str
-    make: Callable[[float, int], nn.Module] | None
+    make: Callable[[float], DistillationLoss] | None
     weights: tuple[float, ...] = (1.0,)
     default: float = 1.0
     ramp: bool = False
@@ -94,12 +50,12 @@ class Method(NamedTuple):
     features: bool = False
 
 
-def _rcka(weight: float, _steps: int, **options: float) -> nn.Module:
+def _rcka(weight: float, **options: float) -> DistillationLoss:
     return RCKALoss(feature_weight=1, intra_weight=weight, inter_weight=weight, **options)
 
 
-def _crossfade(weight: float, steps: int) -> nn.Module:
-    return Sum(Weighted(KDLoss(), 1.0, 0.0, steps), Weighted(_rcka(weight, steps), 0.0, 1.0, steps))
+def _crossfade(weight: float) -> DistillationLoss:
+    return ramp(0.0, start=1.0, until=RAMP_UNTIL) * KDLoss() + ramp(1.0, until=RAMP_UNTIL) * _rcka(weight)
 
 
 CKA_WEIGHTS, OTHER_WEIGHTS = (1.0, 3.0, 15.0), (1 / 3, 1.0, 3.0)
@@ -109,18 +65,16 @@ _cka = partial(Method, weights=CKA_WEIGHTS, ramp=True)
 # features (FCKA) or of intra and inter (LCKA, RCKA).
 METHODS: dict[str, Method] = {
     "ce": Method("CE", None),
-    "kd": Method("KD", lambda w, _: KDLoss(weight=0.9 * w), OTHER_WEIGHTS, ce_weight=0.1),
-    "dkd": Method("DKD", lambda w, _: DKDLoss(alpha=w, beta=8 * w), OTHER_WEIGHTS),
-    "dist": Method("DIST", lambda w, _: DISTLoss(beta=w, gamma=w), OTHER_WEIGHTS),
-    "sp": Method("SP", lambda w, _: SPLoss(weight=3000 * w), OTHER_WEIGHTS, features=True),
-    "fcka": _cka("FCKA", lambda w, _: FeatureCKALoss(weight=w), features=True),
-    "lcka": _cka("LCKA", lambda w, _: LogitCKALoss(w, w), default=3.0),
+    "kd": Method("KD", lambda w: KDLoss(weight=0.9 * w), OTHER_WEIGHTS, ce_weight=0.1),
+    "dkd": Method("DKD", lambda w: DKDLoss(alpha=w, beta=8 * w), OTHER_WEIGHTS),
+    "dist": Method("DIST", lambda w: DISTLoss(beta=w, gamma=w), OTHER_WEIGHTS),
+    "sp": Method("SP", lambda w: SPLoss(weight=3000 * w), OTHER_WEIGHTS, features=True),
+    "fcka": _cka("FCKA", lambda w: FeatureCKALoss(weight=w), features=True),
+    "lcka": _cka("LCKA", lambda w: LogitCKALoss(w, w), default=3.0),
     "rcka": _cka("RCKA", _rcka, default=3.0, features=True),
-    "kd_rcka": _cka("KD + RCKA", lambda w, n: Sum(KDLoss(), _rcka(w, n)), default=3.0, ce_weight=0.1, features=True),
+    "kd_rcka": _cka("KD + RCKA", lambda w: KDLoss() + _rcka(w), default=3.0, ce_weight=0.1, features=True),
     # Attempts to do better than the paper; each name says what is added.
-    "rcka_signs": _cka(
-        "RCKA + signs", lambda w, n: Sum(_rcka(w, n), Weighted(SignLoss(), w, w, n)), default=3.0, features=True
-    ),
+    "rcka_signs": _cka("RCKA + signs", lambda w: _rcka(w) + w * SignLoss(), default=3.0, features=True),
     "rcka_soft": _cka("RCKA, softened", partial(_rcka, temperature=4.0), default=3.0, features=True),
     "kd_to_rcka": Method("KD, then RCKA", _crossfade, CKA_WEIGHTS, 15.0, features=True),
 }

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from study_methods import METHODS, Weighted
+from study_methods import METHODS, RAMP_UNTIL
 from study_probe import PROBED, probe, unlabelled_student
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cka_probe.distill import CosineDecay, distill
+from cka_probe.distill import CosineDecay, distill, ramp
 from cka_probe.distill.data import fashion_mnist, glyphs, make_glyphs
 from cka_probe.distill.models.resnet import resnet8
 
@@ -196,10 +196,9 @@ def _distilled(cell: Cell, folder: Path, data: tuple[Dataset[Any], ...]) -> dict
     method = METHODS[cell.method]
     teacher = teacher_of(cell.data, folder)
     epochs = EPOCHS[cell.images]
-    steps = epochs * (len(train) // BATCH)
-    loss = None if method.make is None else method.make(cell.weight, steps)
+    loss = None if method.make is None else method.make(cell.weight)
     if cell.ramp:
-        loss = Weighted(loss, 0.0, 1.0, steps)
+        loss = ramp(1.0, until=RAMP_UNTIL) * loss
     student = new_student(cell)
     glance = torch.utils.data.Subset(validation, range(0, len(validation), 10))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

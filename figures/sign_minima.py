@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,27 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from cka_probe.distill import CosineDecay, LogitCKALoss, RCKALoss, distill
+from cka_probe.distill import CosineDecay, LogitCKALoss, RCKALoss, distill, ramp
 from figures.networks import CACHE, FULL, STAGES, Budget, data, teacher, untrained_student
 from figures.saving import FOLDER, save
 
 WEIGHTS = (1.0, 3.0, 15.0)
 RAMP_UNTIL = 0.5
 """Share of the steps after which a ramp has reached the full weight."""
-
-
-class Ramped(nn.Module):
-    """A loss whose weight rises from 0 to 1 over the first half of the steps, in a straight line."""
-
-    def __init__(self, loss: nn.Module, steps: int) -> None:
-        super().__init__()
-        self.loss, self.steps, self.done = loss, steps, 0
-
-    def terms(self, *outputs: Any) -> dict[str, Tensor]:
-        """The weighted terms of the loss, times the weight of this step."""
-        weight = min(1.0, self.done / self.steps / RAMP_UNTIL)
-        self.done += torch.is_grad_enabled()  # the check before the first step has no gradients
-        return {name: weight * term for name, term in self.loss.terms(*outputs).items()}
 
 
 def axes_of(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,22 +67,23 @@ def students(cache: Path, budget: Budget, weights: tuple[float, ...], seeds: int
     theirs, labels = logits_of(master), data()[1].tensors[1]
     few, test = data(budget.train_per_class)
     glance = TensorDataset(*(part[:100] for part in test.tensors))  # distill evaluates it after every epoch
-    steps = budget.student_epochs * -(-len(few) // budget.batch_size)
     lines = []
     for weight in weights:
-        for ramp in (False, True):
+        for ramped in (False, True):
             for seed in range(seeds):
                 pupil = untrained_student(seed)
                 loss = RCKALoss(feature_weight=1, intra_weight=weight, inter_weight=weight)
+                if ramped:
+                    loss = ramp(1.0, until=RAMP_UNTIL) * loss
                 distill(
-                    master, pupil, few, glance, Ramped(loss, steps) if ramp else loss, student_layers=STAGES,
+                    master, pupil, few, glance, loss, student_layers=STAGES,
                     epochs=budget.student_epochs, batch_size=budget.batch_size, learning_rate=0.05,
                     schedule=CosineDecay(), seed=seed, progress=False,
                 )  # fmt: skip
                 ours = logits_of(pupil)
                 accuracy = float((ours.argmax(1) == labels).double().mean())
                 signs = {f"axis_{i + 1}": float(value) for i, value in enumerate(signs_of(ours, theirs))}
-                lines.append({"weight": weight, "ramp": ramp, "seed": seed, "accuracy": accuracy, **signs})
+                lines.append({"weight": weight, "ramp": ramped, "seed": seed, "accuracy": accuracy, **signs})
     return pd.DataFrame(lines)
 
 
@@ -133,10 +119,10 @@ def draw_signs(ax: plt.Axes, table: pd.DataFrame) -> None:
     image = ax.imshow(table[columns], aspect="auto", cmap="RdBu", norm=TwoSlopeNorm(0, -1, 1), interpolation="nearest")
     groups = table.groupby(["weight", "ramp"], sort=False)
     start = 0
-    for (weight, ramp), group in groups:
+    for (weight, ramped), group in groups:
         middle, end = start + len(group) / 2 - 0.5, start + len(group)
         ax.text(
-            -0.8, middle, f"{weight:g}, {'ramp' if ramp else 'constant'}", ha="right", va="center", fontsize="small"
+            -0.8, middle, f"{weight:g}, {'ramp' if ramped else 'constant'}", ha="right", va="center", fontsize="small"
         )
         mean, sd = 100 * group["accuracy"].mean(), 100 * group["accuracy"].std()
         ax.text(len(columns) - 0.2, middle, f"{mean:.1f} ± {sd:.1f} %", va="center", fontsize="small")

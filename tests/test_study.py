@@ -22,6 +22,7 @@ import study_runs  # noqa: E402
 import study_tables  # noqa: E402
 
 from cka_probe.distill import Outputs, RCKALoss  # noqa: E402
+from cka_probe.distill.baselines import KDLoss  # noqa: E402
 from figures import study as study_figure  # noqa: E402
 
 
@@ -123,14 +124,15 @@ def outputs(seed):
     return Outputs(torch.randn(16, 10, generator=generator), maps)
 
 
-def test_a_ramp_rises_over_the_first_half_of_the_steps():
+def test_the_weights_of_kd_then_rcka_cross_over_the_first_half_of_the_steps():
     student, teacher = outputs(0), outputs(1)
-    loss = study_methods.Weighted(RCKALoss(1, 3, 3), 0.0, 1.0, steps=8)
-    whole = RCKALoss(1, 3, 3).terms(student, teacher)
-    with torch.no_grad():
-        loss.terms(student, teacher)  # the check before the first step does not count
-    found = [float(loss.terms(student, teacher)["inter"] / whole["inter"]) for _ in range(8)]
-    assert found == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1])
+    loss = study_methods.METHODS["kd_to_rcka"].make(3.0)
+    whole = RCKALoss(1, 3, 3).terms(student, teacher) | KDLoss().terms(student, teacher)
+    for step, (kd, rcka) in enumerate([(1, 0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0, 1), (0, 1)]):
+        loss.progress = step / 8
+        found = loss.terms(student, teacher)
+        assert float(found["kd"] / whole["kd"]) == pytest.approx(kd)
+        assert float(found["inter"] / whole["inter"]) == pytest.approx(rcka)
 
 
 def test_the_sign_term_is_0_for_the_teacher_alone():
