@@ -165,7 +165,7 @@ def test_ctrl_c_at_random_moments(tmp_path):
     cp.compare(*nets, data, checkpoint=tmp_path / "first.ckpt", progress=False)
     seconds = time.perf_counter() - started
     stopped = 0
-    for attempt in range(25):
+    for attempt in range(12):
         path = tmp_path / f"{attempt}.ckpt"
         timer = threading.Timer(
             rng.uniform(0.02, 0.9) * seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
@@ -183,7 +183,7 @@ def test_ctrl_c_at_random_moments(tmp_path):
         resumed = cp.compare(*nets, data, checkpoint=path, progress=False)
         assert resumed.values.tobytes() == whole.values.tobytes()
         assert resumed.meta["samples"] == whole.meta["samples"]
-    assert stopped >= 5
+    assert stopped >= 3
 
 
 def free_port():
