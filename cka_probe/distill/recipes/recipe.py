@@ -29,8 +29,8 @@ __all__ = ["Recipe"]
 MOST_BYTES = 2**20
 """The largest file of a recipe."""
 
-DEEP_KEY = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){20}")
-"""A key of more parts than any recipe has: the time and memory of tomllib grow with the square of their number."""
+MOST_DOTS = 100
+"""In a key, more than any recipe has: the time and memory of tomllib grow with the square of their number."""
 
 
 class Recipe(Section):
@@ -123,7 +123,7 @@ class Recipe(Section):
             if path.stat().st_size > MOST_BYTES:
                 raise ValueError(f"it has {path.stat().st_size:,} bytes")
             text = path.read_text(encoding="utf-8")
-            if DEEP_KEY.search(text):
+            if any(part.count(".") > MOST_DOTS for part in re.split(r"[=,\[{\n]", text)):
                 raise RecursionError
             content = tomllib.loads(text)
         except ValueError as error:
