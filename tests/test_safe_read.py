@@ -275,6 +275,7 @@ def test_a_packed_file_of_torch_is_a_bomb(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch says how it reads the file
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
