@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["NpzFile", "open_npz", "read_npy"]
+__all__ = ["NpzFile", "check_uncompressed", "open_npz", "read_npy"]
 
-LARGE = 2**27
-"""Bytes up to which a file may unpack at any ratio: 128 MiB."""
+LARGE = 2**26
+"""Bytes up to which a file may unpack at any ratio: 64 MiB."""
 
 RATIO = 200
 """A file that unpacks to more than ``LARGE`` bytes may hold at most this many times its own size."""
@@ -156,6 +156,15 @@ def read_npy(path: str | Path) -> np.ndarray:
     with path.open("rb") as file:
         _layout(file, path.stat().st_size)
     return np.load(path, allow_pickle=False)
+
+
+def check_uncompressed(path: str | Path) -> None:
+    """Raise ValueError if a file of ``torch.save`` holds packed entries: torch packs only TorchScript's code."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED and "/code/" not in info.filename:
+                    raise ValueError(f"{info.filename!r} in it is packed, which torch.save never does")
 
 
 def _layout(file: IO[bytes], size: int) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.cli.inputs import load_arrays
+from cka_probe.cli.inputs import load_arrays, load_data
 from cka_probe.comparison.checkpoint import Checkpoint
+from cka_probe.distill.models.weights import load_weights
+from cka_probe.distill.recipes.recipe import Recipe
+from cka_probe.distill.training.checkpoints import CheckpointError, load_checkpoint
 from cka_probe.safe_read import open_npz, read_npy
 
 MOST = 200 * 2**20
@@ -228,3 +231,81 @@ def test_what_was_written_is_read_again(tmp_path):
     made = cp.signature(net, data, progress=False)
     made.save(tmp_path / "s.npz")
     np.testing.assert_array_equal(cp.Signature.load(tmp_path / "s.npz").grams, made.grams)
+
+
+def test_a_result_of_small_numbers_that_would_grow_eightfold(tmp_path):
+    names = [f"layer{i}" for i in range(3000)]
+    header = {**RESULT, "rows": names, "columns": names}
+    write_npz(tmp_path / "x.npz", header=text(header), values=npy((3000, 3000), "|u1", bytes(3000 * 3000)))
+    with refused(r"x\.npz .*'values' holds uint8, not float64"):
+        cp.SimilarityMatrix.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("header", "scale", "gram", "message"),
+    [
+        ({"samples": [-5]}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<f4", bytes(40)), "no positive integers"),
+        ({"samples": [4.0]}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<f4", bytes(40)), "no positive integers"),
+        ({}, npy((0,), "<f8"), npy((1, 10), "<f4", bytes(40)), "not one for each layer"),
+        ({}, npy((1, 7), "<f8", bytes(56)), npy((1, 10), "<f4", bytes(40)), "not one for each layer"),
+        ({}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<U1", bytes(40)), "no floating numbers"),
+        ({"layers": [{}]}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<f4", bytes(40)), "names are no texts"),
+    ],
+)
+def test_parts_of_a_signature_that_do_not_fit_together(tmp_path, header, scale, gram, message):
+    write_npz(tmp_path / "x.npz", header=text({**SIGNATURE, **header}), gram_0=gram, scale_0=scale)
+    with refused(rf"x\.npz .*{message}"):
+        cp.Signature.load(tmp_path / "x.npz")
+
+
+def packed(source, target, megabytes):
+    """A file of torch.save whose first storage is a packed run of zeros."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            content = bytes(megabytes * 2**20) if info.filename.endswith("data/0") else old.read(info)
+            new.writestr(info.filename, content)
+
+
+def test_a_packed_file_of_torch_is_a_bomb(tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "good.pt")
+    packed(tmp_path / "good.pt", tmp_path / "checkpoint.pt", 64)
+    with refused(r"checkpoint\.pt.*is packed, which torch.save never does"):
+        load_weights(nn.Linear(3, 2), tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="is packed"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch says how it reads the file
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.complex64), r"of another kind than in the network: weight \(complex\)"),
+        (torch.zeros(2, 3).to_sparse(), r"of another kind than in the network: weight \(torch.sparse_coo\)"),
+        (torch.zeros(2, 3, device="meta"), r"without numbers \(on the meta device\): weight"),
+    ],
+)
+def test_weights_that_a_network_cannot_take(tmp_path, weight, message):
+    torch.save({"weight": weight, "bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with refused(message):
+        load_weights(nn.Linear(3, 2), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (".".join("a" * 20_000) + " = 1", "nested too deeply"),
+        ("x = " + "9" * 100_000, "is not a TOML file"),
+        ('x = "' + "a" * 2_000_000 + '"', "is not a TOML file: it has 2,000,006 bytes"),
+    ],
+    ids=["dotted", "digits", "long"],
+)
+def test_recipes_that_take_long_to_read(tmp_path, content, message):
+    (tmp_path / "x.toml").write_text(content)
+    with refused(rf"x\.toml.*{message}"):
+        Recipe.load(tmp_path / "x.toml")
+
+
+def test_inputs_without_numbers(tmp_path):
+    (tmp_path / "x.npy").write_bytes(npy((10**12, 0)))
+    with refused(r"x\.npy must hold numbers"):
+        load_data(str(tmp_path / "x.npy"))

@@ -148,7 +148,7 @@ def data_notes(source: str) -> list[str]:
 
 def _tensor(array: np.ndarray, source: str) -> torch.Tensor:
     """The inputs as a tensor; numpy's float64 becomes float32, in which networks run."""
-    if array.dtype.kind not in "fiub" or array.ndim == 0:
+    if array.dtype.kind not in "fiub" or array.ndim == 0 or not array.size:
         raise ValueError(f"{source} must hold numbers with samples on the first axis, got {array.dtype} {array.shape}.")
     # The file may have been written on a machine with another order of bytes, or in a type that torch lacks.
     array = array.astype(array.dtype.newbyteorder("="))

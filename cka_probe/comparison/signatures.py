@@ -115,13 +115,21 @@ class Signature:
                 if header.pop("format") != FORMAT:
                     raise KeyError("format")
                 layers, samples = len(header["layers"]), header["samples"]
+                if not all(isinstance(text, str) for text in (header["name"], *header["layers"])):
+                    raise ValueError("its names are no texts")
+                if not all(type(n) is int and n > 0 for n in samples):
+                    raise ValueError("the numbers of samples are no positive integers")
                 if len(archive) != 1 + 2 * len(samples):
                     raise ValueError(f"it names {len(samples)} minibatches and holds {len(archive) - 1} arrays")
                 for i, n in enumerate(samples):
                     if archive.shape(f"gram_{i}") != (layers, n * (n + 1) // 2):
                         raise ValueError(f"the Gram matrices of minibatch {i} have another shape than {n} samples give")
+                    if archive.shape(f"scale_{i}") != (layers,):
+                        raise ValueError(f"the scales of minibatch {i} are not one for each layer")
                 grams = tuple(archive[f"gram_{i}"] for i in range(len(samples)))
                 scales = tuple(archive[f"scale_{i}"] for i in range(len(samples)))
+            if any(array.dtype.kind != "f" for array in (*grams, *scales)):
+                raise ValueError("its arrays hold no floating numbers")
             texts: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in header.items()
             }

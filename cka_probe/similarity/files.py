@@ -94,7 +94,9 @@ def read_matrix(path: Path, make: Callable[..., Matrix]) -> Matrix:
                 if name in archive:
                     if math.prod(archive.shape(name)) > max(size, 1):
                         raise ValueError(f"{name!r} is larger than its {size} pairs of layers")
-                    fields[name] = archive[name]
+                    fields[name] = array = archive[name]
+                    if array.dtype != np.float64:
+                        raise ValueError(f"{name!r} holds {array.dtype}, not float64")
         if fields.pop("format") != FORMAT:
             raise ValueError("another format")
         version = fields.pop("version")

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...safe_read import check_uncompressed
+
 __all__ = ["load_weights"]
 
 # Keys under which training scripts store the state dict.
@@ -86,6 +88,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_uncompressed(path)
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except RuntimeError as error:
@@ -199,7 +202,17 @@ def _check_fit(model: nn.Module, state: dict[str, Tensor], path: Path, head: set
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    other = [
+        f"{name} ({'complex' if state[name].is_complex() else str(state[name].layout)})"
+        for name, tensor in expected.items()
+        if name in state and (state[name].layout is not tensor.layout or state[name].is_complex() > tensor.is_complex())
+    ]
+    empty = [name for name in expected if name in state and state[name].is_meta and not expected[name].is_meta]
     problems = []
+    if other:
+        problems.append(f"of another kind than in the network: {_some(other)}")
+    if empty:
+        problems.append(f"without numbers (on the meta device): {_some(empty)}")
     if missing:
         problems.append(f"missing from the file: {_some(missing)}")
     if unexpected:

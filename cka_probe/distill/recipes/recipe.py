@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,12 @@ from .sections import (
 )
 
 __all__ = ["Recipe"]
+
+MOST_BYTES = 2**20
+"""The largest file of a recipe."""
+
+MOST_DOTS = 100
+"""In a key, more than any recipe has: the time and memory of tomllib grow with the square of their number."""
 
 
 class Recipe(Section):
@@ -113,8 +120,13 @@ class Recipe(Section):
         if not path.is_file():
             raise FileNotFoundError(_no_file(path))
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"it has {path.stat().st_size:,} bytes")
+            text = path.read_text(encoding="utf-8")
+            if any(part.count(".") > MOST_DOTS for part in re.split(r"[=,\[{\n]", text)):
+                raise RecursionError
+            content = tomllib.loads(text)
+        except ValueError as error:
             raise ValueError(f"{path} is not a TOML file: {error}.") from error
         except RecursionError:
             raise ValueError(f"{path} is not a recipe: its values are nested too deeply.") from None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...atomic_write import atomic_write
 from ...identity import tensors_digest
+from ...safe_read import check_uncompressed
 
 __all__ = [
     "CURRENT",
@@ -147,6 +148,7 @@ def has_checkpoint(directory: Path | str) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_uncompressed(path)
     with zipfile.ZipFile(path) as archive:
         # torch.load does not verify the checksums: a flipped bit would silently become a wrong weight.
         if (member := archive.testzip()) is not None:
