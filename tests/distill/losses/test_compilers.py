@@ -102,6 +102,8 @@ def test_second_derivatives(loss, inputs):
     assert torch.autograd.gradgradcheck(lambda *xs: run(loss, *xs), leaves, fast_mode=True, atol=1e-4)
 
 
+# torch computes its kl_div under vmap one by one, and says that this is slow.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @each_loss
 def test_transforms_of_functions(loss, inputs):
     run, leaves = prepared(loss, inputs)
