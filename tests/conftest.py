@@ -1,10 +1,16 @@
 """Fixtures for all tests: `xp` runs a test once for each array library."""
 
+import os
 import sys
 
 import libraries
 import pytest
 from hypothesis import settings
+
+# numba, which dcor imports, sets the number of OpenMP threads of the whole process, torch's too: two test processes of two
+# threads each on two cores are ten times slower.
+if "OMP_NUM_THREADS" in os.environ:
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 # Tests share small machines: no deadline, and the same examples on every run.
 settings.register_profile("cka_probe", deadline=None, derandomize=True, max_examples=40)
