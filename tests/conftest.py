@@ -7,8 +7,8 @@ import libraries
 import pytest
 from hypothesis import settings
 
-# numba, which dcor imports, sets the number of OpenMP threads of the whole process, torch's too: two test processes of two
-# threads each on two cores are ten times slower.
+# numba, which dcor imports, sets the number of OpenMP threads of the whole process, torch's too. Two test processes of
+# two threads each on two cores are ten times slower.
 if "OMP_NUM_THREADS" in os.environ:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
