@@ -128,7 +128,7 @@ def plot_gram(
         ends = np.cumsum(counts)
     if limit is None:
         limit = _typical(matrix)
-    ax = new_axes((COLUMN, 2.5)) if ax is None else ax
+    ax = new_axes((COLUMN, 2.8)) if ax is None else ax
     options = {"cmap": cmap, "vmin": -limit, "vmax": limit, "interpolation": "nearest"} | kwargs
     image = ax.imshow(matrix, **options)
     if colorbar:
