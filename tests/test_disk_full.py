@@ -20,7 +20,7 @@ from small_runs import killable, network, weights
 from torch.utils.data import TensorDataset
 
 import cka_probe as cp
-from cka_probe.cli.compare import _draw
+from cka_probe.cli.output import draw
 from cka_probe.comparison import minibatch
 from cka_probe.distill.dense import SmallResNet, distill_segmenter, segmenter
 from cka_probe.distill.recipes.recipe import Recipe
@@ -127,7 +127,7 @@ WRITERS = {
     "matrix.npz": lambda path, seed: matrix(seed).save(path),
     "matrix.csv": lambda path, seed: matrix(seed).to_csv(path),
     "report.html": lambda path, seed: write_report(matrix(seed), path),
-    "picture.png": lambda path, seed: _draw(matrix(seed), path),
+    "picture.png": lambda path, seed: draw(matrix(seed), path, {}),
     "signature.npz": lambda path, seed: signed(seed).save(path),
 }
 

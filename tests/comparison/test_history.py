@@ -74,6 +74,8 @@ def test_the_hugging_face_trainer_measures_after_each_evaluation(tmp_path):
     assert history.matrices[4].shape == (2, 2)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:lightning")  # its own use of torch's trees
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # advice on workers
 def test_lightning_measures_after_each_validation(tmp_path):
     if importlib.util.find_spec("lightning") is None:
         pytest.skip("needs lightning")
