@@ -110,7 +110,8 @@ def test_lightning_measures_after_each_validation(tmp_path):
         default_root_dir=tmp_path,
         callbacks=[cp.lightning_callback(history)],
     )
-    trainer.fit(module, data, data)
+    loader = torch.utils.data.DataLoader(data, batch_size=None)
+    trainer.fit(module, loader, loader)
     assert list(history.matrices) == [2, 4]
 
 
