@@ -37,6 +37,7 @@ def _accelerate_as_before():
 
 
 @pytest.mark.usefixtures("_accelerate_as_before")
+@pytest.mark.filterwarnings("ignore::FutureWarning:lightning")  # its own use of torch's trees
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # advice on workers
 @pytest.mark.parametrize(
     ("title", "library"),
