@@ -150,7 +150,12 @@ def checked_weight(name: str, weight: Any, progress: float = 0.0) -> Weight:
 
 def value_at(name: str, schedule: Callable[[float], float], progress: float) -> float:
     """The weight that a schedule gives for this progress. Raises as `checked_weight`."""
-    value = schedule(progress)
+    try:
+        value = schedule(progress)
+    except Exception as error:  # of the user's function
+        raise TypeError(
+            f"`{name}`: {schedule!r} is called with the progress in [0, 1], and fails for {progress:g}: {error}."
+        ) from error
     if not (isinstance(value, int | float) or _is_scalar(value)):
         raise TypeError(
             f"`{name}`: {schedule!r} must return a number for every progress in [0, 1], but returned {value!r} for "
