@@ -40,6 +40,7 @@ ROOMS = {
         "comparison",  # diagnostics: the similarity of teacher and student while training
         "similarity",
         "distill/losses/contract",
+        "distill/losses/weight_schedules",  # the run tells a loss how far it is
         "distill/taps",
     ],
     "distill/dense": ["capture", "distill/losses", "distill/taps", "distill/data", "distill/training"],

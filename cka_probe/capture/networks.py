@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from .notes import first_line
+
 __all__ = ["check_device", "check_movable", "check_network", "check_weights", "device_of"]
 
 ORDER = "Networks come before the data: compare(model_x, model_y, data)."
@@ -124,7 +126,7 @@ def check_device(device: torch.device | str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"`device`: {str(device)!r} cannot be used here. torch says: {reason}") from error
 
 

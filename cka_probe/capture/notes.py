@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["LISTED", "left_out_notes", "listed"]
+__all__ = ["LISTED", "first_line", "left_out_notes", "listed"]
 
 LISTED = 6
 """Number of layers that a note names."""
@@ -23,6 +23,17 @@ def listed(names: Sequence[str]) -> str:
     """
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(map(repr, names[:LISTED])) + more
+
+
+def first_line(error: BaseException) -> str:
+    r"""First line of an error's message; the kind of error if it has none.
+
+    Examples
+    --------
+    >>> first_line(ValueError("too small\nmore")), first_line(KeyboardInterrupt())
+    ('too small', 'KeyboardInterrupt')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def left_out_notes(left_out: Mapping[str, str]) -> list[str]:

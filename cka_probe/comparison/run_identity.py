@@ -10,7 +10,7 @@ from torch import nn
 
 from ..capture.batches import batch_count, expected_samples
 from ..capture.layers import Selection
-from ..capture.notes import listed
+from ..capture.notes import first_line, listed
 from ..capture.recorder import LayerRecorder
 from ..capture.state import device_of, reduces_products
 from ..identity import UNKNOWN, differences, identity, weights_digest
@@ -67,7 +67,7 @@ def _weights(model: nn.Module) -> str:
     try:
         return weights_digest(model)
     except (RuntimeError, NotImplementedError, TypeError) as error:  # on the meta device, or spread over processes
-        return f"{UNKNOWN}: they cannot be read ({str(error).splitlines()[0]})"
+        return f"{UNKNOWN}: they cannot be read ({first_line(error)})"
 
 
 def _code(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from ..capture.notes import first_line
 from .run_identity import processes_differ
 
 __all__ = ["Ended", "Together", "path_of_rank"]
@@ -116,7 +117,7 @@ class Together:
         try:
             word = store.get(self._key).decode() if store.check([self._key]) else None
         except Exception as error:  # of the library, if the process that holds the store has ended
-            raise self._other(f"A process of the comparison has ended ({_first_line(error)}).") from error
+            raise self._other(f"A process of the comparison has ended ({first_line(error)}).") from error
         if word == _STOPPED:
             raise KeyboardInterrupt
         if word is not None:
@@ -176,7 +177,7 @@ class Together:
         except Exception as error:  # of the library
             self._meetings = 0
             raise self._other(
-                f"A process of the comparison has ended, or cannot be reached ({_first_line(error)})."
+                f"A process of the comparison has ended, or cannot be reached ({first_line(error)})."
             ) from error
         failures = [(rank, text) for rank, (_, text) in enumerate(gathered) if text is not None]
         if failures or any(one is None for one, _ in gathered):
@@ -224,7 +225,3 @@ def _store() -> Any:
         return distributed_c10d._get_default_store()
     except (AttributeError, RuntimeError, ValueError):
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

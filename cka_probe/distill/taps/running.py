@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...capture.batches import Forward, call_model
 from ...capture.masks import MASKS
+from ...capture.notes import first_line
 from ...capture.wrappers import compiled_parts
 
 __all__ = ["RealTokens", "own_inputs", "run_network", "takes_each"]
@@ -62,7 +63,7 @@ def run_network(model: nn.Module, inputs: Any, forward: Forward | None = None) -
             raise
         raise TypeError(
             f"The forward of {type(model).__name__} does not take a {type(inputs).__name__} of {len(inputs)} inputs "
-            f"({str(error).splitlines()[0]}). Say how it is run: forward=lambda model, inputs: model(inputs[0]); "
+            f"({first_line(error)}). Say how it is run: forward=lambda model, inputs: model(inputs[0]); "
             'or, if teacher and student have inputs of their own, forward={"student": lambda model, inputs: '
             'model(inputs[0]), "teacher": lambda model, inputs: model(inputs[1])}.'
         ) from error

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ...capture.notes import first_line
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -84,7 +86,7 @@ def _lost_process_named() -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error) for word in LOST):
             raise
-        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        reason = first_line(error).rpartition("] ")[2].partition(". ")[0]
         raise RuntimeError(
             f"Another process of this run has ended, or did not answer in time ({reason}). Its own error says why. "
             "Start all processes again: with `output_dir` they go on from the last checkpoint."

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from ...capture.notes import first_line
 from .run_identity import extension_refused
 from .schedules import PerStep
 
@@ -103,7 +104,7 @@ class LearningRates:
         except Exception as error:  # whatever pickle says about the user's objects
             raise ValueError(
                 f"`schedule`: the state of {type(made).__name__} cannot be saved in a checkpoint "
-                f"({str(error).splitlines()[0]}). Its state_dict() must hold numbers, texts, tensors, lists and dicts."
+                f"({first_line(error)}). Its state_dict() must hold numbers, texts, tensors, lists and dicts."
             ) from error
 
     def check_length(self, epochs: int, steps: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...capture.notes import first_line
 from ..taps.tapped_model import TappedModel
 from .batch_parts import split_batch
 from .evaluation import Evaluation
 from .seen_data import SeenData
 from .steps import same_buffers
-from .supervision import Supervision
+from .supervision import Supervision, name_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,7 +84,7 @@ class Scorer:
         self._ranks = {"accuracy": 1, **evaluation.ranks}
         self._loss = "loss" in evaluation.columns
         if metric is not None:
-            self.column = f"test_{_name_of(metric)}"
+            self.column = f"test_{name_of(metric)}"
             self.higher_is_better = bool(metric.higher_is_better)
             self._ranks = dict(evaluation.ranks)
         elif self.classes is None:
@@ -274,8 +274,9 @@ def _updated(metric: Any, output: Tensor, target: Any) -> None:
         metric.update(*arguments)
     except Exception as error:  # of torchmetrics, or of the user's metric
         shapes = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in arguments)
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"`metric`: {type(metric).__name__} fails on a test batch ({shapes}): {first}") from error
+        raise ValueError(
+            f"`metric`: {type(metric).__name__} fails on a test batch ({shapes}): {first_line(error)}"
+        ) from error
 
 
 def _number(metric: Any) -> float:
@@ -286,8 +287,3 @@ def _number(metric: Any) -> float:
             'For a mean over classes use average="macro".'
         )
     return float(value)
-
-
-def _name_of(metric: Any) -> str:
-    name = type(metric).__name__
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

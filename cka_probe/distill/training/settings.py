@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from .diagnostics import Diagnostics
 from .evaluation import Evaluation
 from .learning_rates import check_schedule
 from .preparation import LayerNames
-from .schedules import StepDecay
 from .scoring import check_metric
 from .teachers import check_forward
 
@@ -25,12 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Settings"]
 
 
-momentum_sgd = partial(torch.optim.SGD, momentum=0.9)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a run. `distill` explains each of them.
+    """Settings of a run. `distill` explains each of them and gives the defaults.
 
     Raises
     ------
@@ -40,40 +35,40 @@ class Settings:
         If the schedule or the evaluation has none of the known forms.
     """
 
-    student_layers: LayerNames = "auto"
-    teacher_layers: LayerNames | None = None
-    epochs: int = 240
-    batch_size: int | None = None
-    learning_rate: float = 0.05
-    schedule: Callable[..., Any] = field(default_factory=StepDecay)
-    optimizer: Callable[..., torch.optim.Optimizer] = momentum_sgd
-    weight_decay: float = 5e-4
-    clip_norm: float | None = None
-    ema: float | None = None
-    supervision: Callable[..., Any] | str | None = "cross_entropy"
-    ce_weight: float = 1.0
-    metric: Any = None
-    forward: Any = None
-    max_steps: int | None = None
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    accumulation_steps: int = 1
-    accumulation: str = "exact"
-    mixed_precision: str = "no"
-    sync_batchnorm: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    workers: int = 0
-    seed: int = 0
-    output_dir: Path | str | None = None
-    resume: bool = True
-    checkpoint_steps: int | None = None
-    log_with: Any = None
-    callbacks: Sequence[Any] = ()
-    teacher_cache: Path | str | None = None
-    files: Mapping[str, str] | None = None
-    diagnostics: Diagnostics | None = None
-    progress: bool = True
-    accelerator: Accelerator | None = None
+    student_layers: LayerNames
+    teacher_layers: LayerNames | None
+    epochs: int
+    batch_size: int | None
+    learning_rate: float
+    schedule: Callable[..., Any]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    weight_decay: float
+    clip_norm: float | None
+    ema: float | None
+    supervision: Callable[..., Any] | str | None
+    ce_weight: float
+    metric: Any
+    forward: Any
+    max_steps: int | None
+    evaluation: Evaluation
+    accumulation_steps: int
+    accumulation: str
+    mixed_precision: str
+    sync_batchnorm: bool
+    channels_last: bool
+    compile: bool
+    workers: int
+    seed: int
+    output_dir: Path | str | None
+    resume: bool
+    checkpoint_steps: int | None
+    log_with: Any
+    callbacks: Sequence[Any]
+    teacher_cache: Path | str | None
+    files: Mapping[str, str] | None
+    diagnostics: Diagnostics | None
+    progress: bool
+    accelerator: Accelerator | None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_steps", "accumulation_steps", "checkpoint_steps"):

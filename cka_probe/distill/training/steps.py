@@ -21,7 +21,6 @@ __all__ = [
     "average_gradients",
     "exact_gradient",
     "same_buffers",
-    "tell_progress",
     "weighted_terms",
 ]
 
@@ -195,13 +194,6 @@ def same_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-
-
-def tell_progress(loss: Any, progress: float) -> None:
-    """Tell a loss, and the losses in it, how much of the run is finished, in [0, 1], if they have a ``progress``."""
-    for part in loss.modules() if isinstance(loss, nn.Module) else [loss]:
-        if hasattr(part, "progress"):
-            part.progress = progress
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from ...capture.state import frozen, modes_restored, random_states, random_state
 from ...identity import identity, weights_digest
 from ...progress_bar import tqdm
 from ..losses.contract import Outputs
+from ..losses.weight_schedules import set_progress
 from ..taps.tapped_model import TappedModel
 from .accelerator import accelerator_for
 from .averaging import WeightAverage
@@ -38,7 +39,7 @@ from .scoring import Scorer, right_answers
 from .seeding import seed_everything
 from .seen_data import check_same_data
 from .settings import Settings
-from .steps import accumulated_gradient, average_gradients, exact_gradient, tell_progress, weighted_terms
+from .steps import accumulated_gradient, average_gradients, exact_gradient, weighted_terms
 from .supervision import Supervision
 from .teacher_cache import cached_teacher
 from .teachers import Teachers, forward_of, joined, paired_layers
@@ -334,7 +335,7 @@ def train_student(
                 if epoch == 0 and given.output_dir is not None:
                     run.seen["train"].add((batch.inputs, batch.target))
                 rates.begin_step(epoch, epochs, done, total)
-                tell_progress(loss, done / total)
+                set_progress(loss, done / total)
                 logits, terms = gradient(accelerator, model, teach, terms_of, batch, given.accumulation_steps)
                 average_gradients(accelerator, extra)
                 if given.clip_norm is not None:

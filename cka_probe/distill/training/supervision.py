@@ -14,7 +14,9 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Supervision", "next_token_cross_entropy"]
+from ...capture.notes import first_line
+
+__all__ = ["Supervision", "name_of", "next_token_cross_entropy"]
 
 IGNORED = -100
 """Target of a token that does not count, as in torch and transformers."""
@@ -86,7 +88,7 @@ class Supervision:
         trained = isinstance(given, nn.Module) and any(one.requires_grad for one in given.parameters())
         if trained:
             raise ValueError(
-                f"`supervision` ({_name_of(given)}) has parameters, and only those of the student and of `loss` are "
+                f"`supervision` ({name_of(given)}) has parameters, and only those of the student and of `loss` are "
                 "trained. Make it a part of the student, or freeze it: supervision.requires_grad_(False)."
             )
         self.given = given
@@ -104,7 +106,7 @@ class Supervision:
             self._loss = given if callable(given) else None
         self.ignored = int(getattr(self._loss, "ignore_index", IGNORED))
         self.shifts = self._loss is next_token_cross_entropy
-        self.name = "cross_entropy" if self._is_cross_entropy or self.shifts else _name_of(self._loss)
+        self.name = "cross_entropy" if self._is_cross_entropy or self.shifts else name_of(self._loss)
 
     def __bool__(self) -> bool:
         return self._loss is not None
@@ -183,7 +185,7 @@ class Supervision:
                 value = self(output, target)
             except Exception as error:  # of the user's function, or of torch
                 raise ValueError(
-                    f"`supervision` ({self.name}) fails on a batch of `{where}`: {_first_line(error)} ({shapes}, "
+                    f"`supervision` ({self.name}) fails on a batch of `{where}`: {first_line(error)} ({shapes}, "
                     f"{target.dtype})."
                 ) from error
         for one in found:
@@ -263,14 +265,10 @@ def _is_causal(student: nn.Module) -> bool:
     return hasattr(student, "config") and (name.endswith(("ForCausalLM", "LMHeadModel")))
 
 
-def _name_of(loss: Any) -> str:
-    """Return "mse_loss" for ``nn.MSELoss()`` and for ``functional.mse_loss``."""
-    inner = getattr(loss, "func", loss)  # a functools.partial
+def name_of(thing: Any) -> str:
+    """Name of a loss or metric in the history: "mse_loss" for ``nn.MSELoss()`` and for ``functional.mse_loss``."""
+    inner = getattr(thing, "func", thing)  # a functools.partial
     name = getattr(inner, "__name__", type(inner).__name__)
     if not name.isidentifier():  # a lambda
         return "supervision"
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -132,3 +132,12 @@ def test_stages_are_found_with_inputs_of_their_own():
     assert match_stages(small, large, inputs, ways) == expected
     assert match_stages(small, large, {"student": inputs[0], "teacher": inputs[1]}) == expected
     assert match_stages(small, small, (inputs[0], torch.zeros(4))) == expected  # a pair (input, target)
+
+
+def test_an_error_without_a_message_is_named_too():
+    class Silent(torch.nn.Module):
+        def forward(self, x):
+            raise TypeError
+
+    with pytest.raises(TypeError, match=r"does not take a tuple of 2 inputs \(TypeError\)"):
+        run_network(Silent(), (torch.zeros(2), torch.zeros(2)))
