@@ -156,7 +156,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="the table")
     parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="teachers and scratch files")
     parser.add_argument("--list", action="store_true", help="show the cells and stop")
-    parser.add_argument("--only", choices=["teacher"], help="train the teacher and stop")
+    parser.add_argument(
+        "--only", choices=["teacher", "glyphs"], help="train that teacher (of clothes, or of glyphs) and stop"
+    )
     options = parser.parse_args()
     table, folder = options.output.resolve(), options.folder.resolve()
     if options.list:
@@ -167,9 +169,10 @@ def main() -> None:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     folder.mkdir(parents=True, exist_ok=True)
-    prepare("fashion", folder, progress=sys.stderr.isatty())
-    if options.only == "teacher":
+    if options.only:
+        prepare("fashion" if options.only == "teacher" else "glyphs", folder, progress=sys.stderr.isatty())
         return
+    prepare("fashion", folder, progress=sys.stderr.isatty())
     context = get_context("spawn")
     workers = [context.Process(target=work, args=(table, folder)) for _ in range(options.jobs - 1)]
     for worker in workers:

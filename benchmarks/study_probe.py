@@ -39,9 +39,10 @@ def pooled(network: nn.Module, data: Dataset[Any]) -> tuple[Any, Any]:
     """What the last linear layer of a network reads, (N, width), and the labels, (N,), as numpy arrays."""
     classifier, network.fc = network.fc, nn.Identity()
     network.eval()
+    place = next(network.parameters()).device
     try:
         with torch.no_grad():
-            found = [(network(images), labels) for images, labels in DataLoader(data, 250)]
+            found = [(network(images.to(place)).cpu(), labels) for images, labels in DataLoader(data, 250)]
     finally:
         network.fc = classifier
     features, labels = zip(*found, strict=True)
