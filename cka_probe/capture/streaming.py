@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..progress_bar import tqdm
+from .allocator import memory_kept
 from .batches import as_tensors, batch_count, batch_size, call_model, certain_batch_size, likely_batch_size
 from .boundaries import Boundaries
 from .dropped import notes_on_dropped, notes_on_withheld
@@ -144,7 +145,13 @@ class Pass(Boundaries):
         shown = self._bar(*self._source(data, data_y))
         fresh = type(data) is DataLoader and data_y is None  # it does not fill its page-locked tensors again
         skip = 0 if resumed is None else resumed.done
-        with borrowed([r.model for r in self.recorders], self.device), Interrupts() as interrupts, ExitStack() as hooks:
+        models = [recorder.model for recorder in self.recorders]
+        with (
+            borrowed(models, self.device),
+            memory_kept(models),
+            Interrupts() as interrupts,
+            ExitStack() as hooks,
+        ):
             interrupts.hold()
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ...capture.allocator import memory_kept
 from ...capture.state import modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
 from ...progress_bar import tqdm
@@ -130,6 +131,7 @@ def train_dense(task: DenseTask, given: DenseSettings) -> DenseResult:
         loss = nn.Module() if task.loss is None else task.loss
         for network in filter(None, (task.teacher, student)):
             network.to(device)
+        stack.enter_context(memory_kept([student]))
         task.prepare(batches.sample())
         loss.to(device)
 

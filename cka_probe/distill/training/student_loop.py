@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ...capture.allocator import memory_kept
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
 from ...progress_bar import tqdm
@@ -99,9 +100,8 @@ def train_student(
         read_tests = () if tests is None else tests
         networks = networks_identity(teacher, student, given.output_dir, given.resume)
         sample = batches.sample()
-        both = [*teachers, student]
-        for network in both:
-            network.to(device)
+        both = [network.to(device) for network in (*teachers, student)]
+        stack.enter_context(memory_kept(both))
         stack.enter_context(channels_last(both, given.channels_last))
         average = None if given.ema is None else WeightAverage(student, given.ema)
         scored: nn.Module = student if average is None else average.network
