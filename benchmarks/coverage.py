@@ -143,7 +143,7 @@ def few_features(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
 def by_minibatch(population: Population, batches: int, size: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
     values, errors = [], []
     for count in portions(repeats):
-        statistics = MinibatchCKA()
+        statistics = MinibatchCKA(skewness=False)
         for _ in range(batches):
             x, y = population.sample(count, size)
             statistics.update(x, y)
@@ -193,7 +193,7 @@ def null_p_values(
         if counted:
             found["999 shuffles"] = np.diag(cka_matrix_test(x, y, permutations=999, seed=rng).p_value)
         return found
-    statistics = MinibatchCKA(skewness=True)
+    statistics = MinibatchCKA()
     for _ in range(batches):
         statistics.update(*population.sample(count, n))
     return {

@@ -106,7 +106,7 @@ class CKA(Metric):
                 )
             self.left_out += len(x)
             return
-        statistics = MinibatchCKA(kernel=self.kernel, estimator=self.estimator)
+        statistics = MinibatchCKA(kernel=self.kernel, estimator=self.estimator, skewness=False)
         statistics.update([x], [y])
         for name in ("cross", "self_x", "self_y"):
             setattr(self, name, getattr(self, name) + statistics.sums[name].reshape(()).to(self.cross.device))

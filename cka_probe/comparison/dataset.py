@@ -19,10 +19,12 @@ from ..estimators.dataset.moments import MomentCKA
 from ..estimators.dataset.routes import SKETCH_SIZE, Route, choose_route
 from ..estimators.inference import jackknife_matrix
 from ..estimators.kernels import Linear
+from ..estimators.permutation import permutation_p
 from ..progress_bar import tqdm
 from ..similarity.matrix import SimilarityMatrix
 from .grams.findings import coarse_layers, coarse_notes, undefined_reason
 from .notes import undefined_notes
+from .null import sampled_skewness
 from .places import filled_features, places
 from .request import ComparedModel, Request
 from .undefined import (
@@ -135,6 +137,7 @@ class _Values:
     standard_error: torch.Tensor | None = None
     degrees_of_freedom: int | None = None
     chance: torch.Tensor | None = None
+    skewness: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
     reasons: tuple[Sequence[str | None], Sequence[str | None]] = ((), ())
 
@@ -256,12 +259,13 @@ class DatasetPass:
         named = (rows, columns) if self.two_sided else (rows,)
         notes += undefined_notes(undefined_layers(named, found.reasons, np.isnan(values), otherwise))
         unbiased = request.measure == "cka" and request.estimator == "unbiased"
+        skewness = found.skewness
         return SimilarityMatrix(
             values,
             [layer for _, layer in rows],
             [layer for _, layer in columns],
             standard_error=None if found.standard_error is None else _numpy(found.standard_error),
-            p_value=_p_value(values, self.samples) if unbiased and route.name != "sketch" else None,
+            p_value=None if skewness is None else _numpy(permutation_p(found.values, skewness, self.samples)),
             chance=np.zeros_like(values) if unbiased else None if found.chance is None else _numpy(found.chance),
             notes=notes,
             measure=request.measure,
@@ -305,7 +309,9 @@ class DatasetPass:
             values, error = statistics.compute(request.estimator), statistics.standard_error(request.estimator)
             reasons, notes = self._spread(rows, columns)
             values, error = values[rows][:, columns], error[rows][:, columns]
-            return _Values(values, error, statistics.degrees_of_freedom, notes=tuple(notes), reasons=reasons)
+            skewness = statistics.skewness()[rows][:, columns] if request.estimator == "unbiased" else None
+            degrees = statistics.degrees_of_freedom
+            return _Values(values, error, degrees, skewness=skewness, notes=tuple(notes), reasons=reasons)
         if route.name == "sketch":
             reasons, notes = self._spread(rows, columns)
             return _Values(self.statistics.compute()[rows][:, columns], notes=tuple(notes), reasons=reasons)
@@ -347,7 +353,8 @@ class DatasetPass:
             if features and isinstance(kernel, Linear):
                 spread = spread_by_features(features)
                 notes += far_notes(spread, layers, range(len(features)), self._sizes)
-        return _Values(values, notes=tuple(notes), reasons=reasons_of(values, xs, ys, kernel))
+        skewness = sampled_skewness(xs, ys, kernel) if self.request.estimator == "unbiased" else None
+        return _Values(values, skewness=skewness, notes=tuple(notes), reasons=reasons_of(values, xs, ys, kernel))
 
     def _jackknife(self, xs: list[torch.Tensor], ys: list[torch.Tensor] | None) -> _Values:
         """CKA with the exact jackknife over samples, and a note on each layer whose values depend on a few samples.
@@ -361,7 +368,8 @@ class DatasetPass:
             model, layer = named[outliers.side][outliers.layer]
             notes.append(f"{model}: {outliers.message(repr(layer))}")
         reasons = reasons_of(found.value, xs, ys, self.request.kernel)
-        return _Values(found.value, found.standard_error, self.samples - 1, notes=tuple(notes), reasons=reasons)
+        value, error, degrees = found.value, found.standard_error, self.samples - 1
+        return _Values(value, error, degrees, skewness=found.skewness, notes=tuple(notes), reasons=reasons)
 
 
 def _about_measure(request: Request) -> dict[str, Any]:
@@ -384,15 +392,6 @@ def _plain(value: Any) -> str | bool | int | float:
     if isinstance(value, np.generic):
         value = value.item()
     return value if isinstance(value, str | bool | int | float) else repr(value)
-
-
-def _p_value(values: np.ndarray, samples: int) -> np.ndarray:
-    """P-values of unbiased CKA under the normal approximation of the permutation null."""
-    from scipy import stats
-
-    # The permutation variance of unbiased CKA is 2 / (n (n - 3)) for any data (docs/theory.md, section 4).
-    p = stats.norm.sf(values * np.sqrt(samples * (samples - 3) / 2))
-    return np.maximum(p, np.finfo(np.float64).tiny)  # the exact value is above 0; NaN stays NaN
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

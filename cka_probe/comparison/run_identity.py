@@ -50,6 +50,7 @@ def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, pr
     hsic = kernel if kernel.startswith(UNKNOWN) else f"{request.estimator} HSIC with {kernel}"
     return found | {
         "kernel and estimator": hsic,
+        "p-values": "exact skewness",
         "pooling": identity(request.pooling),
         "forward": identity(request.forward),
         "autocast": str(request.autocast),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace
@@ -28,8 +29,11 @@ __all__ = [
     "cka_matrix_test",
     "cka_test",
     "cubic_sums",
+    "null_skewness",
     "pearson3_sf",
+    "permutation_p",
     "third_moment",
+    "unit_cubes",
     "upper_tail",
 ]
 
@@ -39,6 +43,9 @@ __all__ = [
 # its triples, as (factor of kappa, factor of tau). docs/theory.md, section 4, has the table.
 _MULTIPLES = (1, 3, 3, 1, 1, 3, 3, 1)
 _SUMS = ((1, 0), (-2, 0), (1, 0), (0, 6), (4, 0), (2, -6), (-4, 6), (4, -6))
+
+HALVED = 128
+"""Gram matrices of this size and more are multiplied by halves: half the operations, but more and smaller products."""
 
 
 def _counts(n: int) -> tuple[float, ...]:
@@ -84,6 +91,39 @@ def third_moment(cubes_x: Array, cubes_y: Array, n: int) -> Array:
     return total
 
 
+def null_skewness(cubes_x: Array, cubes_y: Array, n: int) -> Array:
+    """Skewness (layers_x, layers_y) of unbiased CKA over all permutations, from ``unit_cubes`` (layers, 2)."""
+    return third_moment(cubes_x[:, None, :], cubes_y[None, :, :], n) * (n * (n - 3) / 2) ** 1.5
+
+
+def unit_cubes(features: Sequence[Array], kernel: Kernel, n: int) -> Array:
+    """Kappa and tau of U-centred Gram matrices of norm 1, for all n samples, from the features of m of them.
+
+    They are exact for m = n. For m < n samples drawn at random they are estimates: a sum of three entries that form a
+    triangle has a mean that does not depend on n, and kappa is proportional to 1 / n.
+
+    Parameters
+    ----------
+    features : sequence of arrays (m, p_i)
+        Features of the layers, m >= 4.
+    kernel : Kernel
+        Of the Gram matrices.
+    n : int
+        Number of all samples.
+
+    Returns
+    -------
+    array (layers, 2) of float64
+        NaN for constant layers.
+    """
+    xp = array_namespace(*features)
+    found = []
+    for x in features:  # one Gram matrix at a time
+        _, cubes = _unit_grams(layer_rows([x], "xs", kernel, "unbiased")[0], x.shape[0])
+        found.append(xp.stack([cubes[0, 0] * (x.shape[0] / n), cubes[0, 1]]))
+    return xp.stack(found)
+
+
 def cubic_sums(grams: Array) -> Array:
     """The sums kappa = sum_{i<j} A_ij^3 and tau = tr A^3 / 6 of U-centred Gram matrices A.
 
@@ -99,8 +139,19 @@ def cubic_sums(grams: Array) -> Array:
     """
     xp = array_namespace(grams)
     kappa = xp.sum(grams * grams * grams, axis=(-2, -1), dtype=xp.float64) / 2
-    tau = xp.sum((grams @ grams) * grams, axis=(-2, -1), dtype=xp.float64) / 6
-    return xp.stack([kappa, tau], axis=-1)
+    n = grams.shape[-1]
+    if n < HALVED:
+        return xp.stack([kappa, _inner(xp, grams @ grams, grams) / 6], axis=-1)
+    # With A = [[P, Q], [Q', R]]: tr A^3 = tr P^3 + tr R^3 + 3 tr QQ'P + 3 tr Q'QR.
+    half = n // 2
+    p, q, r = grams[..., :half, :half], grams[..., :half, half:], grams[..., half:, half:]
+    turned = xp.matrix_transpose(q)
+    trace = _inner(xp, p @ p + 3 * (q @ turned), p) + _inner(xp, r @ r + 3 * (turned @ q), r)
+    return xp.stack([kappa, trace / 6], axis=-1)
+
+
+def _inner(xp: ModuleType, a: Array, b: Array) -> Array:
+    return xp.sum(a * b, axis=(-2, -1), dtype=xp.float64)
 
 
 def pearson3_sf(z: np.ndarray | float, skewness: np.ndarray | float) -> np.ndarray:
@@ -126,12 +177,18 @@ def pearson3_sf(z: np.ndarray | float, skewness: np.ndarray | float) -> np.ndarr
 def upper_tail(z: Array, skewness: Array | None = None) -> Array:
     """One-sided p-values of z-scores, in the library of ``z``: Pearson III if ``skewness`` is given, else normal."""
     xp = array_namespace(z)
-    p = pearson3_sf(as_numpy(z), 0.0 if skewness is None else as_numpy(skewness))
-    if skewness is None:
-        import numpy as np
+    import numpy as np
 
-        p = np.maximum(p, np.finfo(np.float64).tiny)  # the exact value is above 0; NaN stays NaN
+    p = pearson3_sf(as_numpy(z), 0.0 if skewness is None else as_numpy(skewness))
+    p = np.maximum(p, np.finfo(np.float64).tiny)  # the exact value is above 0; NaN stays NaN
     return xp.asarray(p, dtype=xp.float64, device=z.device)
+
+
+def permutation_p(value: Array, skewness: Array, n: int) -> Array:
+    """One-sided p-values of unbiased CKA of n samples; normal where the skewness is not known (NaN)."""
+    xp = array_namespace(value, skewness)
+    known = xp.where(xp.isfinite(skewness), skewness, xp.zeros_like(skewness))
+    return upper_tail(value * math.sqrt(n * (n - 3) / 2), known)
 
 
 @dataclass(frozen=True)
@@ -291,7 +348,7 @@ def _test(
     value = pairwise_inner(units_x, units_y)
     deviation = math.sqrt(2 / (n * (n - 3)))
     z_score = value / deviation
-    skewness = third_moment(cubes_x[:, None, :], cubes_y[None, :, :], n) / deviation**3
+    skewness = null_skewness(cubes_x, cubes_y, n)
     if permutations is None:
         p_value = upper_tail(z_score, skewness)
     else:

@@ -10,6 +10,8 @@ from array_api_compat import array_namespace
 
 from ..alignment import ratio
 from ..hsic import normalizer
+from ..kernels import Linear
+from ..permutation import null_skewness, unit_cubes
 from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples, constant
 from .centred_sums import CentredSums, centre_sums
 from .far_samples import Spread, spread_of
@@ -230,6 +232,30 @@ class MomentCKA:
             v = centred.of_samples(kept[start : min(start + size, kept.shape[0]), :])
             values.append(self._ratio(xp, centred.without_each(v, estimator), floor))
         return jackknife_error(xp, xp.concat(values, axis=0), n)
+
+    def skewness(self) -> Array:
+        """Skewness of the unbiased ``compute()`` over permutations of the samples, from the samples that were kept.
+
+        Returns
+        -------
+        array (layers_x, layers_y) of float64
+            Exact for at most ``error_samples`` samples, else estimated from that many. 0 (that of the normal
+            distribution) if fewer than 4 samples were kept; NaN for a layer that is constant over these.
+
+        Raises
+        ------
+        ValueError
+            If fewer than 4 samples were added.
+        """
+        centred = self._centred(4)
+        xp, rows, layout = array_namespace(centred.ww), centred.sums.rows, centred.sums.layout
+        if rows is None or rows.shape[0] < 4:
+            return xp.zeros_like(self.compute())
+        samples = centred.of_samples(rows)
+        features = [samples[:, start:stop] for start, stop in layout.layer_spans]
+        cubes = unit_cubes(features, Linear(), self.samples)
+        split = layout.split
+        return null_skewness(cubes[:split, :], cubes if split is None else cubes[split:, :], self.samples)
 
     def spread(self) -> Spread:
         """The spread of each layer, of ``xs`` and then ``ys``, with its farthest sample and the rounding error.
