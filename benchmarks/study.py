@@ -9,10 +9,12 @@ A cell is one student: data set, number of images, method, weight, ramp, seed. C
 a partial study is of use: the main rows of few seeds, then the weights (seed 0) and the best one of each method with
 the other seeds, then the rest. Every finished cell is a line of benchmarks/results/study.csv (--output), which is in
 the repository. Cells that are there are not run again: to go on, start the same command, commit the table as it grows,
-then run `python benchmarks/study_tables.py` for the tables beside it and `python -m figures study` for the figure. The
-teacher and its checkpoints are in runs/study (--folder), which git ignores; it is trained first where it is missing (14
-epochs, 35 minutes on an idle core). All lines of one data set must have the same teacher, whose test accuracy is in the
-column ``teacher_test``: keep the folder, or start the table again. The glyphs are drawn from the fonts of the machine.
+then run `python benchmarks/study_tables.py` for the tables beside it and `python -m figures study` for the figure.
+
+All lines of one data set have the same teacher, which is in results/study_teachers. To begin anew, remove that folder
+and the table: teachers are then trained first (24 epochs, an hour on an idle core, 2 minutes on a GPU), in runs/study
+(--folder), which git ignores. The glyphs are drawn from the fonts of the machine. On a machine with a GPU the cells run
+there; --jobs may be as large as the number of CPU cores.
 
 Rules of the study. The teacher learns from all 60,000 training images. Students are resnet8 with one input channel, on
 10,000 images (15 epochs) or 1,000 (60 epochs), batch 64, SGD with a cosine from 0.05, no augmentation; a seed chooses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,8 @@ from cka_probe.distill.models.resnet import resnet8
 
 __all__ = ["FIELDS", "Cell", "prepare", "run_cell", "teacher_of"]
 
+TEACHERS = Path(__file__).parent / "results" / "study_teachers"
+"""The teachers of the table in the repository, so that others can add cells to it."""
 BATCH = 64
 LEARNING_RATE = 0.05
 STAGES = ["layer1", "layer2", "layer3"]
@@ -121,13 +124,16 @@ def channels_last(network: nn.Module) -> nn.Module:
 def prepare(data: str, folder: Path, progress: bool = False) -> None:
     """Draw the glyphs, and train the teacher on all training images, with shifts (and flips of clothes).
 
-    What is there stays; a run that was stopped goes on. Another process that wants the same waits.
+    What is there stays, the teachers in the repository too; a run that was stopped goes on. Another process that wants
+    the same waits.
     """
     with (folder / f"teacher_{data}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if data == "glyphs" and not (folder / "glyphs" / "test.npz").is_file():
             make_glyphs(folder / "glyphs", progress=progress)
         history = folder / f"teacher_{data}" / "history.csv"
+        if not history.is_file() and (TEACHERS / data).is_dir():
+            shutil.copytree(TEACHERS / data, history.parent, dirs_exist_ok=True)
         if history.is_file() and len(history.read_text().splitlines()) > TEACHER_EPOCHS[data]:
             return
         train, _, test = parts(data, folder, 0, None, augment=True)

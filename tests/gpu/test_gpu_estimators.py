@@ -78,10 +78,15 @@ def test_whole_data_sets(cupy, pair, estimator):
     same(on_gpu.compute(estimator), on_host.compute(estimator), cupy)
 
 
+NEEDED = {"soft_matching": "ot", "rtd": "ripser"}  # packages of extras
+
+
 @pytest.mark.parametrize("library", ["cupy", "torch"])
 @pytest.mark.parametrize("name", cp.MEASURES)
 def test_every_other_measure(request, rng, library, name):
     """A value and a matrix of each measure equal numpy's; the results stay on the GPU."""
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
     xs = [rng.normal(size=(40, p)) for p in (3, 6)]
     ys = [np.tanh(xs[0] @ rng.normal(size=(3, 5))), rng.normal(size=(40, 4))]
     if library == "cupy":

@@ -106,7 +106,8 @@ def test_the_profiler_counts_as_many_synchronisations_for_many_batches_as_for_fe
         names = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
         return sum(e.count for e in profile.key_averages() if e.key in names)
 
-    few, many = images(3), images(8)
+    # From six batches on, the end of a comparison reads two sums more.
+    few, many = images(6), images(12)
     waits(few)
     assert waits(many) == waits(few)
 

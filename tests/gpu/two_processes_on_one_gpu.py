@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distill"))
 from small_runs import images, network, run
@@ -17,8 +18,8 @@ def go(folder=None, **options):
 
 
 if __name__ == "__main__":
-    # nccl refuses two processes on one GPU.
-    torch.distributed.init_process_group("gloo")
+    # nccl refuses two processes on one GPU, and accelerate must know that it gathers by gloo.
+    PartialState(backend="gloo")
     for name, wanted in (("alone", False), ("all", True)):
         go(Path(sys.argv[1]) / name, sync_batchnorm=wanted)
     torch.distributed.destroy_process_group()
