@@ -7,7 +7,7 @@ STAMP := $(VENV)/.cka-probe-installed
 .PHONY: help setup demo test lint docs bench study gpu figures figures-dense clean
 
 help:
-	@echo "make demo     compare two trained networks, distill one into the other, write the figures (5 minutes)"
+	@echo "make demo     train a teacher and its students, compare them layer by layer, draw figures/demo (3 minutes)"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     build the documentation into site/"

@@ -14,6 +14,7 @@ from figures.saving import FOLDER
 
 # In the order of the README.
 NAMES = (
+    "block_structure",
     "two_seeds",
     "estimators",
     "corridor",
@@ -34,6 +35,7 @@ NAMES = (
 
 # Numbers from which the figures are drawn without training; --fresh deletes them.
 KEPT = (
+    "block_structure.csv",
     "two_seeds.csv",
     "two_seeds_maps.csv",
     "corridor.csv",

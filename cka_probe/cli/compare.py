@@ -27,7 +27,7 @@ def compare(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, noise, a folder of images (normalised as the weights of the networks say), "
+            help="digits, fashion_mnist, noise, a folder of images (normalised as the weights of the networks say), "
             "or a .npy/.npz/.safetensors file."
         ),
     ] = "digits",
@@ -50,7 +50,7 @@ def compare(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a minibatch.")] = 64,
     samples: Annotated[int | None, typer.Option(min=1, help="Number of samples; all by default.")] = None,
     image_size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
-    channels: Annotated[int, typer.Option(min=1, help="Channels of digits and noise.")] = 3,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of digits, fashion_mnist and noise.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of the selection of samples.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     names: Annotated[str | None, typer.Option(help='Names of both networks, as in --names "before,after".')] = None,
@@ -68,8 +68,9 @@ def compare(
 ) -> None:
     """Compare every layer of one network with every layer of another.
 
-    A network is a name such as resnet20, torchvision:NAME, timm:NAME, hf:FOLDER, module:function or file.py:function.
-    Nothing is downloaded: pass files of weights with --weights-x and --weights-y, or the weights are random.
+    A network is a name such as resnet20, torchvision:NAME, timm:NAME, hf:FOLDER, module:function, file.py:function, or
+    the folder of a run, such as runs/demo/teacher. Nothing is downloaded: pass files of weights with --weights-x and
+    --weights-y, or the weights of a named network are random.
 
     Files of features (.npy, .npz, .safetensors) or of two signatures are compared instead of networks. The saved result
     of a comparison is printed, and drawn with --plot; of two saved results, the change from the first to the second.
@@ -81,6 +82,8 @@ def compare(
       cka-probe compare resnet8 resnet20 --data digits --layers "layer*.*" --plot heatmap.png
 
       cka-probe compare torchvision:resnet18 timm:vit_tiny_patch16_224 --data photos/ --image-size 224 -o result.npz
+
+      cka-probe compare runs/demo/teacher runs/demo/rcka --data fashion_mnist --image-size 16 --plot heatmap.png
 
       cka-probe compare features_a.npz features_b.npz --json
 

@@ -67,9 +67,9 @@ def load_data(
     Parameters
     ----------
     source : str
-        "digits" (images of scikit-learn), "noise" (Gaussian images, for a first try), a folder of images (with or
-        without class folders), or a .npy, .npz or .safetensors file whose first array holds the inputs (float64 becomes
-        float32).
+        "digits" (images of scikit-learn), "fashion_mnist" (its test images), "noise" (Gaussian images, for a first
+        try), a folder of images (with or without class folders), or a .npy, .npz or .safetensors file whose first array
+        holds the inputs (float64 becomes float32).
     batch_size : int
         Samples in a batch.
     samples : int, optional
@@ -77,7 +77,7 @@ def load_data(
     image_size : int
         Height and width of the images.
     channels : int
-        Channels of digits and noise.
+        Channels of digits, Fashion-MNIST and noise.
     seed : int
         Seed of the noise and of the selection.
     normalise : (mean, deviation), optional
@@ -115,6 +115,10 @@ def load_data(
         from ..distill.data import digits
 
         dataset = digits(size=image_size, channels=channels)[1]
+    elif source == "fashion_mnist":
+        from ..distill.data import fashion_mnist
+
+        dataset = fashion_mnist(size=image_size, channels=channels)[1]
     elif path.is_dir():
         dataset = _image_folder(path, image_size, normalise)
     elif path.suffix in FEATURE_FILES:
@@ -122,7 +126,7 @@ def load_data(
         dataset = TensorDataset(inputs)
     else:
         raise FileNotFoundError(
-            f"There is no data {source!r}. Give 'digits', 'noise', a folder of images, "
+            f"There is no data {source!r}. Give 'digits', 'fashion_mnist', 'noise', a folder of images, "
             f"or a {', '.join(FEATURE_FILES)} file."
         )
     if samples is not None and samples < len(dataset):

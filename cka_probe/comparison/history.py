@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -68,6 +69,18 @@ class SimilarityHistory:
         self.settings = {"progress": False, **settings, **several}  # an iterator could be read only once
         _check_settings(reference, data, self.settings)
         self.matrices: dict[int, SimilarityMatrix] = {}
+
+    def __repr__(self) -> str:
+        if not self.matrices:
+            return "<SimilarityHistory: nothing measured yet>"
+        steps = list(self.matrices)
+        first, last = self.matrices[steps[0]], self.matrices[steps[-1]]
+        means = [f"{np.nanmean(m.values):.3f}" if np.isfinite(m.values).any() else "undefined" for m in (first, last)]
+        measured = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
+        change = f"mean {' to '.join(means)}" if len(steps) > 1 else f"mean {means[0]}"
+        return (
+            f"<SimilarityHistory: {first.measure}, {first.shape[0]} x {first.shape[1]} layers at {measured}; {change}>"
+        )
 
     def measure(self, model: nn.Module, step: int) -> SimilarityMatrix:
         """Compare ``model`` as it is now with the reference, and store the result under ``step``.

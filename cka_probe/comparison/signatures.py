@@ -27,6 +27,7 @@ from ..estimators.minibatch import MinibatchCKA
 from ..estimators.validation import check_estimator
 from ..safe_read import open_npz
 from ..similarity.matrix import SimilarityMatrix
+from ..similarity.text import printable
 from .grams.keeper import GramKeeper
 from .minibatch import centred_rows, minibatch_result
 from .notes import drift_notes, rows_are_samples
@@ -75,6 +76,18 @@ class Signature:
     grams: tuple[np.ndarray, ...]
     scales: tuple[np.ndarray, ...]
     undefined: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        ends = self.layers if len(self.layers) < 3 else (self.layers[0], "...", self.layers[-1])
+        size = sum(gram.nbytes for gram in self.grams)
+        parts = [
+            f"{len(self.layers)} layers ({', '.join(ends)})",
+            f"{sum(self.samples):,} samples in {len(self.samples)} minibatches",
+            f"kernel {self.kernel}, {self.estimator}, pooling {self.pooling}",
+            f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB",
+            *([f"{len(self.notes)} note{'s' * (len(self.notes) > 1)}"] if self.notes else []),
+        ]
+        return printable(f"<Signature of {self.name}: {'; '.join(parts)}>")
 
     def save(self, path: str | Path) -> None:
         """Write the signature to an .npz file without pickle, completely or not at all.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from ..similarity.matrix import SimilarityMatrix
@@ -34,6 +36,8 @@ __all__ = [
     "new_axes",
     "number",
     "plain_log",
+    "trim_height",
+    "whole_ticks",
 ]
 
 # Okabe and Ito's colours can be told apart with any colour vision; markers, dashes and hatches work in grey as well.
@@ -106,6 +110,40 @@ def new_axes(size: tuple[float, float]) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def trim_height(figure: Figure) -> None:
+    """Take away the empty height of a new figure whose axes have a fixed aspect, so that their width limits them.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Figure whose axes and texts are drawn, with the constrained layout.
+    """
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
+    engine.execute(figure)
+    width, height = figure.get_size_inches()
+    drawn = figure.get_tightbbox()
+    spare = height - drawn.height - 0.1
+    if spare > 0.1:
+        figure.set_size_inches(width, height - spare)
+        engine.execute(figure)
+
+
+def whole_ticks(axis: Axis, values: Iterable[Any]) -> None:
+    """Put ticks at whole numbers only if all values are whole, as epochs are: there is no epoch 2.5.
+
+    Parameters
+    ----------
+    axis : matplotlib.axis.Axis
+        A linear axis.
+    values : iterable
+        What is drawn along it.
+    """
+    if all(isinstance(value, int | np.integer) or float(value).is_integer() for value in values):
+        axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
 def despine(ax: Axes) -> None:

@@ -103,7 +103,7 @@ def plot_heatmap_grid(
             set_plain(ax.title, "\n".join(as_shown(line, LONG) for line in title.split("\n")))
     if own:
         _name_once(drawn, columns)
-    finish_heatmaps(drawn)
+    finish_heatmaps(drawn, trim=own)
     return flat
 
 
@@ -168,7 +168,7 @@ def plot_before_after(
     ]
     if axes is None:
         _name_once(drawn, 3)
-    finish_heatmaps(drawn)
+    finish_heatmaps(drawn, trim=axes is None)
     _hatch_falls(flat[2], change, limit)
     return flat
 
@@ -317,7 +317,7 @@ def plot_heatmap_with_error(
     ]
     if axes is None:
         _name_once(drawn, 2)
-    finish_heatmaps(drawn)
+    finish_heatmaps(drawn, trim=axes is None)
     return flat
 
 

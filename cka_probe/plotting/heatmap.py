@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
 from ..similarity.matrix import SimilarityMatrix
-from .canvas import as_similarity, check_fraction, heatmap_size, is_square, names_size, new_axes
+from .canvas import as_similarity, check_fraction, heatmap_size, is_square, names_size, new_axes, trim_height
 from .cells import annotate_cells, hatch_cells, mark_cells, may_be_readable
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import colour_scale, draw_colorbar
@@ -125,9 +125,10 @@ def plot_heatmap(
     if "norm" in kwargs and not (vmin is None and vmax is None and limits == "auto"):
         raise ValueError("Give either `norm` or `limits`, `vmin` and `vmax`: the norm holds its own ends.")
     ends: dict[str, Any] = {"vmin": vmin, "vmax": vmax, "limits": limits}
+    own = ax is None
     ax = _sized_axes(matrix, full=layer_labels is True) if ax is None else ax
     style = {"cmap": cmap, "title": title, "colorbar": colorbar} | kwargs
-    finish_heatmaps([draw_heatmap(matrix, ax, options, **ends, **style)])
+    finish_heatmaps([draw_heatmap(matrix, ax, options, **ends, **style)], trim=own)
     return ax
 
 
@@ -224,13 +225,15 @@ def draw_heatmap(
     return Drawn(ax, image, matrix, options, sizes, hidden)
 
 
-def finish_heatmaps(panels: Sequence[Drawn]) -> None:
+def finish_heatmaps(panels: Sequence[Drawn], *, trim: bool) -> None:
     """Write layer names and numbers in sizes that fit the heatmaps.
 
     Parameters
     ----------
     panels : sequence of Drawn
         All heatmaps of one figure, because they share its space.
+    trim : bool
+        Whether empty height of the figure is taken away: of a new one, not of one that the caller has made.
     """
     for _ in range(2):  # the names change the size of the axes, and that size decides which names fit
         for panel in panels:
@@ -266,6 +269,8 @@ def finish_heatmaps(panels: Sequence[Drawn]) -> None:
             legend.append(f"{mark}: undefined" + (", see its notes" if matrix.notes else ""))
         # Below the picture the legend covers no cell.
         ax.xaxis.label.set_text("\n".join(filter(None, legend)))
+    if trim:
+        trim_height(root_figure(panels[0].ax))
 
 
 def _settle(axes: Sequence[Axes]) -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from ..similarity.matrix import SimilarityMatrix
-from .canvas import PALETTE, check_columns, check_fraction, despine, new_axes
+from .canvas import PALETTE, check_columns, check_fraction, despine, new_axes, whole_ticks
 from .heatmap import CMAP
 from .labels import font_size, label_axis, root_figure, shorten
 from .scale import measure_label
@@ -80,6 +79,7 @@ def plot_training_curves(
     >>> plt.close()
     """
     import seaborn as sns
+    from pandas.api.types import is_numeric_dtype
 
     check_columns(histories, (by, x, metric), "histories")
     ax = new_axes((COLUMN, 2.5)) if ax is None else ax
@@ -90,6 +90,8 @@ def plot_training_curves(
         "style_order": names,
     } | kwargs
     sns.lineplot(histories, x=x, y=metric, hue=by, style=by, errorbar=errorbar, ax=ax, **options)
+    if is_numeric_dtype(histories[x]):
+        whole_ticks(ax.xaxis, histories[x].dropna())
     ax.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
     legend = ax.get_legend()
     if legend is not None:
@@ -200,7 +202,9 @@ def plot_layer_trends(
         for i, colour in enumerate(colours):
             low, high = ([end[side][found[i]] for end, found in zip(ends, cells, strict=True)] for side in (0, 1))
             ax.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-    if not numeric:
+    if numeric:
+        whole_ticks(ax.xaxis, matrices)
+    else:
         label_axis(ax.xaxis, [str(name) for name in matrices], font_size(ax.xaxis))
     set_given(ax.xaxis.label, xlabel)
     set_plain(ax.yaxis.label, as_shown(measure_label(first), LONG))
@@ -335,7 +339,7 @@ def plot_accuracies(
     ax.set_ylim(len(methods) - 0.5, -0.5)
     percent = max(float(values.max()) for values in seeds) <= 1 and min(float(values.min()) for values in seeds) >= 0
     if percent:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}%")
     scale = 100 if percent else 1
     for i, (values, mean) in enumerate(zip(seeds, means, strict=True)):
         spread = f" ± {scale * values.std(ddof=1):.1f}" if len(values) > 1 else " (1 seed)"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
+from torch.utils.data import TensorDataset
 
 from cka_probe.cli.inputs import load_arrays, load_data
 
@@ -61,3 +62,17 @@ def test_inputs_from_a_file(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((10, 4), dtype=np.float32))
     batches = list(load_data(str(tmp_path / "x.npy"), batch_size=4))
     assert [tuple(batch[0].shape) for batch in batches] == [(4, 4), (4, 4), (2, 4)]
+
+
+def test_the_test_images_of_fashion_mnist(monkeypatch):
+    asked = {}
+
+    def small(**options):
+        asked.update(options)
+        test = TensorDataset(torch.arange(4.0).reshape(4, 1, 1, 1), torch.arange(4))
+        return TensorDataset(torch.zeros(1, 1, 1, 1)), test
+
+    monkeypatch.setattr("cka_probe.distill.data.fashion_mnist", small)
+    (batch,) = load_data("fashion_mnist", image_size=16, channels=1)
+    assert batch[0].flatten().tolist() == [0, 1, 2, 3]
+    assert asked == {"size": 16, "channels": 1}

@@ -120,3 +120,14 @@ def test_without_lightning_the_install_line_is_named(monkeypatch):
     history = cp.SimilarityHistory(small_network(0), image_batches())
     with pytest.raises(ModuleNotFoundError, match=r"^lightning_callback\(\) needs lightning.*: pip install lightning$"):
         cp.lightning_callback(history)
+
+
+def test_a_history_says_what_it_holds():
+    net = small_network(0)
+    history = cp.SimilarityHistory(net, image_batches(), layers=["0", "2"])
+    assert repr(history) == "<SimilarityHistory: nothing measured yet>"
+    first = history.measure(net, step=3)
+    mean = f"{first.values.mean():.3f}"
+    assert repr(history) == f"<SimilarityHistory: cka, 2 x 2 layers at step 3; mean {mean}>"
+    last = history.measure(small_network(1), step=9)
+    assert repr(history).endswith(f"at 2 steps, 3 to 9; mean {mean} to {last.values.mean():.3f}>")

@@ -1,6 +1,7 @@
 """Signatures give the result of compare, survive saving, and refuse what cannot be compared."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,3 +120,14 @@ class TestNotes:
         kept.save(tmp_path / "net.npz")
         (note,) = cp.compare_signatures(cp.Signature.load(tmp_path / "net.npz"), kept).notes
         assert note.startswith("net: '0' is not constant, but all pairs of its samples are equally similar")
+
+
+def test_a_signature_says_what_it_holds(signatures):
+    _, net0, _ = signatures
+    assert re.fullmatch(
+        r"<Signature of net0: \d+ layers \(0, \.\.\., \w+\); \d+ samples in \d+ minibatches; kernel Linear\(\), "
+        r"unbiased, pooling \w+; [\d.]+ KiB(; \d notes?)?>",
+        repr(net0),
+    )
+    assert f"{sum(net0.samples)} samples in {len(net0.samples)} minibatches" in repr(net0)
+    assert "\x1b" not in repr(replace(net0, name="red\x1b[31m"))

@@ -121,3 +121,16 @@ class TestSignificance:
 def test_plots_import_no_torch():
     code = "import sys; from cka_probe.plotting import plot_heatmap; plot_heatmap; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (11, 11), (11, 5), (4, 12), (60, 60)])
+def test_a_new_figure_has_no_empty_edge_and_a_given_one_keeps_its_size(shape):
+    figure = plot_heatmap(heatmap_matrix(*shape)).figure
+    figure.canvas.draw()
+    width, height = figure.get_size_inches()
+    box = figure.get_tightbbox()
+    assert height - box.height < 0.35
+    assert width in (pytest.approx(3.25), pytest.approx(6.75))
+    given, ax = plt.subplots(figsize=(4, 4), layout="constrained")
+    plot_heatmap(heatmap_matrix(*shape), ax=ax)
+    assert tuple(given.get_size_inches()) == (4, 4)

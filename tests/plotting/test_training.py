@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from pictures import heatmap_matrix
 from scipy import stats
 
 from cka_probe.plotting import plot_accuracies, plot_layer_trends, plot_training_curves
@@ -208,3 +209,15 @@ class TestAccuracies:
             plot_accuracies(accuracies.iloc[:0])
         with pytest.raises(TypeError, match="`table` must be a pandas DataFrame, got list"):
             plot_accuracies([1])
+
+
+@pytest.mark.parametrize(("steps", "whole"), [((0, 1, 2, 3), True), ((0, 1), True), ((5,), True), ((0.5, 1.5), False)])
+def test_there_is_no_epoch_two_and_a_half(steps, whole):
+    matrices = {step: heatmap_matrix(3, shift=0.1 * step) for step in steps}
+    table = pd.DataFrame({"method": "KD", "seed": 0, "epoch": steps, "test_accuracy": 0.5})
+    for ax in (plot_layer_trends(matrices, xlabel="epoch"), plot_training_curves(table)):
+        ax.figure.canvas.draw()
+        low, high = ax.get_xlim()
+        ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(float(tick).is_integer() for tick in ticks) is whole

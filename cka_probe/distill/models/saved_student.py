@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...identity import tensors_digest
-from .sources import load_network
 from .weights import load_weights
 
 __all__ = ["DESCRIPTION", "describe_student", "is_code", "load_student"]
@@ -121,7 +120,14 @@ def _build(folder: Path) -> nn.Module:
             f"load_student({str(folder)!r}, model=load_model({source!r})), with load_model of "
             "cka_probe.distill.models.sources."
         )
-    return load_network(source, num_classes=classes).model
+    library, colon, name = source.partition(":")
+    if colon and library == "hf":
+        from .hugging_face import from_folder
+
+        return from_folder(name)[0]
+    from . import build
+
+    return build(source, num_classes=classes)
 
 
 def _check_digest(file: Path) -> None:

@@ -32,7 +32,7 @@ def load_model(source: str, weights: str | Path | None = None, *, num_classes: i
         A name of `cka_probe.distill.models` ("resnet20"), "torchvision:resnet18", "timm:vit_tiny_patch16_224",
         "hf:FOLDER" (a local checkpoint of transformers, in safetensors or pytorch_model.bin; random weights if the
         folder has only a config.json), "module:function" or "file.py:function" (a function without arguments that
-        returns a torch.nn.Module, or a torch.nn.Module).
+        returns a torch.nn.Module, or a torch.nn.Module), or the folder of a run, as :func:`load_student` takes it.
     weights : path, optional
         A .safetensors file, or a .pt file with a state dict (read with weights_only=True).
     num_classes : int, optional
@@ -86,7 +86,7 @@ def load_network(source: str, weights: str | Path | None = None, *, num_classes:
     >>> load_network("resnet8").untrained
     True
     """
-    from . import build, load_weights
+    from . import NAMES, build, load_weights
     from .factories import from_function
     from .hugging_face import from_folder
 
@@ -101,6 +101,8 @@ def load_network(source: str, weights: str | Path | None = None, *, num_classes:
         model, untrained, notes = from_folder(name)
     elif colon and library not in ("torchvision", "timm"):
         model, untrained = from_function(library, name), False
+    elif source not in NAMES and _is_run(source):
+        model, untrained = _of_run(source), False
     else:
         _refuse_files(source)
         model = build(source, num_classes=(1000 if colon else 100) if num_classes is None else num_classes)
@@ -110,6 +112,26 @@ def load_network(source: str, weights: str | Path | None = None, *, num_classes:
         # Every weight has now come from that file.
         notes = []
     return LoadedNetwork(model, untrained, tuple(notes))
+
+
+def _is_run(source: str) -> bool:
+    """Whether the text is the folder of a run of `distill`, or a folder of such runs."""
+    levels = ("", "*/", "*/*/")
+    return Path(source).is_dir() and any(next(Path(source).glob(f"{level}best.safetensors"), None) for level in levels)
+
+
+def _of_run(folder: str) -> nn.Module:
+    """The student of a run whose description names a network."""
+    from .saved_student import DESCRIPTION, load_student
+
+    weights = Path(folder) / "best.safetensors"
+    if weights.is_file() and not (Path(folder) / DESCRIPTION).is_file():
+        raise ValueError(
+            f"{folder} does not say which network its weights belong to ({DESCRIPTION} is written by recipes). Name "
+            f"the network, and give {weights} as its weights: --weights-x and --weights-y of `cka-probe compare`, "
+            "`weights` in a recipe."
+        )
+    return load_student(folder)
 
 
 def _refuse_files(source: str) -> None:

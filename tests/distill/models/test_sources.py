@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from cka_probe.distill.models import build
+from cka_probe.distill.models.saved_student import describe_student
 from cka_probe.distill.models.sources import load_model, load_network
+from cka_probe.distill.training.checkpoints import save_weights
 
 MODEL_FILE = """
 from torch import nn
@@ -88,3 +91,22 @@ def test_what_is_known_about_the_weights(tmp_path):
     assert not load_network("resnet8", tmp_path / "w.pt").untrained
     pytest.importorskip("timm", reason="needs timm")
     assert load_network("timm:resnet18").untrained
+
+
+def test_the_folder_of_a_run(tmp_path, monkeypatch):
+    network, run = build("resnet8", num_classes=10).eval(), tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    save_weights(network, run / "best.safetensors")
+    with pytest.raises(ValueError, match=r"does not say which network .* give .*one/best\.safetensors as its weights"):
+        load_network(str(run))
+    (run / "student.json").write_text(describe_student("resnet8", 10, []))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = load_network(str(run))
+    assert not found.untrained
+    assert torch.equal(found.model(images), network(images))
+    with pytest.raises(FileNotFoundError, match=r"has no best\.safetensors\. Runs below it: .*one"):
+        load_network(str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one").rename("resnet8")
+    assert load_network("resnet8").untrained  # the name of a network comes first
+    assert not load_network("./resnet8").untrained
