@@ -1,11 +1,15 @@
 from . import distill, estimators, plotting
+from .atlas.atlas import Atlas
 from .capture.extraction import extract
 from .capture.hooks import CaptureError, Probe
 from .comparison.features import compare_features
 from .comparison.history import SimilarityHistory, lightning_callback, trainer_callback
 from .comparison.models import compare, compare_many
 from .comparison.processes import Shard
-from .comparison.signatures import Signature, compare_signatures, signature
+from .comparison.signature_files import Signature, SketchedSignature, load_signature
+from .comparison.signature_pairs import compare_signatures
+from .comparison.signature_vectors import Sketch
+from .comparison.signatures import signature
 from .estimators.alignment import chance_level, cka, cka_from_grams
 from .estimators.corridor import alignment_corridor
 from .estimators.hsic import hsic, hsic_from_grams
@@ -23,6 +27,7 @@ __version__: str
 __all__ = [
     "MEASURES",
     "RBF",
+    "Atlas",
     "CaptureError",
     "Cosine",
     "Laplacian",
@@ -34,6 +39,8 @@ __all__ = [
     "Signature",
     "SimilarityHistory",
     "SimilarityMatrix",
+    "Sketch",
+    "SketchedSignature",
     "alignment_corridor",
     "chance_level",
     "cka",
@@ -53,6 +60,7 @@ __all__ = [
     "hsic",
     "hsic_from_grams",
     "lightning_callback",
+    "load_signature",
     "mmd_squared",
     "mmd_test",
     "plot_heatmap",

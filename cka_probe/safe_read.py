@@ -133,8 +133,15 @@ def open_npz(path: str | Path) -> Iterator[NpzFile]:
         raise ValueError(str(error)) from error
 
 
-def read_npy(path: str | Path) -> np.ndarray:
+def read_npy(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     """The array of an .npy file.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    mapped : bool
+        Whether the array stays on the disk, read-only, and is read where it is used (``numpy.memmap``).
 
     Raises
     ------
@@ -155,7 +162,7 @@ def read_npy(path: str | Path) -> np.ndarray:
     path = Path(path)
     with path.open("rb") as file:
         _layout(file, path.stat().st_size)
-    return np.load(path, allow_pickle=False)
+    return np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
 
 
 def check_uncompressed(path: str | Path) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import cka_probe as cp
-from cka_probe.comparison.signatures import Signature
+from cka_probe.comparison.signature_files import Signature
 from cka_probe.distill.recipes.tables import save_table, summarise
 from cka_probe.distill.training.checkpoints import load_checkpoint, save_checkpoint
 from cka_probe.plotting.report import write_report

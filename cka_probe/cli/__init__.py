@@ -1,4 +1,4 @@
-"""The command line: `cka-probe compare | distill | distill-table | info | recipe | report`.
+"""The command line: `cka-probe compare | distill | distill-table | info | recipe | report | signature`.
 
 At the top the modules of the commands import only typer and the standard library, so `cka-probe --help` is fast.
 """
@@ -17,6 +17,7 @@ from .compare import compare
 from .distill import distill, distill_table, new
 from .info import info
 from .report import report
+from .signature import signature
 from .terminal import say
 
 __all__ = ["app", "main"]
@@ -46,6 +47,7 @@ recipe = typer.Typer(name="recipe", no_args_is_help=True, help="Write recipes fo
 recipe.command("new")(new)
 app.add_typer(recipe)
 app.command()(report)
+app.command()(signature)
 
 
 def _print_version(wanted: bool) -> None:

@@ -51,7 +51,7 @@ def kind_of_file(source: str) -> str:
     ValueError
         If the file is the checkpoint of an unfinished comparison.
     """
-    from ..comparison import checkpoint, signatures
+    from ..comparison import checkpoint, signature_files
     from ..similarity import files
     from .inputs import FEATURE_FILES
 
@@ -65,7 +65,12 @@ def kind_of_file(source: str) -> str:
                 f"{source} is the checkpoint of an unfinished comparison. Call `cka_probe.compare` again with the same "
                 "arguments and checkpoint= to finish it."
             )
-        return {files.FORMAT: "result", signatures.FORMAT: "signature"}.get(written, "features")
+        known = {
+            files.FORMAT: "result",
+            signature_files.FORMAT: "signature",
+            signature_files.SKETCH_FORMAT: "signature",
+        }
+        return known.get(written, "features")
     return "features"
 
 
@@ -132,10 +137,11 @@ def compare_files(
             say(f"{x} is {KINDS[kind]}; nothing is computed.", error=True)
         return result
     if kind == "signature":
-        from ..comparison.signatures import Signature, compare_signatures
+        from ..comparison.signature_files import load_signature
+        from ..comparison.signature_pairs import compare_signatures
 
-        first = Signature.load(x)
-        return compare_signatures(first, first if y in (None, x) else Signature.load(y))
+        first = load_signature(x)
+        return compare_signatures(first, first if y in (None, x) else load_signature(y))
     from ..comparison.features import compare_features
     from ..estimators.kernels import kernel_from_name
     from .inputs import load_arrays
