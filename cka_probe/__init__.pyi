@@ -15,8 +15,9 @@ from .estimators.corridor import alignment_corridor
 from .estimators.hsic import hsic, hsic_from_grams
 from .estimators.inference import cka_matrix_with_error, cka_with_error
 from .estimators.kernels import RBF, Cosine, Laplacian, Linear, Polynomial
+from .estimators.layer_matrix import cka_matrix
 from .estimators.measures.catalogue import MEASURES
-from .estimators.minibatch import MinibatchCKA, cka_matrix
+from .estimators.minibatch import MinibatchCKA
 from .estimators.mmd import energy_distance, mmd_squared, mmd_test
 from .estimators.theory import cka_mmd_bounds
 from .plotting.heatmap import plot_heatmap

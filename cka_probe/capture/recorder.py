@@ -146,6 +146,7 @@ class LayerRecorder(Resumable):
         self._fresh = True
         """Whether no batch has been run yet."""
         self.first_output: Any = None
+        self.keeps_output, self.output = False, None
         self.names: list[str] = []
         self.left_out: dict[str, str] = {}
         self._kept: dict[str, Any] = {}
@@ -235,6 +236,7 @@ class LayerRecorder(Resumable):
             # A forward may change its input, and a minibatch may run twice.
             output = self.forward(self.called, copied(batch))
         self.first_output = output if self._fresh else None
+        self.output = output if self.keeps_output else None
 
     def _set_names(self) -> None:
         """Set ``names`` from the first batch. Leave out layers that a pattern picked but that did not run."""

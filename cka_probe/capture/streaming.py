@@ -69,6 +69,8 @@ class Pass(Boundaries):
         Whether Ctrl-C ended the pass early.
     used, done : int
         Number of batches in the result, and of batches read.
+    batch : any
+        The batch, as the caller gave it, while ``consume`` runs.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Pass(Boundaries):
         self.label = label
         self.interrupted = False
         self._consuming = False
+        self.batch: Any = None
         self._states: dict[int, OwnState] = {}
         # Batches for the caller's own forward may have any form: their size is known only if all tensors agree.
         self._understood = all(recorder.forward is call_model for recorder in recorders)
@@ -275,11 +278,11 @@ class Pass(Boundaries):
         if rows[0] < self.minimum:
             self.notes.append(f"batch {index} of {rows[0]} samples was left out: at least {self.minimum} are needed")
             return
-        self._consuming = True
+        self._consuming, self.batch = True, batch[0] if is_pair else batch
         with full_precision(device_of(self.recorders[0].model)):
             consume(index, kept, rows[0])
         self.used += 1
-        self._consuming = False
+        self._consuming, self.batch = False, None
 
     def _where(self, name: str, index: int, batch: Any, items: int) -> str:
         """Note for an error inside a network: which network, which batch."""

@@ -217,6 +217,7 @@ def as_json(result: SimilarityMatrix) -> dict[str, Any]:
         "interval": None if result.standard_error is None else [listed(end) for end in result.interval()],
         "p_value": listed(result.p_value),
         "chance": listed(result.chance),
+        **({"extra": {name: listed(array) for name, array in result.extra.items()}} if result.extra else {}),
         "notes": list(result.notes),
         "meta": result.meta,
     }

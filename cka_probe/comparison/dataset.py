@@ -25,6 +25,7 @@ from ..similarity.matrix import SimilarityMatrix
 from .grams.findings import coarse_layers, coarse_notes, undefined_reason
 from .notes import undefined_notes
 from .null import sampled_skewness
+from .output_answers import Answers
 from .places import filled_features, places
 from .request import ComparedModel, Request
 from .undefined import (
@@ -72,9 +73,11 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
     recorders = [request.recorder(model, keep_features) for model in models]
     gathered = DatasetPass(recorders, request, device_of(recorders[0].model))
     run = request.make_pass(recorders, 1)
-    run.run(request.data, gathered.consume, data_y=request.data_y)
+    answers = Answers(recorders, request)
+    run.run(request.data, answers.after(run, gathered.consume), data_y=request.data_y)
     run.require_batches()
-    return gathered.result(run.notes, {**meta, "partial": run.interrupted})
+    meta = {**meta, **answers.found(), "partial": run.interrupted}
+    return gathered.result([*run.notes, *answers.notes()], meta)
 
 
 def keep_features(_name: str, features: torch.Tensor) -> torch.Tensor:
@@ -258,8 +261,7 @@ class DatasetPass:
         otherwise = alike(request.kernel, request.measure)
         named = (rows, columns) if self.two_sided else (rows,)
         notes += undefined_notes(undefined_layers(named, found.reasons, np.isnan(values), otherwise))
-        unbiased = request.measure == "cka" and request.estimator == "unbiased"
-        skewness = found.skewness
+        unbiased, skewness = request.measure == "cka" and request.estimator == "unbiased", found.skewness
         return SimilarityMatrix(
             values,
             [layer for _, layer in rows],

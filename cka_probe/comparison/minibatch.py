@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +19,9 @@ from ..estimators.minibatch import MinibatchCKA
 from ..similarity.matrix import SimilarityMatrix
 from .checkpoint import Checkpoint
 from .grams.keeper import GramKeeper
-from .notes import drift_notes, one_batch_notes, rows_are_samples, undefined_notes
+from .minibatch_result import minibatch_result
+from .notes import drift_notes, rows_are_samples
+from .output_answers import Answers
 from .places import filled, places, selected
 from .processes import all_reduce
 from .request import ComparedModel, Request
@@ -28,15 +29,7 @@ from .resumed import FirstBatchError, first_batch_note
 from .run_identity import check_same_run, comparison_identity, data_size, module_settings
 from .together import Together, path_of_rank
 
-__all__ = ["CHECKPOINT_EVERY", "MinibatchPass", "centred_rows", "minibatch_result", "run_minibatch"]
-
-ONE_BATCH = 0.5
-"""Sum of the squared weights of the batches in a layer above which one batch is said to decide its values.
-
-One batch then has two thirds of the weight or more; the sum is 1 over the number of batches if all weigh alike."""
-
-MANY_BATCHES, MANY_SAMPLES = 6, 8
-"""Fewer batches, or fewer samples in each, reach `ONE_BATCH` by chance: the spread of four samples is hardly known."""
+__all__ = ["CHECKPOINT_EVERY", "MinibatchPass", "centred_rows", "run_minibatch"]
 
 CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
@@ -72,7 +65,8 @@ def run_minibatch(
     KeyboardInterrupt
         If the user stops before a batch was used.
     """
-    gathered = MinibatchPass(models, request)
+    gathered = MinibatchPass(models, request, together.rank)
+    answers = gathered.answers
     path = None if request.checkpoint is None else path_of_rank(Path(request.checkpoint), together)
     order = None if path is None else SampleOrder(every_number=True)
     run = request.make_pass(gathered.recorders, gathered.statistics.minimum, order=order, held=[gathered])
@@ -97,7 +91,7 @@ def run_minibatch(
 
     try:
         progress = None if saved is None else saved.progress
-        run.run(request.data, consume, data_y=request.data_y, after=after, resumed=progress)
+        run.run(request.data, answers.after(run, consume), data_y=request.data_y, after=after, resumed=progress)
     except (OtherDataError, FirstBatchError) as error:
         raise ValueError(f"{path} {error}") from None
     if run.interrupted:
@@ -108,12 +102,14 @@ def run_minibatch(
     notes = [*run.notes, *gathered.notes()]
     others = together.end(interrupted=run.interrupted, notes=notes)
     if together:
+        answers.all_reduce()
         all_reduce(gathered.statistics, gathered.recorders, gathered.home)
     if path is not None and others.interrupted and not run.interrupted and run.done:
         save()
     elif path is not None and not others.interrupted:
         path.unlink(missing_ok=True)
-    return gathered.result(others.notes, {**meta, "partial": others.interrupted})
+    notes = [*others.notes, *answers.notes()]
+    return gathered.result(notes, {**meta, **answers.found(), "partial": others.interrupted})
 
 
 class MinibatchPass:
@@ -123,6 +119,8 @@ class MinibatchPass:
     ----------
     models, request
         As ``run_minibatch``.
+    rank : int
+        Number of this process; each draws permutations of its own.
 
     Attributes
     ----------
@@ -130,11 +128,13 @@ class MinibatchPass:
         One for each model; each keeps Gram matrices by a ``GramKeeper``.
     statistics : MinibatchCKA
         Sums over the batches so far.
+    answers : Answers
+        How alike the networks answer, if that is asked for.
     home : torch.device
         Device of the statistics: that on which the first model runs.
     """
 
-    def __init__(self, models: Sequence[ComparedModel], request: Request) -> None:
+    def __init__(self, models: Sequence[ComparedModel], request: Request, rank: int = 0) -> None:
         self.keepers = [
             GramKeeper(
                 request.kernel,
@@ -147,7 +147,13 @@ class MinibatchPass:
         ]
         self.recorders = [request.recorder(model, keeper) for model, keeper in zip(models, self.keepers, strict=True)]
         request.check_devices([recorder.model for recorder in self.recorders])
-        self.statistics = MinibatchCKA(kernel=request.kernel, estimator=request.estimator)
+        self.answers = Answers(self.recorders, request)
+        self.statistics = MinibatchCKA(
+            kernel=request.kernel,
+            estimator=request.estimator,
+            permutations=request.permutations or 0,
+            seed=(0, rank),
+        )
         self.home = device_of(self.recorders[0].model) if request.device is None else torch.device(request.device)
         self._square = request.square or len(models) == 1
         self._models_in_result = request.square
@@ -190,6 +196,7 @@ class MinibatchPass:
             "sums": dict(statistics.sums),
             "first": dict(self._first),
             "resumed": list(self._resumed),
+            "answers": self.answers.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -201,6 +208,7 @@ class MinibatchPass:
             dict(state["sums"]),
         )
         self._first = dict(state["first"])
+        self.answers.restore(state["answers"])
         self._resumed = list(dict.fromkeys([*state["resumed"], *self._resumed]))
 
     def read_keepers(self) -> None:
@@ -308,78 +316,5 @@ def centred_rows(
     return rows.to(device), divisors.to(device)
 
 
-def minibatch_result(
-    statistics: MinibatchCKA,
-    rows: Sequence[tuple[str, str]],
-    columns: Sequence[tuple[str, str]],
-    notes: Sequence[str],
-    meta: dict[str, Any],
-    *,
-    models: bool = False,
-    reasons: Mapping[tuple[str, str], str] | None = None,
-    far: Collection[tuple[str, str]] = (),
-) -> SimilarityMatrix:
-    """The result of accumulated statistics, with notes on layers that are constant or rest on one batch.
-
-    Parameters
-    ----------
-    statistics : MinibatchCKA
-        Of at least one batch.
-    rows, columns : sequence of (str, str)
-        Model and layer of each row and column.
-    notes : sequence of str
-        Notes so far.
-    meta : dict
-        Added to ``meta`` of the result.
-    models : bool
-        Whether the result gives the model of each row and column.
-    reasons : mapping of (str, str) to str, optional
-        For layers without any spread that are not constant, by model and layer, what they are.
-    far : collection of (str, str)
-        Layers with a note on one far sample, which need no note on its batch.
-    """
-    undefined: dict[tuple[str, str], str] = {}  # a layer of a square result is in it once
-    one_batch: dict[tuple[str, str], None] = {}
-    for side, own, square in ((rows, "self_x", "x2"), (columns, "self_y", "y2")):
-        weight = _numpy(statistics.sums[own]).ravel()
-        for named, total in zip(side, weight, strict=True):
-            if total <= 0:
-                undefined[named] = (reasons or {}).get(named, "constant over the samples of every batch")
-        if statistics.batches >= MANY_BATCHES and statistics.samples >= MANY_SAMPLES * statistics.batches:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                share = _numpy(statistics.sums[square]).ravel() / weight / weight
-            one_batch |= dict.fromkeys(named for named, part in zip(side, share, strict=True) if ONE_BATCH < part < 1.1)
-    notes = [
-        *notes,
-        *undefined_notes(undefined),
-        *one_batch_notes([layer for layer in one_batch if layer not in far], statistics.batches),
-    ]
-    return SimilarityMatrix(
-        _numpy(statistics.compute()),
-        [layer for _, layer in rows],
-        [layer for _, layer in columns],
-        standard_error=_numpy(statistics.standard_error()) if statistics.batches > 1 else None,
-        p_value=_numpy(statistics.p_value()) if statistics.estimator == "unbiased" else None,
-        chance=_numpy(statistics.chance_level()),
-        notes=notes,
-        measure="cka",
-        meta={
-            "kernel": repr(statistics.kernel),
-            "estimator": statistics.estimator,
-            "scope": "minibatch",
-            "samples": statistics.samples,
-            "batches": statistics.batches,
-            "degrees_of_freedom": statistics.batches - 1,
-            **meta,
-        },
-        row_models=[model for model, _ in rows] if models else None,
-        column_models=[model for model, _ in columns] if models else None,
-    )
-
-
 def _is_half(model: nn.Module) -> bool:
     return any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
-
-
-def _numpy(values: Any) -> np.ndarray:
-    return values.cpu().numpy()

@@ -39,6 +39,8 @@ def compare(
     estimator: str = "unbiased",
     scope: str | None = None,
     measure: str = "cka",
+    permutations: int | None = None,
+    outputs: bool = False,
     pooling: Pooling = "auto",
     forward: Forward | None = None,
     sample_axis: int = 0,
@@ -86,6 +88,14 @@ def compare(
     measure : str
         "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa", ...) on the features of all
         samples.
+    permutations : int, optional
+        Count the p-values from this many random permutations of the samples of the columns (999 allow 0.001), instead
+        of from the exact moments of all. ``extra`` of the result then holds "corrected_p_value" (of the largest of all
+        pairs), "z_score" and "score" (see ``cka_probe.estimators.Calibration``).
+    outputs : bool
+        Also compare how the networks answer: ``meta["answers"]`` holds disagreement and Jensen-Shannon divergence of
+        their class scores and, if the batches hold the classes, accuracies and error consistency
+        (``cka_probe.answers``).
     pooling : str or callable
         How an activation becomes features (n, d): "auto", "flatten", "mean", "spatial", "all", "cls", "last", or a
         function.
@@ -174,6 +184,8 @@ def compare(
             estimator=estimator,
             scope=scope,
             measure=measure,
+            permutations=permutations,
+            outputs=outputs,
             pooling=pooling,
             forward=forward,
             sample_axis=sample_axis,
@@ -218,6 +230,8 @@ def compare_many(
     estimator: str = "unbiased",
     scope: str | None = None,
     measure: str = "cka",
+    permutations: int | None = None,
+    outputs: bool = False,
     pooling: Pooling = "auto",
     forward: Forward | None = None,
     sample_axis: int = 0,
@@ -237,8 +251,8 @@ def compare_many(
     ----------
     models : mapping of str to torch.nn.Module
         At least one model by name, for example the checkpoints of one run. Names that are numbers become texts.
-    data, exclude, kernel, estimator, scope, measure, pooling, forward, sample_axis, device, autocast, checkpoint,
-    distributed, backend, tf32, overlap, progress, **options
+    data, exclude, kernel, estimator, scope, measure, permutations, outputs, pooling, forward, sample_axis, device,
+    autocast, checkpoint, distributed, backend, tf32, overlap, progress, **options
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
         Layers of every model, or those of each model by its name; also pairs (model name, layer), as in the index of
@@ -279,6 +293,8 @@ def compare_many(
             estimator=estimator,
             scope=scope,
             measure=measure,
+            permutations=permutations,
+            outputs=outputs,
             pooling=pooling,
             forward=forward,
             sample_axis=sample_axis,

@@ -57,7 +57,13 @@ def selected(statistics: MinibatchCKA, rows: Sequence[int], columns: Sequence[in
     shape = statistics.sums["cross"].shape
     if (len(rows), len(columns)) == tuple(shape):
         return statistics
-    part = MinibatchCKA(kernel=statistics.kernel, estimator=statistics.estimator, skewness=statistics.skewness)
+    part = MinibatchCKA(
+        kernel=statistics.kernel,
+        estimator=statistics.estimator,
+        skewness=statistics.skewness,
+        permutations=statistics.permutations,
+        seed=statistics.seed,
+    )
     part.samples, part.batches = statistics.samples, statistics.batches
     part.sums = selected_sums(statistics.sums, rows, columns)
     return part

@@ -107,7 +107,8 @@ def all_reduce(statistics: MinibatchCKA, recorders: Sequence[LayerRecorder], dev
         counts = (len(rows), len(columns))
         sums = {
             name: torch.zeros(
-                [count if whole > 1 else whole for count, whole in zip(counts, shape, strict=True)],
+                [count if whole > 1 else whole for count, whole in zip(counts, shape[:2], strict=True)]
+                + list(shape[2:]),
                 dtype=torch.float64,
                 device=device,
             )

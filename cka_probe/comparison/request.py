@@ -21,6 +21,7 @@ from ..capture.recorder import Keep, LayerRecorder
 from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
 from ..capture.streaming import Pass
+from ..estimators.calibration import check_permutations
 from ..estimators.kernels import Linear
 from ..estimators.validation import check_estimator
 from .checks import check_autocast, check_checkpoint, check_forward, check_process_group, checked_kernel
@@ -81,6 +82,8 @@ class Request:
     progress: bool = True
     square: bool = False
     sample_axis: int = 0
+    permutations: int | None = None
+    outputs: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # of the measure
 
     def __post_init__(self) -> None:
@@ -104,6 +107,8 @@ class Request:
         check_autocast(self.autocast)
         if self.distributed:
             check_process_group()
+        if self.permutations is not None:
+            check_permutations(self.permutations)
         if self.checkpoint is not None:
             check_checkpoint(self.checkpoint, self.kernel)
 
@@ -134,6 +139,11 @@ class Request:
     def _check_dataset_scope(self) -> None:
         if self.backend != "torch" or self.tf32 or self.overlap:
             raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
+        if self.permutations is not None:
+            raise ValueError(
+                '`permutations` is for CKA with scope="minibatch". For other measures, and for all samples at once, '
+                "use cka_probe.estimators.calibrate on the features of cka_probe.extract."
+            )
         for name, given in (("checkpoint", self.checkpoint is not None), ("distributed", self.distributed)):
             if given:
                 raise ValueError(

@@ -50,7 +50,8 @@ def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, pr
     hsic = kernel if kernel.startswith(UNKNOWN) else f"{request.estimator} HSIC with {kernel}"
     return found | {
         "kernel and estimator": hsic,
-        "p-values": "exact skewness",
+        "p-values": "exact skewness" if request.permutations is None else f"{request.permutations} permutations",
+        "outputs": str(request.outputs),
         "pooling": identity(request.pooling),
         "forward": identity(request.forward),
         "autocast": str(request.autocast),

@@ -11,7 +11,7 @@ from ..estimators.count_sketch import cosine_error
 from ..estimators.kernels import kernel_from_name
 from ..estimators.minibatch import MinibatchCKA
 from ..similarity.matrix import SimilarityMatrix
-from .minibatch import minibatch_result
+from .minibatch_result import minibatch_result
 from .notes import undefined_notes
 from .signature_files import Signature, SketchedSignature
 from .signature_vectors import Sketch, sketched

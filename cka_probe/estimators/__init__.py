@@ -1,6 +1,8 @@
 """Similarity measures of arrays: numpy, torch and CuPy arrays in, numbers out."""
 
 from .alignment import chance_level, cka, cka_from_grams, participation_ratio
+from .any_measure import calibrate, measure_matrix_with_error
+from .calibration import Calibration
 from .centring import center_gram, u_center_gram
 from .corridor import Corridor, CorridorCurves, alignment_corridor, alignment_corridor_from_covariances, corridor_curves
 from .dataset.blocks import blocked_cka
@@ -12,6 +14,7 @@ from .double_debiasing import cka_double_debiased
 from .hsic import hsic, hsic_from_grams
 from .inference import Estimate, OutlierWarning, cka_matrix_with_error, cka_with_error, sample_influence
 from .kernels import RBF, Cosine, Kernel, Laplacian, Linear, Polynomial, center_features, kernel_from_name
+from .layer_matrix import cka_matrix
 from .measures.aligned import aligned_cosine, partial_whitening_distance, procrustes_size_and_shape
 from .measures.canonical import canonical_correlations, cca_r2, mean_cca, pwcca, svcca
 from .measures.catalogue import MEASURES
@@ -29,7 +32,7 @@ from .measures.predictors import gulp, linear_regression_r2
 from .measures.shapes import angular_distance, normalized_bures_similarity, procrustes_distance
 from .measures.topology import rtd
 from .measures.uncentred import uncentred_alignment
-from .minibatch import MinibatchCKA, cka_matrix
+from .minibatch import MinibatchCKA
 from .mmd import Distance, MMDTest, energy_distance, mmd_squared, mmd_test
 from .permutation import PermutationTest, cka_matrix_test, cka_test
 from .theory import CKAMMDBounds, Statement, cka_mmd_bounds
@@ -38,6 +41,7 @@ __all__ = [
     "MEASURES",
     "RBF",
     "CKAMMDBounds",
+    "Calibration",
     "CorrectedRSA",
     "Corridor",
     "CorridorCurves",
@@ -63,6 +67,7 @@ __all__ = [
     "alignment_corridor_from_covariances",
     "angular_distance",
     "blocked_cka",
+    "calibrate",
     "canonical_correlations",
     "cca_r2",
     "center_features",
@@ -96,6 +101,7 @@ __all__ = [
     "lcs_knn",
     "linear_regression_r2",
     "mean_cca",
+    "measure_matrix_with_error",
     "median_distance",
     "mmd_matrix",
     "mmd_squared",

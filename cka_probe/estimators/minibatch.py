@@ -9,13 +9,14 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from .alignment import ratio
+from .calibration import Calibration, check_permutations, packed_rows, permuted_inner
 from .hsic import normalizer, pairwise_inner
 from .kernels import Kernel, given_kernel
 from .layer_grams import layer_rows
 from .permutation import cubic_sums, third_moment, upper_tail
 from .validation import Array, check_estimator, check_layer_lists, check_same_samples
 
-__all__ = ["MinibatchCKA", "cka_matrix"]
+__all__ = ["MinibatchCKA"]
 
 
 class MinibatchCKA:
@@ -33,6 +34,11 @@ class MinibatchCKA:
     skewness : bool
         Whether to compute the exact skewness of the null too, for ``p_value``. It costs one n x n matrix product for
         each layer and minibatch. Without effect for the biased estimator, which has no p-value.
+    permutations : int
+        Number of random permutations of the samples within each minibatch for ``calibration``; 0 for none. Each costs
+        as much as the products of all pairs of layers, and 8 bytes for each pair.
+    seed : int or sequence of int
+        Seed of the permutations; give each process its own.
 
     Attributes
     ----------
@@ -42,7 +48,7 @@ class MinibatchCKA:
     Raises
     ------
     ValueError
-        If the estimator is unknown.
+        If the estimator is unknown, or there are fewer than 19 permutations.
 
     References
     ----------
@@ -61,11 +67,23 @@ class MinibatchCKA:
     1.0
     """
 
-    def __init__(self, *, kernel: Kernel | None = None, estimator: str = "unbiased", skewness: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        kernel: Kernel | None = None,
+        estimator: str = "unbiased",
+        skewness: bool = True,
+        permutations: int = 0,
+        seed: int | Sequence[int] = 0,
+    ) -> None:
         self.minimum = check_estimator(estimator)
+        if permutations:
+            check_permutations(permutations)
         self.kernel = given_kernel(kernel)
         self.estimator = estimator
         self.skewness = skewness and estimator == "unbiased"
+        self.permutations = permutations
+        self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self.samples = 0
         self.batches = 0
         self.sums: dict[str, Array] = {}
@@ -128,9 +146,14 @@ class MinibatchCKA:
             cubes_x = cubic_sums(xp.reshape(rows_x, (-1, n, n))) * scale_x[:, None] ** 3
             cubes_y = cubes_x if same else cubic_sums(xp.reshape(rows_y, (-1, n, n))) * scale_y[:, None] ** 3
             null_third = {"null_third": (w / norm) ** 3 * third_moment(cubes_x[:, None, :], cubes_y[None, :, :], n)}
+        null_cross = {}
+        if self.permutations:
+            shuffled = self._shuffled(rows_x, rows_y, n)
+            null_cross = {"null_cross": shuffled * (w / norm) * (scale_x[:, None] * scale_y[None, :])[..., None]}
         self._add(
             {
                 **null_mean,
+                **null_cross,
                 **null_third,
                 "cross": hxy,
                 "self_x": hx,
@@ -146,6 +169,16 @@ class MinibatchCKA:
             n,
             1,
         )
+
+    def _shuffled(self, rows_x: Array, rows_y: Array, n: int) -> Array:
+        """Inner products (layers_x, layers_y, permutations) with the samples of ``rows_y`` in random order."""
+        import numpy as np
+
+        biased = self.estimator == "biased"
+        packed_x, packed_y = (packed_rows(rows, n, diagonal=biased) for rows in (rows_x, rows_y))
+        generator = np.random.default_rng([*self.seed, self.batches])
+        drawn = permuted_inner(packed_x, packed_y, n, self.permutations, generator, diagonal=biased)
+        return array_namespace(rows_x).stack(drawn, axis=-1)
 
     def _add(self, sums: dict[str, Array], samples: int, batches: int) -> None:
         if not self.sums:
@@ -166,7 +199,7 @@ class MinibatchCKA:
         Raises
         ------
         ValueError
-            If both differ in kernel, estimator, skewness or layers.
+            If both differ in kernel, estimator, skewness, permutations or layers.
         """
         if (repr(self.kernel), self.estimator) != (repr(other.kernel), other.estimator):
             raise ValueError(
@@ -175,6 +208,8 @@ class MinibatchCKA:
             )
         if self.skewness != other.skewness:
             raise ValueError("Cannot merge: one side has the skewness of the null, the other has not.")
+        if self.permutations != other.permutations:
+            raise ValueError(f"Cannot merge: permutations={self.permutations} and {other.permutations}.")
         if other.sums:
             self._add(other.sums, other.samples, other.batches)
 
@@ -299,12 +334,39 @@ class MinibatchCKA:
         # Activations beyond 1e25 overflow its sixth powers, though CKA is right; the normal distribution remains.
         return upper_tail(z_score, xp.where(xp.isfinite(skewness), skewness, xp.zeros_like(skewness)))
 
+    def calibration(self, level: float = 0.05) -> Calibration:
+        """``compute()`` beside its values with the samples of one side permuted within each minibatch.
+
+        Parameters
+        ----------
+        level : float
+            Of the score.
+
+        Returns
+        -------
+        Calibration
+            With counted p-values, and p-values that are corrected for the number of pairs.
+
+        Raises
+        ------
+        ValueError
+            If no minibatch was added yet, or ``permutations`` is 0.
+        """
+        xp = self._need_data()
+        if not self.permutations:
+            raise ValueError("No permutations were counted. Make MinibatchCKA(permutations=999).")
+        null = self.sums["null_cross"]
+        self_x, self_y = self.sums["self_x"], self.sums["self_y"]
+        drawn = [ratio(xp, null[..., b], self_x, self_y) for b in range(self.permutations)]
+        return Calibration.of(self.compute(), drawn, level=level, rounding=64 * 2.0**-23)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that another process needs to continue: the settings by name, the counts and the sums."""
         return {
             "kernel": repr(self.kernel),
             "estimator": self.estimator,
             "skewness": self.skewness,
+            "permutations": self.permutations,
             "samples": self.samples,
             "batches": self.batches,
             "sums": dict(self.sums),
@@ -316,7 +378,7 @@ class MinibatchCKA:
         Raises
         ------
         ValueError
-            If kernel, estimator or skewness differ.
+            If kernel, estimator, skewness or the number of permutations differ.
         """
         if (state["kernel"], state["estimator"]) != (repr(self.kernel), self.estimator):
             raise ValueError(
@@ -326,42 +388,7 @@ class MinibatchCKA:
         skewness = state.get("skewness", False)
         if skewness != self.skewness:
             raise ValueError(f"The saved state has skewness={skewness}, this one skewness={self.skewness}.")
+        permutations = state.get("permutations", 0)
+        if permutations != self.permutations:
+            raise ValueError(f"The saved state has permutations={permutations}, this one {self.permutations}.")
         self.samples, self.batches, self.sums = state["samples"], state["batches"], dict(state["sums"])
-
-
-def cka_matrix(
-    xs: Sequence[Array], ys: Sequence[Array] | None = None, *, kernel: Kernel | None = None, estimator: str = "unbiased"
-) -> Array:
-    """CKA of every pair of layers, with one Gram matrix for each layer and one matrix product for all pairs.
-
-    Parameters
-    ----------
-    xs : sequence of arrays (n, p_i)
-        Features of the layers of one network.
-    ys : sequence of arrays (n, q_j), optional
-        Features of the layers of the other network; ``xs`` by default.
-    kernel : Kernel, optional
-        Linear by default.
-    estimator : "unbiased" or "biased"
-        "unbiased" takes the ratio of HSIC_1, "biased" that of HSIC_0.
-
-    Returns
-    -------
-    array (len(xs), len(ys)) of float64
-        Rows follow ``xs``, columns follow ``ys``. NaN in the rows and columns of constant layers.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As ``cka``; the message names the layer by its place.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x, y = np.random.default_rng(0).normal(size=(2, 50, 3))
-    >>> cka_matrix([x, y]).shape
-    (2, 2)
-    """
-    statistics = MinibatchCKA(kernel=kernel, estimator=estimator, skewness=False)
-    statistics.update(xs, ys)
-    return statistics.compute()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from array_api_compat import array_namespace
 
 from .alignment import ratio
+from .calibration import Calibration, packed_rows, permuted_inner
 from .hsic import pairwise_inner
 from .kernels import Kernel, given_kernel
 from .layer_grams import layer_rows
@@ -208,6 +209,8 @@ class PermutationTest:
     permutations : int or None
         Number of permutations that the p-value was counted from; None if it is that of the Pearson III distribution
         with the exact moments.
+    corrected_p_value : array of float64 or None
+        The counted p-value of the largest of all pairs of layers (``Calibration``); None without counted permutations.
     """
 
     value: Array
@@ -215,6 +218,7 @@ class PermutationTest:
     skewness: Array
     p_value: Array
     permutations: int | None
+    corrected_p_value: Array | None = None
 
 
 def cka_test(
@@ -304,8 +308,9 @@ def cka_matrix_test(
     Returns
     -------
     PermutationTest
-        Arrays (len(xs), len(ys)) of float64, NaN in the rows and columns of constant layers. The p-values are not
-        corrected for the number of pairs; ``scipy.stats.false_discovery_control`` does that.
+        Arrays (len(xs), len(ys)) of float64, NaN in the rows and columns of constant layers. ``p_value`` is not
+        corrected for the number of pairs: with ``permutations`` there is ``corrected_p_value``, and
+        ``scipy.stats.false_discovery_control`` corrects any.
 
     Raises
     ------
@@ -350,11 +355,15 @@ def _test(
     z_score = value / deviation
     skewness = null_skewness(cubes_x, cubes_y, n)
     if permutations is None:
-        p_value = upper_tail(z_score, skewness)
-    else:
-        as_high = _count_as_high(units_x, units_y, value, n, permutations, seed)
-        p_value = xp.where(xp.isnan(value), value, (1 + as_high) / (1 + permutations))
-    return PermutationTest(pick(value), pick(z_score), pick(skewness), pick(p_value), permutations)
+        return PermutationTest(pick(value), pick(z_score), pick(skewness), pick(upper_tail(z_score, skewness)), None)
+    import numpy as np
+
+    packed = [packed_rows(units, n) for units in (units_x, units_y)]
+    null = permuted_inner(*packed, n, permutations, np.random.default_rng(seed))
+    # A permutation that does not change the value must count, although rounding depends on the order of the sum.
+    found = Calibration.of(value, null, rounding=64 * float(xp.finfo(units_x.dtype).eps))
+    counted = pick(found.p_value), permutations, pick(found.corrected_p_value)
+    return PermutationTest(pick(value), pick(z_score), pick(skewness), *counted)
 
 
 def _unit_grams(rows: Array, n: int) -> tuple[Array, Array]:
@@ -364,29 +373,3 @@ def _unit_grams(rows: Array, n: int) -> tuple[Array, Array]:
     inverse = ratio(xp, xp.ones_like(squares), squares, xp.ones_like(squares))
     units = rows * xp.astype(inverse, rows.dtype)[:, None]
     return units, cubic_sums(xp.reshape(units, (-1, n, n)))
-
-
-def _count_as_high(
-    units_x: Array, units_y: Array, value: Array, n: int, permutations: int, seed: int | np.random.Generator
-) -> Array:
-    """For each pair, the number of random permutations of the samples of ``units_y`` that give at least its value.
-
-    Only the entries i < j are kept, half of the Gram matrix. A permutation puts them in a new order.
-    """
-    import numpy as np
-
-    xp = array_namespace(units_x, units_y)
-    generator = np.random.default_rng(seed)
-    i, j = np.triu_indices(n, 1)
-    entries = xp.asarray(i * n + j, device=units_x.device)
-    packed_x, packed_y = (xp.take(units, entries, axis=1) for units in (units_x, units_y))
-    # A permutation that does not change the value must count, although rounding depends on the order of the sum.
-    least = value - 64 * float(xp.finfo(units_x.dtype).eps)
-    as_high = xp.zeros_like(value)
-    for _ in range(permutations):
-        order = generator.permutation(n)
-        low, high = np.minimum(order[i], order[j]), np.maximum(order[i], order[j])
-        picked = xp.asarray(low * (2 * n - low - 1) // 2 + high - low - 1, device=units_y.device)
-        null = 2 * pairwise_inner(packed_x, xp.take(packed_y, picked, axis=1))
-        as_high = as_high + xp.astype(null >= least, xp.float64)
-    return as_high

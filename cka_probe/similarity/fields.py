@@ -29,6 +29,7 @@ class MatrixFields:
     meta: dict[str, Any]
     row_models: tuple[str, ...] | None
     column_models: tuple[str, ...] | None
+    extra: dict[str, NDArray[np.float64]]
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class MatrixFields:
         meta: Mapping[str, Any] | None = None,
         row_models: Sequence[str] | None = None,
         column_models: Sequence[str] | None = None,
+        extra: Mapping[str, ArrayLike] | None = None,
     ) -> None:
         if not isinstance(measure, str):
             raise TypeError(f"`measure` must be a string such as 'cka', got {type(measure).__name__}.")
@@ -53,7 +55,9 @@ class MatrixFields:
             name: None if array is None else as_matrix(array, name)
             for name, array in (("standard_error", standard_error), ("p_value", p_value), ("chance", chance))
         }
-        for name, array in arrays.items():
+        others = {name: as_matrix(array, f"extra[{name!r}]") for name, array in (extra or {}).items()}
+        as_names(list(others), "extra")
+        for name, array in [*arrays.items(), *((f"extra[{name!r}]", array) for name, array in others.items())]:
             if array is not None and array.shape != values.shape:
                 raise ValueError(f"`{name}` must have the shape of `values`, {values.shape}, got {array.shape}.")
         # NaN, an unknown entry, is valid: its comparisons are false.
@@ -71,6 +75,7 @@ class MatrixFields:
             "meta": as_json(meta),
             "row_models": None if row_models is None else as_names(row_models, "row_models", r),
             "column_models": None if column_models is None else as_names(column_models, "column_models", c),
+            "extra": others,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..atomic_write import atomic_write
-from ..safe_read import open_npz
+from ..safe_read import NpzFile, open_npz
 
 if TYPE_CHECKING:
     from .matrix import SimilarityMatrix
@@ -72,6 +72,9 @@ def write_matrix(matrix: SimilarityMatrix, path: Path) -> None:
     """
     header = {"format": FORMAT, "version": VERSION} | {name: getattr(matrix, name) for name in HEADER}
     arrays = {name: array for name in ARRAYS if (array := getattr(matrix, name)) is not None}
+    if matrix.extra:  # a file without these can be read by older versions
+        header["extra"] = list(matrix.extra)
+        arrays |= {f"extra.{place}": array for place, array in enumerate(matrix.extra.values())}
     text = np.array(json.dumps(header))
     atomic_write(path, lambda file: np.savez_compressed(file, header=text, **arrays))
 
@@ -90,13 +93,10 @@ def read_matrix(path: Path, make: Callable[..., Matrix]) -> Matrix:
         with open_npz(path) as archive:
             fields: dict[str, Any] = archive.header()
             size = len(fields["rows"]) * len(fields["columns"])
-            for name in ARRAYS:
-                if name in archive:
-                    if math.prod(archive.shape(name)) > max(size, 1):
-                        raise ValueError(f"{name!r} is larger than its {size} pairs of layers")
-                    fields[name] = array = archive[name]
-                    if array.dtype != np.float64:
-                        raise ValueError(f"{name!r} holds {array.dtype}, not float64")
+            fields |= {name: _pairs(archive, name, size) for name in ARRAYS if name in archive}
+            if "extra" in fields:
+                names = enumerate(fields["extra"])
+                fields["extra"] = {name: _pairs(archive, f"extra.{place}", size) for place, name in names}
         if fields.pop("format") != FORMAT:
             raise ValueError("another format")
         version = fields.pop("version")
@@ -114,3 +114,13 @@ def read_matrix(path: Path, make: Callable[..., Matrix]) -> Matrix:
         f"{path} was saved in version {version} of the format; this cka_probe reads version {VERSION}. "
         "Update cka_probe to read it."
     )
+
+
+def _pairs(archive: NpzFile, name: str, size: int) -> np.ndarray:
+    """An array of the file with a number for each of ``size`` pairs of layers."""
+    if math.prod(archive.shape(name)) > max(size, 1):
+        raise ValueError(f"{name!r} is larger than its {size} pairs of layers")
+    array = archive[name]
+    if array.dtype != np.float64:
+        raise ValueError(f"{name!r} holds {array.dtype}, not float64")
+    return array

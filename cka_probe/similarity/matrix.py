@@ -11,7 +11,7 @@ import numpy as np
 from ..atomic_write import atomic_write
 from .fields import MatrixFields
 from .files import check_ending, read_matrix, write_matrix
-from .selection import one_cell, renamed, selected
+from .selection import changed, one_cell, renamed, selected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,8 @@ class SimilarityMatrix(MatrixFields):
         How the values were computed (kernel, estimator, samples ...). It is kept as JSON: tuples become lists.
     row_models, column_models : sequence of str, optional
         Model of each row and column, if there are several models (``compare_many``).
+    extra : mapping of str to array (R, C), optional
+        More numbers on the same pairs, by name: a second measure, bounds, corrected p-values. See :meth:`other`.
 
     Raises
     ------
@@ -111,6 +113,37 @@ class SimilarityMatrix(MatrixFields):
         [[0.5, 1.0]]
         """
         return selected(self, rows, columns)
+
+    def other(self, name: str) -> Self:
+        """The matrix whose values are an array of ``extra``, for plots and tables.
+
+        Parameters
+        ----------
+        name : str
+            Name in ``extra``. Arrays "NAME standard_error", "NAME p_value" and "NAME chance" of ``extra`` become those
+            of the new matrix.
+
+        Returns
+        -------
+        SimilarityMatrix
+            With the same layers and notes; ``measure`` is the name, and ``meta`` has no ``kind``.
+
+        Raises
+        ------
+        KeyError
+            If ``extra`` has no such array; the message gives the names.
+
+        Examples
+        --------
+        >>> both = SimilarityMatrix([[0.1]], ["a"], ["b"], measure="mmd", extra={"cka": [[0.9]]})
+        >>> both.other("cka")["a", "b"]
+        0.9
+        """
+        if name not in self.extra:
+            raise KeyError(f"This matrix has no {name!r} beside it. It has: {', '.join(self.extra) or 'nothing'}.")
+        of_it = {part: self.extra.get(f"{name} {part}") for part in ("standard_error", "p_value", "chance")}
+        meta = {key: value for key, value in self.meta.items() if key not in ("kind", "options", "invariances")}
+        return changed(self, values=self.extra[name], measure=name, meta=meta, extra={}, **of_it)
 
     def rename(self, rows: Any = None, columns: Any = None) -> Self:
         """The same matrix with other layer names. Notes keep the names that they were written with.

@@ -118,6 +118,7 @@ def selected(matrix: Matrix, rows: Any, columns: Any) -> Matrix:
         meta=meta,
         row_models=take(matrix.row_models, r),
         column_models=take(matrix.column_models, c),
+        extra={name: array[cells] for name, array in matrix.extra.items()},
     )
 
 

@@ -135,6 +135,12 @@ def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
         facts.append(("p-value", smallest if smallest == largest else f"{smallest} to {largest}"))
     if matrix.chance is not None and np.isfinite(matrix.chance).any():
         facts.append(("chance level", f"{np.nanmin(matrix.chance):.3f} to {np.nanmax(matrix.chance):.3f}"))
+    if matrix.extra:
+        facts.append(("beside it", printable(f"{', '.join(matrix.extra)}; see .other()")))
+    answers = matrix.meta.get("answers")
+    if isinstance(answers, dict):
+        numbers = {name: value for name, value in answers.items() if isinstance(value, float)}
+        facts.append(("answers", ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items())))
     facts += _best_matches(matrix)
     meta = matrix.meta
     made = [f"{key} {meta[key]}" for key in ("kernel", "estimator", "scope", "samples", "batches") if key in meta]

@@ -125,6 +125,7 @@ def pair_table(matrix: SimilarityMatrix, rows: NDArray[Any], columns: NDArray[An
         table["p_value"] = cells(matrix.p_value)
     if matrix.chance is not None:
         table["chance"] = cells(matrix.chance)
+    table |= {name: cells(array) for name, array in matrix.extra.items() if name not in table}
     return PairTable(table)
 
 
