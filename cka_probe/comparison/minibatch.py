@@ -15,11 +15,13 @@ from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
 from ..estimators.hsic import flat_centred
 from ..estimators.layer_grams import LayerGram, unit_stack
+from ..estimators.measures.layer_mmd import row_kernel
 from ..estimators.minibatch import MinibatchCKA
+from ..estimators.minibatch_mmd import mmd_sums, unit_clouds
 from ..similarity.matrix import SimilarityMatrix
 from .checkpoint import Checkpoint
 from .grams.keeper import GramKeeper
-from .minibatch_result import minibatch_result
+from .minibatch_result import minibatch_result, mmd_result
 from .notes import drift_notes, rows_are_samples
 from .output_answers import Answers
 from .places import filled, places, selected
@@ -155,6 +157,7 @@ class MinibatchPass:
             seed=(0, rank),
         )
         self.home = device_of(self.recorders[0].model) if request.device is None else torch.device(request.device)
+        self._row_kernel = row_kernel(request.options.get("kernel")) if request.measure == "mmd" else None
         self._square = request.square or len(models) == 1
         self._models_in_result = request.square
         self.sizes = data_size(request)
@@ -177,15 +180,27 @@ class MinibatchPass:
             centred_rows(grams, self.statistics.estimator, self.home, keeper, recorder.names, index)
             for grams, recorder, keeper in zip(kept, self.recorders, self.keepers, strict=True)
         ]
+        more = None if self._row_kernel is None else self._mmd_sums(kept, samples)
         if self._square:
             rows = sides[0][0] if len(sides) == 1 else torch.cat([rows for rows, _ in sides])
             scale = sides[0][1] if len(sides) == 1 else torch.cat([scale for _, scale in sides])
-            self.statistics.update_rows(rows, scale, rows, scale, samples)
+            self.statistics.update_rows(rows, scale, rows, scale, samples, more)
         else:
             (rows_x, scale_x), (rows_y, scale_y) = sides
-            self.statistics.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
+            self.statistics.update_rows(rows_x, scale_x, rows_y, scale_y, samples, more)
         if index == 0:
             self._first = {name: self.statistics.sums[name] for name in ("cross", "self_x", "self_y")}
+
+    def _mmd_sums(self, kept: list[list[Any]], samples: int) -> dict[str, torch.Tensor]:
+        """Sums for the MMD of all pairs, from the same Gram matrices, centred with their diagonal."""
+        assert self._row_kernel is not None
+        clouds = []
+        for grams in map(filled, kept):
+            stack, _ = unit_stack([g.gram for g in grams], [g.factor for g in grams])
+            clouds.append(unit_clouds(flat_centred(stack, "biased"), samples).to(self.home))
+        if self._square:
+            clouds = [torch.cat(clouds)]
+        return mmd_sums(clouds[0], clouds[-1], self._row_kernel)
 
     def state(self) -> dict[str, Any]:
         """The statistics so far, those of the first batch, and notes on a resumption."""
@@ -247,9 +262,10 @@ class MinibatchPass:
         for recorder, keeper in zip(self.recorders, self.keepers, strict=True):
             reasons |= {(recorder.name, layer): why for layer, why in keeper.findings.reasons().items()}
             far |= {(recorder.name, layer) for layer in keeper.findings.far}
-        return minibatch_result(
+        cka = minibatch_result(
             statistics, rows, columns, notes, meta, models=self._models_in_result, reasons=reasons, far=far
         )
+        return cka if self._row_kernel is None else mmd_result(cka, statistics, self._row_kernel)
 
     def load(self, path: Path, identity: dict[str, str]) -> Checkpoint:
         """The checkpoint of an earlier run of this comparison.

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ..estimators.kernels import RBF, Kernel
+from ..estimators.measures.catalogue import MEASURES
 from ..estimators.minibatch import MinibatchCKA
+from ..estimators.minibatch_mmd import is_quadratic, minibatch_mmd
 from ..similarity.matrix import SimilarityMatrix
 from .notes import one_batch_notes, undefined_notes
 
-__all__ = ["minibatch_result"]
+__all__ = ["minibatch_result", "mmd_result"]
 
 ONE_BATCH = 0.5
 """Sum of the squared weights of the batches in a layer above which one batch is said to decide its values.
@@ -97,6 +100,39 @@ def minibatch_result(
         row_models=[model for model, _ in rows] if models else None,
         column_models=[model for model, _ in columns] if models else None,
         extra={} if found is None else {name: _numpy(getattr(found, name)) for name in CALIBRATED},
+    )
+
+
+def mmd_result(cka: SimilarityMatrix, statistics: MinibatchCKA, kernel: Kernel) -> SimilarityMatrix:
+    """The squared MMD of all pairs with its error, and beside it its bounds and CKA of the same pass.
+
+    Parameters
+    ----------
+    cka : SimilarityMatrix
+        The result for CKA; its notes, layers and ``meta`` hold for both.
+    statistics : MinibatchCKA
+        The statistics that ``cka`` was made of, with the sums of ``mmd_sums``.
+    kernel : Kernel
+        Kernel between the rows of the Gram matrices.
+    """
+    found = minibatch_mmd(statistics.sums)
+    bounded = {"upper": found.upper, "lower": found.lower} if is_quadratic(kernel) else {"upper": found.upper}
+    extra = {name: _numpy(bound) for name, bound in bounded.items() if is_quadratic(kernel) or isinstance(kernel, RBF)}
+    parts = {"": cka.values, " standard_error": cka.standard_error, " p_value": cka.p_value, " chance": cka.chance}
+    extra |= {f"cka{name}": array for name, array in parts.items() if array is not None}
+    measure = MEASURES["mmd"]
+    options = {"kernel": repr(kernel), "gram_kernel": cka.meta["kernel"], "centred": True}
+    return SimilarityMatrix(
+        _numpy(found.value),
+        cka.rows,
+        cka.columns,
+        standard_error=None if cka.standard_error is None else _numpy(found.standard_error),
+        notes=cka.notes,
+        measure="mmd",
+        meta={**cka.meta, "kind": measure.kind, "invariances": measure.invariances, "options": options},
+        row_models=cka.row_models,
+        column_models=cka.column_models,
+        extra=extra,
     )
 
 

@@ -87,7 +87,8 @@ def compare(
         approximately by a sketch if neither fits into memory. A note of the result names the route.
     measure : str
         "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa", ...) on the features of all
-        samples.
+        samples. "mmd" also has the minibatch scope: ``extra`` of the result then holds its bounds, and CKA of the same
+        pass.
     permutations : int, optional
         Count the p-values from this many random permutations of the samples of the columns (999 allow 0.001), instead
         of from the exact moments of all. ``extra`` of the result then holds "corrected_p_value" (of the largest of all

@@ -96,6 +96,11 @@ class Request:
             raise ValueError(f'`scope` must be "minibatch" or "dataset", got {self.scope!r}.')
         if self.backend not in BACKENDS:
             raise ValueError(f'`backend` must be "torch" or "cupy", got {self.backend!r}.')
+        if self.permutations is not None and (self.scope == "dataset" or self.measure != "cka"):
+            raise ValueError(
+                '`permutations` is for CKA with scope="minibatch". For other measures, and for all samples at once, '
+                "use cka_probe.estimators.calibrate on the features of cka_probe.extract."
+            )
         if self.scope == "dataset":
             self._check_dataset_scope()
         if self.backend == "cupy":
@@ -133,17 +138,16 @@ class Request:
             self.kernel = Linear()
         if not isinstance(self.kernel, Linear):
             raise ValueError(f"The measure {self.measure!r} does not use a kernel. Leave `kernel` out.")
-        if self.scope == "minibatch":
+        if self.scope == "minibatch" and self.measure != "mmd":
             raise ValueError(f'The measure {self.measure!r} has no minibatch form. Use scope="dataset".')
+        if self.scope == "minibatch":
+            if not self.options.get("centred", True):
+                raise ValueError('`centred=False` is for scope="dataset". The Gram matrices of hooks are centred.')
+            self.kernel = checked_kernel(self.options.get("gram_kernel"))
 
     def _check_dataset_scope(self) -> None:
         if self.backend != "torch" or self.tf32 or self.overlap:
             raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
-        if self.permutations is not None:
-            raise ValueError(
-                '`permutations` is for CKA with scope="minibatch". For other measures, and for all samples at once, '
-                "use cka_probe.estimators.calibrate on the features of cka_probe.extract."
-            )
         for name, given in (("checkpoint", self.checkpoint is not None), ("distributed", self.distributed)):
             if given:
                 raise ValueError(

@@ -52,6 +52,7 @@ def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, pr
         "kernel and estimator": hsic,
         "p-values": "exact skewness" if request.permutations is None else f"{request.permutations} permutations",
         "outputs": str(request.outputs),
+        "measure": request.measure if request.measure == "cka" else f"{request.measure} {request.options}",
         "pooling": identity(request.pooling),
         "forward": identity(request.forward),
         "autocast": str(request.autocast),

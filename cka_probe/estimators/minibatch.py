@@ -113,10 +113,19 @@ class MinibatchCKA:
         check_same_samples(samples, samples_y)
         self.update_rows(rows_x, scale_x, rows_y, scale_y, samples)
 
-    def update_rows(self, rows_x: Array, scale_x: Array, rows_y: Array, scale_y: Array, samples: int) -> None:
+    def update_rows(
+        self,
+        rows_x: Array,
+        scale_x: Array,
+        rows_y: Array,
+        scale_y: Array,
+        samples: int,
+        more: dict[str, Array] | None = None,
+    ) -> None:
         """Add one minibatch of flattened centred Gram matrices (``hsic.flat_centred``) and their divisors (layers,).
 
-        To compare a network with itself, pass the same object as ``rows_x`` and ``rows_y``.
+        To compare a network with itself, pass the same object as ``rows_x`` and ``rows_y``. ``more`` are other sums of
+        this minibatch (layers_x, layers_y) by name, which are added up and merged beside those of CKA.
         """
         xp = array_namespace(rows_x, rows_y)
         n = samples
@@ -154,6 +163,7 @@ class MinibatchCKA:
             {
                 **null_mean,
                 **null_cross,
+                **(more or {}),
                 **null_third,
                 "cross": hxy,
                 "self_x": hx,
@@ -288,8 +298,7 @@ class MinibatchCKA:
     def z_score(self) -> Array:
         """Unbiased CKA divided by its standard deviation under the permutation null.
 
-        The null permutes the samples of one network within each minibatch. For each minibatch <A, B> then has mean 0
-        and variance exactly 2 <A, A> <B, B> / (n(n-3)) (docs/theory.md, section 4).
+        The null permutes the samples of one network within each minibatch (docs/theory.md, section 4).
 
         Returns
         -------
@@ -385,10 +394,7 @@ class MinibatchCKA:
                 f"The saved state has {state['estimator']} HSIC with {state['kernel']}, not {self.estimator} HSIC with "
                 f"{self.kernel!r}."
             )
-        skewness = state.get("skewness", False)
-        if skewness != self.skewness:
-            raise ValueError(f"The saved state has skewness={skewness}, this one skewness={self.skewness}.")
-        permutations = state.get("permutations", 0)
-        if permutations != self.permutations:
-            raise ValueError(f"The saved state has permutations={permutations}, this one {self.permutations}.")
+        for name, own in (("skewness", self.skewness), ("permutations", self.permutations)):
+            if (saved := state.get(name, 0)) != own:
+                raise ValueError(f"The saved state has {name}={saved}, this one {own}.")
         self.samples, self.batches, self.sums = state["samples"], state["batches"], dict(state["sums"])

@@ -358,12 +358,12 @@ def _test(
         return PermutationTest(pick(value), pick(z_score), pick(skewness), pick(upper_tail(z_score, skewness)), None)
     import numpy as np
 
-    packed = [packed_rows(units, n) for units in (units_x, units_y)]
-    null = permuted_inner(*packed, n, permutations, np.random.default_rng(seed))
+    packed_x, packed_y = (packed_rows(units, n) for units in (units_x, units_y))
+    null = permuted_inner(packed_x, packed_y, n, permutations, np.random.default_rng(seed))
     # A permutation that does not change the value must count, although rounding depends on the order of the sum.
     found = Calibration.of(value, null, rounding=64 * float(xp.finfo(units_x.dtype).eps))
-    counted = pick(found.p_value), permutations, pick(found.corrected_p_value)
-    return PermutationTest(pick(value), pick(z_score), pick(skewness), *counted)
+    p_value, corrected = pick(found.p_value), pick(found.corrected_p_value)
+    return PermutationTest(pick(value), pick(z_score), pick(skewness), p_value, permutations, corrected)
 
 
 def _unit_grams(rows: Array, n: int) -> tuple[Array, Array]:

@@ -49,7 +49,7 @@ def test_other_is_a_matrix_of_its_own():
     assert_array_equal(cka.standard_error, np.full((2, 3), 0.01))
     assert cka.extra == {}
     assert matrix().other("upper").standard_error is None
-    with pytest.raises(KeyError, match="no 'nothing' beside it. It has: cka, cka standard_error, upper"):
+    with pytest.raises(KeyError, match=r"no 'nothing' beside it\. It has: cka, cka standard_error, upper"):
         matrix().other("nothing")
 
 

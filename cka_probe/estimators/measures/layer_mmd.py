@@ -15,7 +15,16 @@ from ..kernels import RBF, Kernel, Laplacian, Linear
 from ..validation import Array, check_pair
 from .pairing import pair_matrix
 
-__all__ = ["Cloud", "cloud", "clouds_mmd_squared", "layer_mmd_squared", "mmd_matrix", "prepare"]
+__all__ = [
+    "Cloud",
+    "cloud",
+    "clouds_mmd_squared",
+    "layer_mmd_squared",
+    "mean_kernel",
+    "mmd_matrix",
+    "prepare",
+    "row_kernel",
+]
 
 
 class Cloud(NamedTuple):
@@ -26,7 +35,7 @@ class Cloud(NamedTuple):
     kernel: Kernel
 
 
-def _mean_kernel(kernel: Kernel, a: Array, b: Array | None = None) -> Array:
+def mean_kernel(kernel: Kernel, a: Array, b: Array | None = None) -> Array:
     """Mean of the kernel over all pairs of rows; for the Gaussian kernel 1 less, which cancels in MMD^2."""
     xp = array_namespace(a)
     if isinstance(kernel, RBF):
@@ -38,15 +47,16 @@ def _mean_kernel(kernel: Kernel, a: Array, b: Array | None = None) -> Array:
 
 def cloud(kernel: Kernel, rows: Array) -> Cloud:
     """Statistics of one side of an MMD, from its rows (..., n, n)."""
-    return Cloud(rows, _mean_kernel(kernel, rows), kernel)
+    return Cloud(rows, mean_kernel(kernel, rows), kernel)
 
 
 def clouds_mmd_squared(x: Cloud, y: Cloud) -> Array:
     """Biased MMD^2 between two clouds with the same kernel."""
-    return x.self_mean + y.self_mean - 2 * _mean_kernel(x.kernel, x.rows, y.rows)
+    return x.self_mean + y.self_mean - 2 * mean_kernel(x.kernel, x.rows, y.rows)
 
 
-def _check_kernel(kernel: Kernel | None) -> Kernel:
+def row_kernel(kernel: Kernel | None) -> Kernel:
+    """The kernel on the rows, ``RBF(bandwidth=1.0)`` for None. Raise ValueError if its bandwidth is not fixed."""
     kernel = kernel or RBF(bandwidth=1.0)
     if isinstance(kernel, RBF | Laplacian) and kernel.bandwidth == "median":
         raise ValueError(
@@ -61,7 +71,7 @@ def prepare(
 ) -> Cloud:
     """Cloud of one layer from its checked features (..., n, p)."""
     unit = normalized_gram(x, gram_kernel or Linear(), centring="biased" if centred else "none")
-    return cloud(_check_kernel(kernel), math.sqrt(x.shape[-2]) * unit)
+    return cloud(row_kernel(kernel), math.sqrt(x.shape[-2]) * unit)
 
 
 def layer_mmd_squared(
