@@ -31,6 +31,7 @@ NAMES = (
     "sign_minima",
     "study",
     "all_measures",
+    "cka_and_mmd",
 )
 
 # Numbers from which the figures are drawn without training; --fresh deletes them.
@@ -42,6 +43,7 @@ KEPT = (
     "slack.csv",
     "estimators.csv",
     "bounds_along_training.csv",
+    "cka_and_mmd.csv",
     "centring_and_kernels.csv",
     "teacher_student.csv",
     "methods.csv",

@@ -6,6 +6,7 @@ C = X'Y (p, q); A and B the U-centred Gram matrices (n, n). See docs/theory.md, 
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from .validation import Array
@@ -53,3 +54,24 @@ def without_each(total: Array, rows: Array, diagonal: Array | float, n: int, est
     if estimator == "unbiased":
         return total - 2 * (n - 2) / (n - 3) * rows
     return total - 2 * n / (n - 1) * rows + (n / (n - 1)) ** 2 * diagonal
+
+
+def jackknife_degrees(xp: ModuleType, squares: Array, fourths: Array, n: int) -> Array:
+    """Degrees of freedom (...) of the jackknife variance of n samples, for Student's t.
+
+    They follow from the kurtosis k of the leave-one-out values: 2n / (k - 1 + 2/(n - 1)), at most n - 1 (Satterthwaite
+    1946). If a few samples hold most of the variance, the error itself is known as badly as from few samples.
+
+    Parameters
+    ----------
+    xp : module
+        Array namespace.
+    squares, fourths : array (...)
+        Sums of the squared and of the fourth powers of the leave-one-out values about their mean.
+    n : int
+        Number of samples.
+    """
+    varied = squares > 0
+    kurtosis = n * fourths / xp.where(varied, squares * squares, xp.ones_like(squares))
+    degrees = 2 * n / (xp.where(kurtosis > 1, kurtosis, xp.ones_like(kurtosis)) - 1 + 2 / (n - 1))
+    return xp.where(varied & (degrees < n - 1), degrees, xp.full_like(squares, n - 1))

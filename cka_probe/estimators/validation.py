@@ -236,7 +236,10 @@ def as_numpy(x: Array) -> Any:
     x = constant(x)
     if hasattr(x, "get"):  # CuPy
         return x.get()
-    return np.array(x.cpu().numpy() if hasattr(x, "cpu") else x)
+    if hasattr(x, "cpu"):
+        return np.array(x.cpu().numpy())
+    home = None if isinstance(x, np.ndarray) else array_namespace(x).__array_namespace_info__().default_device()
+    return np.array(x if home is None else x.to_device(home))
 
 
 def check_layer_lists(xs: Sequence[Array], ys: Sequence[Array] | None) -> None:
