@@ -20,6 +20,7 @@ from figures import (  # noqa: E402
     block_structure,
     bounds_along_training,
     centring_and_kernels,
+    cka_and_mmd,
     corridor,
     coverage,
     estimators,
@@ -220,3 +221,12 @@ def test_the_path_between_two_signs_ends_at_two_minima_of_the_logit_terms(tmp_pa
     assert runs.filter(like="axis_").abs().le(1).all(axis=None)
     monkeypatch.setattr(sign_minima, "students", pytest.fail)
     sign_minima.make(tmp_path, **settings)
+
+
+def test_cka_and_mmd_lie_between_the_bounds_of_t3(tmp_path, networks):
+    cka_and_mmd.make(tmp_path, **networks, samples=128)
+    table = written(tmp_path, "cka_and_mmd")
+    assert (table["mmd"] <= table["upper"] + 1e-6).all()
+    assert (table["mmd"] >= table["lower"] - 1e-6).all()
+    assert (table["mmd"] <= 2 * (1 - table["cka"] ** 2) + 1e-3).all()
+    assert table[["mmd standard_error", "cka standard_error"]].gt(0).all(axis=None)

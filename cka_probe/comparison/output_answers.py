@@ -58,11 +58,14 @@ class Answers(Resumable):
         return both
 
     def _add(self, batch: Any) -> None:
+        outputs = [recorder.output for recorder in self.recorders]
+        for recorder in self.recorders:
+            recorder.output = None
         if self._unfit:
             return
         logits = []
-        for recorder in self.recorders:
-            found, recorder.output = class_scores(recorder.output), None
+        for recorder, output in zip(self.recorders, outputs, strict=True):
+            found = class_scores(output)
             if isinstance(found, str):
                 self._unfit = {recorder.name: found}
                 return
