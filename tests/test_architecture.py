@@ -28,7 +28,7 @@ ROOMS = {
     "capture": [],
     "estimators": ["capture/extras", "capture/nearest"],
     "similarity": ["plotting", "capture/nearest"],  # plotting only inside functions: SimilarityMatrix.plot
-    "comparison": ["capture", "estimators", "similarity"],
+    "comparison": ["capture", "estimators", "similarity", "answers"],
     "atlas": ["capture/extras", "capture/nearest", "comparison", "estimators", "similarity"],
     # Distill.
     "distill/losses": ["estimators", "capture/pooling", "capture/trees"],  # padding is left out as `compare` does it
