@@ -68,9 +68,8 @@ def _glibc() -> ctypes.PyDLL | None:
         library.malloc_trim.argtypes = [ctypes.c_size_t]
         library.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
         library.mallinfo.restype = _Info32
-        if hasattr(library, "mallinfo2"):  # since glibc 2.33
-            library.mallinfo = library.mallinfo2
-            library.mallinfo.restype = _Info
+        if hasattr(library, "mallinfo2"):
+            library.mallinfo2.restype = _Info
     except (AttributeError, OSError):
         return None
     os.register_at_fork(after_in_child=_end_in_child)
@@ -92,6 +91,12 @@ class _Info32(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint) for name in _FIELDS)
 
 
+def _info(library: ctypes.PyDLL) -> _Info | _Info32:
+    """The state of the heap; ``mallinfo2`` exists since glibc 2.33."""
+    found: _Info | _Info32 = library.mallinfo2() if hasattr(library, "mallinfo2") else library.mallinfo()
+    return found
+
+
 def _keep() -> Callable[[], None]:
     global _is_changed
     library = _glibc()
@@ -104,7 +109,7 @@ def _keep() -> Callable[[], None]:
 
     def undo() -> None:
         _put_back(library)
-        if library.mallinfo().fordblks > _AFTER[_TRIM]:
+        if _info(library).fordblks > _AFTER[_TRIM]:
             library.malloc_trim(0)
 
     return undo
@@ -136,9 +141,9 @@ def _follows_own_rule(library: ctypes.PyDLL) -> bool:
 
 def _is_from_heap(library: ctypes.PyDLL, size: int) -> bool | None:
     """Whether an array comes from glibc's heap; False if directly from the system, None if from another allocator."""
-    before = library.mallinfo()
+    before = _info(library)
     array = library.malloc(size)
-    after = library.mallinfo()
+    after = _info(library)
     library.free(array)
     if array and after.hblks > before.hblks:
         return False

@@ -40,6 +40,7 @@ def extract(
     budget: int | None = None,
     folder: str | Path | None = None,
     device: torch.device | str | None = None,
+    channels_last: bool = False,
     progress: bool = True,
 ) -> Features:
     """Features (n, d) of every selected layer over the whole data set, by layer name.
@@ -48,7 +49,7 @@ def extract(
     ----------
     model : torch.nn.Module
         The network. It runs in eval mode without gradients; its modes are restored afterwards.
-    data, layers, exclude, pooling, forward, sample_axis, device, progress
+    data, layers, exclude, pooling, forward, sample_axis, device, channels_last, progress
         As in ``compare``.
     backend : "torch" or "cupy"
         Whether the features are tensors, or CuPy arrays that share the memory of the tensors on the GPU.
@@ -97,7 +98,7 @@ def extract(
         buffers[name].append(features)
 
     recorder = LayerRecorder(model, "model", layers, pooling, keep, forward, exclude=exclude, sample_axis=sample_axis)
-    run = Pass([recorder], 1, device=device, progress=progress, label="extract")
+    run = Pass([recorder], 1, device=device, channels_last=channels_last, progress=progress, label="extract")
     run.run(data, lambda _index, _kept, _samples: None)
     if run.interrupted:
         raise KeyboardInterrupt("The pass was interrupted: the features do not cover the data set.")

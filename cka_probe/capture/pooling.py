@@ -54,6 +54,8 @@ def pool(
     pooling: Pooling = "flatten",
     mask: torch.Tensor | None = None,
     channels: int | None = None,
+    *,
+    any_order: bool = False,
 ) -> torch.Tensor:
     """Features of one layer from its activation.
 
@@ -68,6 +70,8 @@ def pool(
     channels : int, optional
         Axis of the channels, 1 or -1. When left out, three axes are tokens (n, t, d), and more are a map (n, c, h, w),
         or (n, h, h, c) if only that is square.
+    any_order : bool
+        Whether "flatten" may put the features into their order in memory, if that saves a copy.
 
     Returns
     -------
@@ -105,11 +109,19 @@ def pool(
         if real is not None:
             # Not a product with the mask: padding may hold NaN. Not torch.where with a number: it waits for the GPU.
             activation = activation.masked_fill(~real[:, :, None], 0.0)
+        if any_order and not activation.is_contiguous():
+            activation = _in_memory_order(activation)
         return activation.reshape(activation.shape[0], -1)
     if activation.ndim == 3:
         turned = channels == 1 and real is None
         return _pool_tokens(activation.transpose(1, 2) if turned else activation, pooling, real)
     return _pool_map(activation, pooling, channels)
+
+
+def _in_memory_order(activation: torch.Tensor) -> torch.Tensor:
+    """The activation (n, ...) with its axes but the first in the order of memory: channels last, for example."""
+    strides = activation.stride()
+    return activation.permute(0, *sorted(range(1, activation.ndim), key=lambda axis: -strides[axis]))
 
 
 def _mean(activation: torch.Tensor, axis: int | tuple[int, ...]) -> torch.Tensor:

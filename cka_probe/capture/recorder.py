@@ -52,11 +52,14 @@ class ReviewingKeep(Protocol):
     ----------
     takes_half : bool
         Whether features may come in half precision; a recorder casts them to float32 for any other ``keep``.
+    takes_any_order : bool
+        Whether the features of a layer may come in any order, as they lie in memory.
     reviewed : bool
         The recorder sets it to True: ``review`` will be called after every forward.
     """
 
     takes_half: bool
+    takes_any_order: bool
     reviewed: bool
 
     def __call__(self, name: str, features: torch.Tensor) -> Any:
@@ -128,6 +131,7 @@ class LayerRecorder(Resumable):
         self.forward = forward or call_model
         self._reviewer = keep if isinstance(keep, ReviewingKeep) else None
         self._takes_half = self._reviewer is not None and self._reviewer.takes_half
+        self._any_order = self._reviewer is not None and self._reviewer.takes_any_order
         if self._reviewer is not None:
             self._reviewer.reviewed = True
         asks = reads_positions(pooling)
@@ -339,7 +343,8 @@ class LayerRecorder(Resumable):
     def _features(self, name: str, module: nn.Module, tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Pool an activation. Raise UnfitOutputError if what comes out cannot be compared."""
         try:
-            features = pool(tensor, self.pooling, mask, self.probe.channels(name, module, tensor))
+            axis = self.probe.channels(name, module, tensor)
+            features = pool(tensor, self.pooling, mask, axis, any_order=self._any_order)
         except ValueError as error:
             if callable(self.pooling):
                 raise CaptureError(f"Layer {name!r} of {self.name}: {error}.") from error

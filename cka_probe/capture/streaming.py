@@ -20,6 +20,7 @@ from .dropped import notes_on_dropped, notes_on_withheld
 from .hooks import CaptureError
 from .interrupts import Interrupts
 from .joining import joined_batches, none_is_small
+from .memory_format import channels_last
 from .own_state import OwnState, Runs
 from .progress import HasState, OtherDataError, Progress
 from .random_draws import RandomDraws
@@ -52,6 +53,8 @@ class Pass(Boundaries):
         Device of the models during the pass; they are moved back afterwards.
     autocast : torch.dtype, optional
         Precision of the forward passes.
+    channels_last : bool
+        Whether images and filters have their channels last in memory during the pass.
     progress : bool
         Whether to show a progress bar.
     label : str
@@ -80,6 +83,7 @@ class Pass(Boundaries):
         *,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
+        channels_last: bool = False,
         progress: bool = True,
         label: str = "compare",
         order: SampleOrder | None = None,
@@ -90,6 +94,7 @@ class Pass(Boundaries):
         self.minimum = minimum
         self.device = device
         self.autocast = autocast
+        self.channels_last = channels_last
         self.shows_progress = progress
         self.label = label
         self.interrupted = False
@@ -156,6 +161,7 @@ class Pass(Boundaries):
             ExitStack() as hooks,
         ):
             interrupts.hold()
+            hooks.enter_context(channels_last(models, self.channels_last))
             for recorder in self.recorders:
                 hooks.enter_context(recorder.probe)
             self._states = {id(r.model): OwnState(r.model, r.name) for r in reversed(self.recorders)}

@@ -74,6 +74,7 @@ class Request:
     forward: Forward | None = None
     device: torch.device | str | None = None
     autocast: torch.dtype | None = None
+    channels_last: bool = False
     checkpoint: str | Path | None = None
     distributed: bool = False
     backend: str = "torch"
@@ -198,6 +199,7 @@ class Request:
             minimum,
             device=self.device,
             autocast=self.autocast,
+            channels_last=self.channels_last,
             progress=self.progress,
             label=label,
             order=order,

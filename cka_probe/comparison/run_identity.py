@@ -56,6 +56,7 @@ def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, pr
         "pooling": identity(request.pooling),
         "forward": identity(request.forward),
         "autocast": str(request.autocast),
+        "channels_last": str(request.channels_last),
         "sample_axis": str(request.sample_axis),
         "backend": request.backend,
         "tf32": str(request.tf32),

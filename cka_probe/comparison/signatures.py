@@ -46,6 +46,7 @@ def signature(
     forward: Forward | None = None,
     sample_axis: int = 0,
     device: torch.device | str | None = None,
+    channels_last: bool = False,
     progress: bool = True,
     form: str | Sketch = "exact",
 ) -> Signature | SketchedSignature:
@@ -55,7 +56,7 @@ def signature(
     ----------
     model : torch.nn.Module
         The network.
-    data, layers, exclude, kernel, estimator, pooling, forward, sample_axis, device, progress
+    data, layers, exclude, kernel, estimator, pooling, forward, sample_axis, device, channels_last, progress
         As ``compare``. Two signatures can be compared if ``data`` yielded the same batches for both.
     name : str, optional
         Name of the model in results; its class name when left out.
@@ -94,6 +95,7 @@ def signature(
         forward=forward,
         sample_axis=sample_axis,
         device=device,
+        channels_last=channels_last,
         progress=progress,
     )
     sketch = as_sketch(form)

@@ -142,6 +142,7 @@ class Twice:
     """Keeps clones, and asks for a second run of the first minibatch, as a keeper of Gram matrices may do."""
 
     takes_half = False
+    takes_any_order = False
     reviewed = False
 
     def __init__(self):

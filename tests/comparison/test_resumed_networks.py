@@ -309,13 +309,14 @@ SET_ANEW = {
     "Probe": None,  # all but its parts
     "LayerRecorder": {"model", "called", "name", "pooling", "keep", "forward", "probe", "sample_axis", "_reviewer",
         "_takes_half", "_reader", "_masks", "_doubtful", "_loose", "_unchanged", "_lengths", "_trial", "_kept",
-        "_rows", "_batch", "_reduced", "_samples", "first_output", "_previous", "_previous_name", "_previous_version"},
+        "_any_order", "_rows", "_batch", "_reduced", "_samples", "first_output", "_previous", "_previous_name",
+        "_previous_version"},
     "OutputReader": {"sample_axis", "_batch_first"},
     "TokenMasks": {"two_sided", "masks"},
     "UnchangedOutputs": {"_input", "_first", "_now"},  # while it watches, the first batch is repeated
     "ChannelAxes": {"model", "paths", "_ran", "_begun"},
     "GramKeeper": {"kernel", "backend", "tf32", "overlap", "deferred", "_streams", "_side_stream", "_linear",
-        "reviewed", "batch_means", "findings", "_mean_squares", "_finite", "_home", "_measures"},
+        "reviewed", "takes_any_order", "batch_means", "findings", "_mean_squares", "_finite", "_home", "_measures"},
     "Findings": {"kernel", "_differ"},
     "BatchMeans": {"_signs", "_pending"},
     "Measures": set(),

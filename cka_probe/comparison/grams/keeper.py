@@ -15,7 +15,7 @@ from ...capture.recorder import NotFiniteError
 from ...capture.trees import move
 from ...estimators.gram_accuracy import MEAN_LIMIT, doubtful, mean_over_spread
 from ...estimators.hsic import flat_centred
-from ...estimators.kernels import Kernel, Linear
+from ...estimators.kernels import KERNELS, Kernel, Linear
 from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_mean, repeated_gram, unit_stack
 from .cuda import by_cupy, half_gram, tf32_products
 from .drift import BatchMeans
@@ -72,6 +72,8 @@ class GramKeeper(Resumable):
     ----------
     takes_half : bool
         Always True: the features may be in half precision.
+    takes_any_order : bool
+        True for the kernels of this package, for which the order of the features does not matter.
     reviewed : bool
         Whether ``review`` is called after every forward; set by the recorder.
     batch_means : BatchMeans or None
@@ -111,6 +113,7 @@ class GramKeeper(Resumable):
         self._streams = streams
         self._side_stream: SideStream | None = None
         self._linear = isinstance(self.kernel, Linear)
+        self.takes_any_order = type(self.kernel) in KERNELS.values()
         self.reviewed = False
         self.batch_means = BatchMeans() if drift else None
         self.findings = Findings(self.kernel)

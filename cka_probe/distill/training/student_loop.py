@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...capture.allocator import memory_kept
+from ...capture.memory_format import channels_last
 from ...capture.state import frozen, modes_restored, random_states, random_states_restored, set_random_states
 from ...identity import identity, weights_digest
 from ...progress_bar import tqdm
@@ -30,7 +31,6 @@ from .compiled import compiled, is_compiled, plain_names, reset_graphs, uncompil
 from .diagnostics import gradient_cosines, measured
 from .evaluation import stopped_early
 from .learning_rates import LearningRates
-from .memory_format import channels_last
 from .preparation import choose_layers, fit_together
 from .result import DistillationResult
 from .run_files import RunFiles

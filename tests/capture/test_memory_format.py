@@ -7,7 +7,7 @@ import torch
 from small_runs import network
 from torch import nn
 
-from cka_probe.distill.training.memory_format import channels_last
+from cka_probe.capture.memory_format import channels_last
 
 LAST = torch.channels_last
 
