@@ -21,6 +21,7 @@ __all__ = [
     "check_fit",
     "masks_by_infinity",
     "misplaced",
+    "not_finite",
     "of_dtype",
 ]
 
@@ -84,6 +85,16 @@ def by_chance(length: int) -> str:
 def misplaced(tensor: torch.Tensor, samples: int | None) -> str:
     """The reason to leave out an output that does not have the samples on axis 0."""
     return f"its output has shape {tuple(tensor.shape)}, so axis 0 does not hold the {samples} samples of the batch"
+
+
+def not_finite(layer: str, model: str, batch: int, mask: torch.Tensor | None) -> str:
+    """The message for NaN or infinity in the features of a layer; ``mask`` is that of their tokens, if they have one."""
+    if mask is not None and not bool((empty := ~mask.bool().any(1)).sum() == 0):
+        return f"Sample {int(empty.int().argmax())} of batch {batch} has no real token in its attention mask."
+    return (
+        f"Layer {layer!r} of {model} gave NaN or infinity in batch {batch}. Check the input and weights; half precision "
+        "may have overflowed."
+    )
 
 
 def check_fit(tensor: torch.Tensor, samples: int | None, *, by_function: bool) -> None:

@@ -24,6 +24,7 @@ from .outputs import (
     check_fit,
     masks_by_infinity,
     misplaced,
+    not_finite,
     of_dtype,
 )
 from .pooling import Pooling, check_pooling, pool, reads_positions
@@ -335,7 +336,7 @@ class LayerRecorder(Resumable):
         except NotFiniteError:
             if masks_by_infinity(module, tensor):
                 raise UnfitOutputError("its output holds -inf, as that of a mask does") from None
-            raise CaptureError(self._not_finite(name, mask)) from None
+            raise CaptureError(not_finite(name, self.name, self._batch, mask)) from None
         self._rows[name] = features.shape[0]
         if self._unchanged.watching:
             self._unchanged.see(name, features)
@@ -376,15 +377,6 @@ class LayerRecorder(Resumable):
                 f"{mask.shape[1]} tokens of the {place.key}"
             )
         return tensor.movedim(place.axis, 1), mask
-
-    def _not_finite(self, name: str, mask: torch.Tensor | None) -> str:
-        if mask is not None and not bool((empty := ~mask.bool().any(1)).sum() == 0):
-            sample = int(empty.int().argmax())
-            return f"Sample {sample} of batch {self._batch} has no real token in its attention mask."
-        return (
-            f"Layer {name!r} of {self.name} gave NaN or infinity in batch {self._batch}. Check the input and "
-            "weights; half precision may have overflowed."
-        )
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         """Raise UnfitOutputError if an output cannot be compared. A pooling function may be given more than others."""
