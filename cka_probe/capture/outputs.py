@@ -88,12 +88,12 @@ def misplaced(tensor: torch.Tensor, samples: int | None) -> str:
 
 
 def not_finite(layer: str, model: str, batch: int, mask: torch.Tensor | None) -> str:
-    """The message for NaN or infinity in the features of a layer; ``mask`` is that of their tokens, if they have one."""
+    """The message for NaN or infinity in the features of a layer; ``mask`` is that of its tokens, if it has any."""
     if mask is not None and not bool((empty := ~mask.bool().any(1)).sum() == 0):
         return f"Sample {int(empty.int().argmax())} of batch {batch} has no real token in its attention mask."
     return (
-        f"Layer {layer!r} of {model} gave NaN or infinity in batch {batch}. Check the input and weights; half precision "
-        "may have overflowed."
+        f"Layer {layer!r} of {model} gave NaN or infinity in batch {batch}. Check the input and weights; half "
+        "precision may have overflowed."
     )
 
 
