@@ -60,6 +60,7 @@ def plan(known: dict[Cell, float]) -> list[Cell]:
                 found.append(Cell(data, images, name, METHODS[name].default, False, seed))
                 if name == "rcka":  # the question of T7: does the ramp find the right minimum?
                     found.extend(Cell(data, images, name, 15.0, ramp, seed) for ramp in (True, False))
+                    found.append(Cell(data, images, "rcka_signs", 15.0, True, seed))  # what T7 says to try
 
     def weights(data: str, images: int, seeds: Iterable[int]) -> None:
         found.extend(

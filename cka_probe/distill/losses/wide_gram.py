@@ -43,10 +43,11 @@ class _CentredWideGram(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         gram = x.new_zeros(len(x), len(x))
+        memory = _buffer(x)
         for columns in x.split(_step(x), dim=1):
             # The first sample is subtracted before the mean: a constant column becomes exactly zero, and a large mean
             # costs no digits.
-            z = columns - columns[:1]
+            z = torch.sub(columns, columns[:1], out=memory[: columns.numel()].view_as(columns))
             z -= z.mean(0)
             gram.addmm_(z, z.mT)
         return gram
@@ -63,10 +64,10 @@ class _CentredWideGram(torch.autograd.Function):
         both = both - both.mean(1, keepdim=True)
         if torch.is_grad_enabled():  # second derivatives are wanted
             return both @ (x - x[:1].detach())
-        result = torch.empty_like(x)
+        result, memory = torch.empty_like(x, memory_format=torch.contiguous_format), _buffer(x)
         for columns, target in zip(x.split(_step(x), dim=1), result.split(_step(x), dim=1), strict=True):
             # The n x n factor is centred, because it is the small one.
-            target.copy_(both @ (columns - columns[:1]))
+            torch.mm(both, torch.sub(columns, columns[:1], out=memory[: columns.numel()].view_as(columns)), out=target)
         return result
 
     @staticmethod
@@ -79,6 +80,11 @@ def _plain(x: Tensor) -> Tensor:
     z = x - x[..., :1, :].detach()
     z = z - z.mean(-2, keepdim=True)
     return z @ z.mT
+
+
+def _buffer(x: Tensor) -> Tensor:
+    """Memory for one part of the columns. Taking it again for every part costs more than the products (page faults)."""
+    return x.new_empty(len(x) * min(_step(x), x.shape[1]))
 
 
 def _step(x: Tensor) -> int:
