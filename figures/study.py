@@ -1,4 +1,4 @@
-"""Figure 13: test accuracy of the students of each method on Fashion-MNIST, from the finished cells of `make study`."""
+"""Figure 14: test accuracy of the students of each method on Fashion-MNIST, from the finished cells of `make study`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cka_probe.plotting import house_style
+from cka_probe.plotting.style import COLUMN, PAGE
 from figures.saving import BENCHMARKS, FOLDER, measured, save
 
 COLOURS = {"RCKA": "tab:red", "CE": "black", "KD": "tab:blue", "DIST": "tab:blue"}
@@ -27,18 +29,20 @@ def draw(ax: plt.Axes, table: pd.DataFrame, title: str) -> None:
         colour = COLOURS.get(kind(line.method), "tab:orange" if "RCKA" in line.method else "grey")
         ax.errorbar(line.test, row, xerr=half, fmt="o", markersize=4, color=colour, elinewidth=1.2)
     names = [f"{line.method} ({line.seeds})" for line in table.itertuples()]
-    ax.set_yticks(range(len(table)), names, fontsize="x-small")
+    ax.set_yticks(range(len(table)), names, fontsize=6.5)
+    ax.set_ylim(-0.7, len(table) + 0.6)  # room for the names of the two lines
     for rival in ("KD", "DIST"):
         level = table.loc[table["method"] == rival, "test"]
         if len(level):
             ax.axvline(float(level.iloc[0]), color="tab:blue", linewidth=0.7, linestyle=":")
             ax.annotate(rival, (float(level.iloc[0]), 1.0), xycoords=("data", "axes fraction"), rotation=90,
-                        va="top", ha="right", fontsize="x-small", color="tab:blue")  # fmt: skip
+                        va="top", ha="right", fontsize=6.5, color="tab:blue")  # fmt: skip
     # A student that has collapsed would press all others together.
     low = max(table["test"].min(), table["test"].median() - 6)
-    ax.set_xlim(low - 0.5, table["test"].max() + 0.7)
+    ax.set_xlim(low - 0.5, table["test"].max() + 0.9)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("test accuracy in %")
-    ax.set_title(title, fontsize="small")
+    ax.set_title(title)
 
 
 def make(
@@ -56,9 +60,10 @@ def make(
         for title, part in panels
     ]
     rows = max(len(part) for _, part in shown)
-    size = (3.4 * len(shown), 0.6 + 0.19 * rows) if len(shown) > 1 else (3.25, 0.8 + 0.19 * rows)
-    figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
-    for ax, (title, part) in zip(axes[0], shown, strict=True):
-        draw(ax, part, title)
-    save(folder, "study", figure, study=table)
+    with house_style():
+        size = (PAGE if len(shown) > 1 else COLUMN, 0.8 + 0.15 * rows)
+        figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
+        for ax, (title, part) in zip(axes[0], shown, strict=True):
+            draw(ax, part, title)
+        save(folder, "study", figure, study=table)
     return table

@@ -208,19 +208,24 @@ def test_figures_of_benchmarks(tmp_path):
     written(tmp_path, "coverage")
 
 
-def test_the_path_between_two_signs_ends_at_two_minima_of_the_logit_terms(tmp_path, networks, monkeypatch):
-    settings = {**networks, "weights": (3.0,), "seeds": 1, "points": 5}
-    sign_minima.make(tmp_path, **settings)
-    table = written(tmp_path, "sign_minima")
-    for _, part in table.groupby("axis"):
-        ends, middle = part[part["t"].abs() == 1], part[part["t"] == 0]
-        assert (ends[["intra", "inter"]].abs() < 1e-12).all(axis=None)
-        assert (middle[["intra", "inter"]] > 1e-9).all(axis=None)
-    runs = pd.read_csv(tmp_path / "data" / "sign_minima_runs.csv")
-    assert list(zip(runs["weight"], runs["ramp"], runs["seed"], strict=True)) == [(3.0, False, 0), (3.0, True, 0)]
-    assert runs.filter(like="axis_").abs().le(1).all(axis=None)
-    monkeypatch.setattr(sign_minima, "students", pytest.fail)
-    sign_minima.make(tmp_path, **settings)
+def test_the_figure_of_signs_shows_the_students_that_the_study_has(tmp_path):
+    along = pd.DataFrame({"axis": [1, 1, 1], "t": [1, 0, -1], "cross_entropy": 0.5, "intra": [0, 0.2, 0], "inter": 0.0})
+    cells = pd.DataFrame({
+        "data": "fashion", "images": 10_000, "method": ["rcka", "rcka", "kd", "dist"], "weight": [15.0, 15, 1, 1],
+        "ramp": [True, False, False, False], "seed": [0, 0, 1, 0], "test": [90.5, 87.0, 91.0, 90.0],
+        "diagonal": ["0.9 0.8", "0.9 -0.3", "0.9 0.85", "0.7 0.6"],
+    })  # fmt: skip
+    along.to_csv(tmp_path / "study_signs.csv")
+    assert sign_minima.make(tmp_path, results=tmp_path) is None
+    cells.to_csv(tmp_path / "study.csv")
+    sign_minima.make(tmp_path, results=tmp_path)
+    written(tmp_path, "sign_minima")
+    table = pd.read_csv(tmp_path / "data" / "sign_minima_axes.csv")
+    assert table.to_numpy().tolist() == [
+        ["RCKA 15", 0, 87.0, 0.9, -0.3],
+        ["RCKA 15, ramp", 0, 90.5, 0.9, 0.8],
+        ["KD", 1, 91.0, 0.9, 0.85],
+    ]
 
 
 def test_cka_and_mmd_lie_between_the_bounds_of_t3(tmp_path, networks):

@@ -19,6 +19,7 @@ import study  # noqa: E402
 import study_methods  # noqa: E402
 import study_probe  # noqa: E402
 import study_runs  # noqa: E402
+import study_signs  # noqa: E402
 import study_tables  # noqa: E402
 
 from cka_probe.distill import Outputs, RCKALoss  # noqa: E402
@@ -29,8 +30,8 @@ from figures import study as study_figure  # noqa: E402
 def test_the_main_rows_come_first_and_no_cell_twice():
     cells = study.plan({})
     assert len(set(cells)) == len(cells)
-    first = cells[: len(study.MAIN) + 2]
-    assert {cell.method for cell in first} == set(study.MAIN)
+    first = cells[: len(study.MAIN) + 3]
+    assert {cell.method for cell in first} == {*study.MAIN, "rcka_signs"}
     assert {(cell.data, cell.images, cell.seed) for cell in first} == {("fashion", 10_000, 0)}
     assert {(cell.weight, cell.ramp) for cell in first if cell.method == "rcka"} == {
         (3, False),
@@ -193,3 +194,16 @@ def test_the_probe_reads_features_and_the_student_no_labels():
         study_probe.unlabelled_student("fcka_unlabelled", network, student, TensorDataset(images, targets), **options)
         students.append(student.stem[0].weight)
     assert torch.equal(*students)
+
+
+def test_the_path_between_two_signs_ends_at_two_minima_of_the_logit_terms():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(60, 5, generator=generator), torch.randint(0, 5, (60,), generator=generator)
+    table = study_signs.path(logits, labels, points=5)
+    assert sorted(set(table["axis"])) == [1, 4]
+    for _, part in table.groupby("axis"):
+        ends, middle = part[part["t"].abs() == 1], part[part["t"] == 0]
+        assert (ends[["intra", "inter"]].abs() < 1e-12).all(axis=None)
+        assert (middle[["intra", "inter"]] > 1e-9).all(axis=None)
+    start = torch.nn.functional.cross_entropy(logits.double(), labels)
+    assert table["cross_entropy"].iloc[0] == pytest.approx(float(start))

@@ -143,9 +143,9 @@ def new_recipe(
         "student": f"[student]\nmodel = {_toml(student)}\nlayers = {_toml(student_layers)}\n",
         "data": _data(section),
         "train": f"[train]\n{_training(pupil, train)}",
-        "inter": "inter_weight = 1    # similarities between the classes"
+        "inter": "inter_weight = { to = 15, until = 0.5 }  # similarities between the classes"
         if classes > 2
-        else "inter_weight = 0    # similarities between the classes, which need at least 3 classes",
+        else "inter_weight = 0  # similarities between the classes, which need at least 3 classes",
     }
     return TEMPLATE.format(
         title=f"{_comment(teacher)} -> {_comment(student)} on {_comment(data.name)}: {samples_of(train)} training "
@@ -189,9 +189,9 @@ TEMPLATE = """# {title}
 [loss]
 name = "rcka"
 feature_weight = 1  # layers, pair by pair
-intra_weight = 1    # similarities between the samples of a batch, in the outputs
+# Weights that rise over the first half of the run: cross-entropy decides first. Constant ones should be small (1).
+intra_weight = {{ to = 15, until = 0.5 }}  # similarities between the samples of a batch, in the outputs
 {inter}
-# In long runs larger weights may help if they grow: intra_weight = {{ to = 15, until = 0.5 }}
 
 {train}
 [output]
