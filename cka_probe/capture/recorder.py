@@ -345,7 +345,7 @@ class LayerRecorder(Resumable):
         """Pool an activation. Raise UnfitOutputError if what comes out cannot be compared."""
         try:
             axis = self.probe.channels(name, module, tensor)
-            features = pool(tensor, self.pooling, mask, axis, any_order=self._any_order)
+            features = pool(tensor, self.pooling, mask, axis, any_order=self._any_order, by_product=True)
         except ValueError as error:
             if callable(self.pooling):
                 raise CaptureError(f"Layer {name!r} of {self.name}: {error}.") from error

@@ -338,3 +338,48 @@ def test_the_error_of_a_function_names_the_layer():
         cp.CaptureError, match=r"Layer '0' of model_x .*: the pooling function failed on .* shape \(6, 3\): .*permute"
     ):
         cp.compare(net, net, torch.randn(6, 4), pooling=lambda x: x.permute(0, 2, 1), progress=False)
+
+
+# --- the mean over real tokens as a product with the mask -------------------------------------------------------------
+
+
+def lengths_mask(n, t):
+    lengths = torch.arange(n) % t + 1
+    return torch.arange(t)[None] < lengths[:, None]
+
+
+def exact_mean(tokens, real):
+    return torch.stack([one[mask].double().mean(0) for one, mask in zip(tokens, real, strict=True)])
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_masked_mean_by_product_gives_the_gram_matrix_of_float64(offset, dtype):
+    torch.manual_seed(0)
+    tokens, real = torch.randn(32, 12, 40).to(dtype) + offset, lengths_mask(32, 12)
+    expected = exact_mean(tokens, real)
+    found = pool(tokens, "mean", real, by_product=True).double()
+    careful = pool(tokens, "mean", real).double()
+    expected, found, careful = (x - x.mean(0) for x in (expected, found, careful))
+    error, usual = ((x @ x.T - expected @ expected.T).norm() / (expected @ expected.T).norm() for x in (found, careful))
+    assert error < max(2e-7, 1.01 * float(usual))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_padding_that_is_not_finite_does_not_count_in_a_product(value):
+    torch.manual_seed(0)
+    tokens, real = torch.randn(8, 5, 6), lengths_mask(8, 5)
+    expected = exact_mean(tokens, real).float()
+    tokens = tokens.masked_fill(~real[:, :, None], value)
+    torch.testing.assert_close(pool(tokens, "mean", real, by_product=True), expected)
+
+
+def test_equal_samples_of_different_lengths_stay_equal_and_a_sample_without_tokens_is_nan():
+    real = lengths_mask(8, 7)
+    constant = (torch.full((8, 7, 6), 0.1) * torch.linspace(0.3, 7, 6)).contiguous()
+    found = pool(constant, "mean", real, by_product=True)
+    assert torch.equal(found, found[:1].expand_as(found))
+    real[3] = False
+    found = pool(torch.randn(8, 7, 6), "mean", real, by_product=True)
+    assert found[3].isnan().all()
+    assert found[[0, 1, 2, 4, 5, 6, 7]].isfinite().all()
