@@ -1,4 +1,4 @@
-"""Figure 15: CKA and the MMD of T3 of all pairs of layers, from one pass over the data, with their bounds."""
+"""Figure 16: CKA and the MMD of T3 of all pairs of layers, from one pass over the data, with their bounds."""
 
 from __future__ import annotations
 
@@ -51,25 +51,27 @@ def measured_pairs(networks: list[nn.Module], samples: int | None) -> pd.DataFra
 
 def draw(table: pd.DataFrame) -> Figure:
     """Heatmaps of CKA and of MMD, and MMD over CKA with the two bounds."""
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.5), layout="constrained", width_ratios=(1, 1, 1.15))
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.4), layout="constrained", width_ratios=(1, 1, 1.1))
     layers = [list(dict.fromkeys(sorted(table[side], key=_depth))) for side in ("row", "column")]
-    for ax, name, measure in ((axes[0], "cka", "CKA"), (axes[1], "mmd", "MMD² (quadratic kernel)")):
-        values = table.pivot(index="row", columns="column", values=name).loc[layers[0], layers[1]]
-        meta = {"model_x": "seed 0", "model_y": "seed 1", **({"kind": "distance"} if name == "mmd" else {})}
-        matrix = cp.SimilarityMatrix(values.to_numpy(), *layers, measure=name, meta=meta)
-        plot_heatmap(matrix, ax=ax, limits="data", annotate=False)
-        ax.set_title(measure)
+    for ax, name, title in ((axes[0], "cka", "CKA"), (axes[1], "mmd", "MMD², quadratic kernel")):
+        values = table.pivot(index="row", columns="column", values=name).loc[layers[0], layers[1]].to_numpy()
+        meta = {"kind": "distance"} if name == "mmd" else {}
+        limits = (float(values.min()), float(values.max()))
+        plot_heatmap(
+            cp.SimilarityMatrix(values, *layers, measure=name, meta=meta), ax=ax, limits=limits, annotate=False
+        )
+        ax.set(title=title, xlabel="seed 1", ylabel="seed 0" if name == "cka" else "")
     ax = axes[2]
-    c = np.linspace(table["cka"].min() - 0.02, 1, 200)
-    ax.plot(c, 2 * (1 - c**2), color="black", linewidth=0.8, label="upper: 2 (1 − c²)")
-    lower = 4 * (1 - c) ** 2 / (BATCH - 1)
-    ax.plot(c, lower, color="black", linewidth=0.8, linestyle="--", label="lower: 4 (1 − c)² / (n − 1)")
+    c = np.linspace(table["cka"].min() - 0.03, 1, 200)
+    ax.plot(c, 2 * (1 - c**2), color="black", linewidth=0.8)
+    ax.plot(c, 4 * (1 - c) ** 2 / (BATCH - 1), color="black", linewidth=0.8)
+    ax.text(0.82, 0.75, "upper bound")
+    ax.text(c[0] + 0.01, 0.035, "lower bound")
     ax.errorbar(
         table["cka"], table["mmd"], xerr=table["cka standard_error"], yerr=table["mmd standard_error"],
-        fmt="o", color="#0072B2", markersize=2, elinewidth=0.6, label="pairs of layers",
+        fmt="o", color="#0072B2", ecolor="#0072B255", markersize=2, elinewidth=0.5,
     )  # fmt: skip
-    ax.set(xlabel="CKA, biased", ylabel="MMD²", xlim=(c[0], 1.005), ylim=(0, None), title="T3")
-    ax.legend(frameon=False, loc="upper right")
+    ax.set(xlabel="CKA, biased", ylabel="MMD²", xlim=(c[0], 1.005), ylim=(0, None), title="bounds (T3)")
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
