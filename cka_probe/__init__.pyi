@@ -1,5 +1,6 @@
 from . import distill, estimators, plotting
 from .atlas.atlas import Atlas
+from .atlas.jobs import signatures
 from .capture.extraction import extract
 from .capture.hooks import CaptureError, Probe
 from .comparison.features import compare_features
@@ -19,6 +20,7 @@ from .estimators.layer_matrix import cka_matrix
 from .estimators.measures.catalogue import MEASURES
 from .estimators.minibatch import MinibatchCKA
 from .estimators.mmd import energy_distance, mmd_squared, mmd_test
+from .estimators.permanova import permanova
 from .estimators.theory import cka_mmd_bounds
 from .plotting.heatmap import plot_heatmap
 from .similarity.matrix import SimilarityMatrix
@@ -64,8 +66,10 @@ __all__ = [
     "load_signature",
     "mmd_squared",
     "mmd_test",
+    "permanova",
     "plot_heatmap",
     "plotting",
     "signature",
+    "signatures",
     "trainer_callback",
 ]

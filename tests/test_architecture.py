@@ -29,7 +29,7 @@ ROOMS = {
     "estimators": ["capture/extras", "capture/nearest"],
     "similarity": ["plotting", "capture/nearest"],  # plotting only inside functions: SimilarityMatrix.plot
     "comparison": ["capture", "estimators", "similarity", "answers"],
-    "atlas": ["capture/extras", "capture/nearest", "comparison", "estimators", "similarity"],
+    "atlas": ["capture/extras", "capture/nearest", "capture/notes", "comparison", "estimators", "similarity"],
     # Distill.
     "distill/losses": ["estimators", "capture/pooling", "capture/trees"],  # padding is left out as `compare` does it
     "distill/baselines": ["estimators", "distill/losses"],

@@ -33,6 +33,16 @@ def test_compare_two_networks(monkeypatch, tmp_path, capsys):
     assert "widest interval" in capsys.readouterr().out
 
 
+def test_atlas(tmp_path, capsys):
+    table = load("atlas").main(networks=8, output=tmp_path)
+    assert set(table["property"]) == {"width", "depth", "classes", "epochs", "seed"}
+    assert table["p"].between(0, 1).all()
+    assert "share of the squared distances" in capsys.readouterr().out
+    for name in ("map.png", "tree.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    plt.close("all")
+
+
 def test_distill_digits(capsys):
     load("distill_digits").main(teacher_epochs=1, student_epochs=1)
     out = capsys.readouterr().out

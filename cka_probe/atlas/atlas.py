@@ -128,7 +128,7 @@ class Atlas:
         ValueError
             If a file is damaged, or was made from other samples, kernel or estimator than the first.
         """
-        known = {entry.stem: entry for entry in self._entries.values()}
+        known = {entry.stem: entry for entry in (*self._shelf.entries(), *self._entries.values())}
         found: dict[str, Entry] = {}
         for stem, stamp in self._store.stamps().items():
             entry = known.get(stem)
@@ -287,8 +287,8 @@ class Atlas:
             raise ValueError(f"{name!r} of {signature.name!r} is {why}, so nothing is like it or unlike it.")
         entry = self._entries.get(model) if isinstance(model, str) else None
         wanted = 4 * k + 32
-        searched = [one for one in self._entries.values() if own or one is not entry]
-        found = self._shelf.nearest(query, wanted, searched)
+        without = None if own else entry
+        found = self._shelf.nearest(query, wanted, list(self._entries.values()), without=without)
         if entry is not None and own:
             found = [one for one in found if one.entry is not entry or one.place != place]
         exact = self._shelf.exact_query(signature, entry, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..comparison.signature_files import Signature, SketchedSignature, packed_co
 from ..comparison.signature_pairs import cosines
 from ..comparison.signature_vectors import vectors_of
 from ..estimators.count_sketch import cosine_error
+from .index import LayerIndex, can_index
 from .store import Entry, Store
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ __all__ = ["Candidate", "Shelf"]
 
 AT_ONCE = 4096
 """Layers whose sketches are compared in one product: 64 MB in float32."""
+
+EXACT = 5_000
+"""Layers up to which all are compared: 80 MB of sketches in float32."""
 
 
 class Candidate(NamedTuple):
@@ -42,6 +47,12 @@ class Shelf:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: dict[str, tuple[tuple[int, int], np.ndarray]] = {}
+        self._index: LayerIndex | None = None
+
+    def entries(self) -> list[Entry]:
+        """Models that the index knows, whose files need not be read again."""
+        self._index = self._index or LayerIndex.open(self._store)
+        return [] if self._index is None else list(self._index.entries.values())
 
     def rows(self, entry: Entry) -> np.ndarray:
         """Sketches of the layers of a model (layers, m) in float16.
@@ -51,14 +62,28 @@ class Shelf:
         FileNotFoundError, ValueError
             If its file is gone or damaged.
         """
-        stamp, rows = self._rows.get(entry.stem, (None, None))
-        if rows is None or stamp != entry.stamp:
-            rows = self._store.sketch_of(entry).vectors
-            self._rows[entry.stem] = entry.stamp, rows
-        return rows
+        if self._index is not None and self._index.holds(entry):
+            return self._index.rows(entry)
+        if not self._kept(entry):
+            self._rows[entry.stem] = entry.stamp, self._store.sketch_of(entry).vectors
+        return self._rows[entry.stem][1]
 
-    def nearest(self, query: np.ndarray, count: int, entries: Sequence[Entry]) -> list[Candidate]:
+    def _kept(self, entry: Entry) -> bool:
+        return entry.stem in self._rows and self._rows[entry.stem][0] == entry.stamp
+
+    def _passing(self, entry: Entry) -> np.ndarray:
+        """As ``rows``, but what is read is not kept: an index is built from more than fits into memory."""
+        held = self._index is not None and self._index.holds(entry)
+        return self.rows(entry) if held or self._kept(entry) else self._store.sketch_of(entry).vectors
+
+    def nearest(
+        self, query: np.ndarray, count: int, entries: Sequence[Entry], *, without: Entry | None = None
+    ) -> list[Candidate]:
         """The layers with the largest cosines, the largest first.
+
+        Up to ``EXACT`` layers are all compared. Above, an index is built when it is first needed, and again when many
+        models have come since; the few that it does not hold are all compared. Without FAISS, or in a folder that
+        cannot be written, all layers are compared, which takes seconds for a million.
 
         Parameters
         ----------
@@ -67,9 +92,28 @@ class Shelf:
         count : int
             At most so many layers.
         entries : sequence of Entry
-            Models that are searched. Layers without any spread are left out.
+            All models. Layers without any spread are left out.
+        without : Entry, optional
+            A model that is not searched.
         """
-        return self._best(self._scores(query, entries), count)
+        missing = [entry for entry in entries if self._index is None or not self._index.holds(entry)]
+        outside = sum(len(entry.layers) for entry in missing)
+        known = sum(len(entry.layers) for entry in entries) - outside
+        if outside > max(EXACT, known / 4) and can_index(self._store):
+            self._index = LayerIndex.build(self._store, entries, self._passing)
+            self._rows.clear()
+            missing, known = [], outside + known
+        by_index = self._index is not None and known > 0 and find_spec("faiss") is not None
+        if not by_index:
+            missing = list(entries)
+        found = self._best(self._scores(query, [e for e in missing if e is not without]), count)
+        if self._index is not None and by_index:
+            now = {entry.stem: entry for entry in entries}
+            for old, place, cosine in self._index.nearest(query, count, without):
+                if (entry := now.get(old.stem)) is not None and self._index.holds(entry):
+                    found.append(Candidate(entry, place, cosine))
+            found.sort(key=lambda one: -one.similarity)
+        return found[:count]
 
     def exact_query(
         self, signature: Signature | SketchedSignature, entry: Entry | None, place: int

@@ -17,6 +17,7 @@ OPTIONAL = {
     "pycocotools": "dense",
     "transformers": "hf",
     "timm": "timm",
+    "faiss-cpu": "atlas",
     "plotly": "report",
     "tensorboard": "tensorboard",
 }

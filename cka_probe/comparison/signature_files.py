@@ -18,6 +18,7 @@ from ..similarity.text import printable
 
 __all__ = [
     "FORMAT",
+    "SHARED",
     "SKETCH_FORMAT",
     "Signature",
     "SketchedSignature",

@@ -179,33 +179,30 @@ def inner_product_variance(x: NDArray[np.floating], y: NDArray[np.floating], siz
     return float((x @ x * (y @ y) + (x @ y) ** 2 - 2 * np.sum(x * x * y * y)) / size)
 
 
-def folded(sketches: NDArray[np.floating], size: int) -> NDArray[np.floating]:
-    """Smaller sketches from sketches: bins whose numbers are equal modulo ``size`` are added.
-
-    A folded sketch is a count sketch of ``size`` bins itself, since the bins were chosen uniformly.
+def folded(rows: NDArray[np.floating], size: int) -> NDArray[np.float32]:
+    """Smaller sketches of rows, themselves sketches or not: random signs, then entries at equal places modulo ``size``
+    are added.
 
     Parameters
     ----------
-    sketches : array (layers, m)
-        Sketches, all of one size.
+    rows : array (layers, m)
+        Rows of one length.
     size : int
-        A divisor of m.
+        At least 1.
 
     Returns
     -------
     array (layers, size)
-        In float32.
-
-    Raises
-    ------
-    ValueError
-        If ``size`` does not divide m.
+        Inner products have those of ``rows`` as their mean, with the variance of a sketch of ``size`` bins.
 
     Examples
     --------
-    >>> folded(np.ones((1, 8)), 4).tolist()
-    [[2.0, 2.0, 2.0, 2.0]]
+    >>> folded(np.ones((1, 8)), 8).tolist()
+    [[-1.0, -1.0, 1.0, -1.0, -1.0, 1.0, -1.0, -1.0]]
     """
-    if sketches.shape[1] % size:
-        raise ValueError(f"Sketches of {sketches.shape[1]} numbers cannot be folded to {size}.")
-    return sketches.reshape(len(sketches), -1, size).sum(axis=1, dtype=np.float32)
+    layers, length = rows.shape
+    raw = np.random.PCG64(0).random_raw(length)
+    signs = np.where(raw & np.uint64(1), np.float32(-1), np.float32(1))
+    padded = np.zeros((layers, -(-length // size) * size), np.float32)
+    padded[:, :length] = rows * signs
+    return padded.reshape(layers, -1, size).sum(axis=1, dtype=np.float32)
