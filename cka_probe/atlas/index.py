@@ -77,7 +77,7 @@ class LayerIndex:
 
         index = self._loaded()
         options: dict[str, Any] = {"nprobe": min(CELLS, index.nlist)}
-        keep = []  # FAISS holds no references to these
+        keep: list[Any] = []  # FAISS holds no references to these
         if without is not None and without.stem in self._ranges:
             keep = [faiss.IDSelectorRange(*self._ranges[without.stem])]
             keep.append(faiss.IDSelectorNot(keep[0]))

@@ -14,7 +14,7 @@ from ..capture.extras import require
 from ..capture.nearest import nearest_hint
 from ..similarity.matrix import SimilarityMatrix
 from .canvas import MARKERS, PALETTE, new_axes
-from .style import COLUMN, PAGE, in_house_style
+from .style import COLUMN, PAGE, house_style, in_house_style
 from .text import as_shown
 
 if TYPE_CHECKING:
@@ -166,10 +166,12 @@ def plot_map(
         if scale and colour is not None:
             numbers = np.asarray(colour, dtype=np.float64)
             limits = {"vmin": numbers.min(), "vmax": numbers.max(), "cmap": "viridis"}
-            drawn = ax.scatter(*positions[own].T, c=numbers[own], marker=sign, **{**limits, **options})
+            x, y = positions[own].T
+            drawn = ax.scatter(x, y, c=numbers[own], marker=sign, **{**limits, **options})
         else:
             shade = [PALETTE[0 if groups is None or colour is None else groups.index(str(colour[i]))] for i in own]
-            ax.scatter(*positions[own].T, c=shade, marker=sign, **options)
+            x, y = positions[own].T
+            ax.scatter(x, y, c=shade, marker=sign, **options)
     if drawn is not None:
         ax.figure.colorbar(drawn, ax=ax, label=colour_label or "")
     _legends(ax, None if scale else groups, colour_label, kinds if marker is not None else None, marker_label)
@@ -182,7 +184,6 @@ def plot_map(
     return ax
 
 
-@in_house_style
 def plot_dendrogram(
     distances: SimilarityMatrix | ArrayLike, *, colour: Sequence[Any] | None = None, **kwargs: Any
 ) -> ClusterGrid:
@@ -240,10 +241,11 @@ def plot_dendrogram(
         if len(groups) > len(PALETTE):
             raise ValueError(f"`colour` has {len(groups)} values; at most {len(PALETTE)} colours can be told apart.")
         options["row_colors"] = [PALETTE[groups.index(str(value))] for value in colour]
-    grid = sns.clustermap(pd.DataFrame(d, index=names, columns=names), **{**options, **kwargs})
-    if groups:
-        signs = [mpl.patches.Patch(color=shade) for shade in PALETTE[: len(groups)]]
-        grid.ax_col_dendrogram.legend(signs, [as_shown(g) for g in groups], loc="upper right", frameon=False)
+    with house_style():
+        grid = sns.clustermap(pd.DataFrame(d, index=names, columns=names), **{**options, **kwargs})
+        if groups:
+            signs = [mpl.patches.Patch(color=shade) for shade in PALETTE[: len(groups)]]
+            grid.ax_col_dendrogram.legend(signs, [as_shown(g) for g in groups], loc="upper right", frameon=False)
     return grid
 
 
@@ -289,7 +291,7 @@ def _draw_path(ax: Axes, positions: NDArray[np.float64], path: Sequence[int]) ->
     line = positions[list(path)]
     ax.plot(*line.T, color="0.6", linewidth=0.8, zorder=1)
     if len(line) > 1:
-        ax.annotate("", line[-1], line[-2], arrowprops={"arrowstyle": "->", "color": "0.4", "linewidth": 0.8}, zorder=2)
+        ax.annotate("", line[-1], line[-2], arrowprops={"arrowstyle": "->", "color": "0.6", "linewidth": 0.8}, zorder=2)
 
 
 def _legends(

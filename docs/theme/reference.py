@@ -11,6 +11,7 @@ __all__ = ["PACKAGES", "defined_at", "on_files", "pages", "public_names"]
 
 PACKAGES = {
     "cka_probe": "Compare networks, features and signatures; draw and save the result.",
+    "cka_probe.atlas": "Signatures of many networks in one folder.",
     "cka_probe.estimators": "Arrays in, numbers out: numpy, torch and CuPy alike.",
     "cka_probe.plotting": "Pictures of similarities, of training and of the theory.",
     "cka_probe.distill": "Train a student with a teacher.",

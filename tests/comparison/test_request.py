@@ -18,7 +18,7 @@ from cka_probe.comparison.request import Request
         (cp.compare, {"model_x", "model_y", "layers", "layers_y", "exclude", "names"}),
         (cp.compare_many, {"models", "layers", "exclude"}),
         (cp.compare_features, {"x", "y", "names"}),
-        (cp.signature, {"model", "name", "layers", "exclude"}),
+        (cp.signature, {"model", "name", "layers", "exclude", "form"}),
     ],
 )
 def test_options_of_the_public_functions_are_fields_with_the_same_defaults(function, own):
