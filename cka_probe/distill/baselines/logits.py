@@ -9,6 +9,7 @@ from torch.nn import functional
 from ..losses.checks import check_target, logit_pair, positive, unit_rows
 from ..losses.contract import DistillationLoss, Outputs
 from ..losses.gather import gathered
+from ..losses.tokens import check_real, real_tokens
 from ..losses.weight_schedules import Weight
 
 __all__ = ["DISTLoss", "DKDLoss", "KDLoss", "correlation", "softened_divergence"]
@@ -16,6 +17,8 @@ __all__ = ["DISTLoss", "DKDLoss", "KDLoss", "correlation", "softened_divergence"
 
 class KDLoss(DistillationLoss):
     """KD: KL(teacher || student) of softened class probabilities, mean over samples, times temperature squared.
+
+    Logits of tokens, as language models have them, count token by token: the mean is over the real tokens of the batch.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ class KDLoss(DistillationLoss):
 
     Notes
     -----
-    Reads logits (B, classes). The term is "kd".
+    Reads logits (B, classes) or (B, T, classes); a mask (B, T) says which tokens are real. The term is "kd".
 
     References
     ----------
@@ -53,8 +56,16 @@ class KDLoss(DistillationLoss):
 
     def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
         """The weighted term "kd"."""
-        x, y = logit_pair(student.logits, teacher.logits, type(self).__name__)
-        return {"kd": self.weighted("weight", softened_divergence(x, y, self.temperature))}
+        x, y = logit_pair(student.logits, teacher.logits, type(self).__name__, tokens=True)
+        real = _real(x, y, student, teacher)
+        if real is None:
+            return {
+                "kd": self.weighted("weight", softened_divergence(x.flatten(0, -2), y.flatten(0, -2), self.temperature))
+            }
+        # Not a product with the mask: padding may hold NaN.
+        x, y = (z.masked_fill(~real[:, :, None], 0.0) for z in (x, y))
+        rows = softened_divergence(x.flatten(0, 1), y.flatten(0, 1), self.temperature)
+        return {"kd": self.weighted("weight", rows * (real.numel() / real.sum()))}
 
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
@@ -188,6 +199,22 @@ class DISTLoss(DistillationLoss):
     def extra_repr(self) -> str:
         """Settings, as ``repr`` shows them."""
         return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, gather={self.gather}"
+
+
+def _real(x: Tensor, y: Tensor, student: Outputs, teacher: Outputs) -> Tensor | None:
+    """The tokens (B, T) that count, or None if all do; ValueError for a mask of another shape."""
+    if x.ndim == 2:
+        return None
+    for outputs, owner in ((student, "student"), (teacher, "teacher")):
+        if outputs.mask is not None and outputs.mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"The {owner}'s mask has shape {tuple(outputs.mask.shape)}, but its logits are those of "
+                f"{tuple(x.shape[:2])} tokens (B, T). Pass the mask of the same tokens."
+            )
+    real = real_tokens(x, y, student, teacher)
+    if real is not None:
+        check_real(real, "student")
+    return real
 
 
 def softened_divergence(x: Tensor, y: Tensor, temperature: float) -> Tensor:

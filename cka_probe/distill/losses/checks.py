@@ -39,7 +39,9 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None, loss: str) -> tuple[Tensor, Tensor]:
+def logit_pair(
+    student_logits: Tensor | None, teacher_logits: Tensor | None, loss: str, *, tokens: bool = False
+) -> tuple[Tensor, Tensor]:
     """Check the logits of both networks; return them in one dtype, the teacher's detached.
 
     Parameters
@@ -48,11 +50,13 @@ def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None, los
         Before the softmax.
     loss : str
         Name of the loss, for the messages.
+    tokens : bool
+        Whether logits of tokens (B, T, classes) will do too.
 
     Returns
     -------
     tuple of Tensor
-        Both (B, classes), float32 or float64.
+        Both of the given shape, float32 or float64.
 
     Raises
     ------
@@ -66,8 +70,9 @@ def logit_pair(student_logits: Tensor | None, teacher_logits: Tensor | None, los
         for logits, owner in ((student_logits, "student"), (teacher_logits, "teacher"))
     )
     for logits, owner in ((x, "student"), (y, "teacher")):
-        if logits.ndim != 2:
-            raise ValueError(f"The {owner}'s logits must have shape (B, classes), got {tuple(logits.shape)}.")
+        if logits.ndim != 2 and not (tokens and logits.ndim == 3):
+            shapes = "(B, classes), or of tokens (B, T, classes)" if tokens else "(B, classes)"
+            raise ValueError(f"The {owner}'s logits must have shape {shapes}, got {tuple(logits.shape)}.")
     if x.shape != y.shape:
         raise ValueError(
             f"The student's logits have shape {tuple(x.shape)} and the teacher's {tuple(y.shape)}. Both networks must "

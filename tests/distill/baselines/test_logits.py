@@ -5,6 +5,7 @@ import pytest
 import torch
 from baselines_by_hand import F64, LOGITS, TARGET, divergence, pearson, softmax
 
+from cka_probe.distill import Outputs
 from cka_probe.distill.baselines import DISTLoss, DKDLoss, KDLoss
 
 
@@ -14,6 +15,34 @@ def test_kd(temperature):
     values = [divergence(softmax(t, temperature), softmax(s, temperature)) for s, t in rows]
     expected = 0.7 * temperature**2 * np.mean(values)
     assert float(KDLoss(temperature, 0.7)(*LOGITS)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kd_of_tokens_is_the_mean_over_the_real_ones():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 5, dtype=F64, generator=generator) for _ in "st")
+    real = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    rows = [(x[i, j].tolist(), y[i, j].tolist()) for i, j in ((0, 0), (0, 1), (1, 0))]
+    expected = 4 * np.mean([divergence(softmax(t, 2.0), softmax(s, 2.0)) for s, t in rows])
+    x[1, 1:] = float("nan")  # padding may hold anything
+    x.requires_grad_()
+    value = KDLoss(2.0, 1.0)(Outputs(x, (), real), Outputs(y, (), real))
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-12)
+    value.backward()
+    assert (x.grad[1, 1:] == 0).all()
+    assert (x.grad[0, :2] != 0).all()
+    whole = KDLoss(2.0, 1.0)(y + torch.arange(5), y)
+    flat = KDLoss(2.0, 1.0)((y + torch.arange(5)).flatten(0, 1), y.flatten(0, 1))
+    assert float(whole) == pytest.approx(float(flat), rel=1e-12)
+
+
+def test_kd_refuses_a_mask_of_other_tokens():
+    logits = torch.zeros(2, 3, 5)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 4\), but its logits are those of \(2, 3\) tokens"):
+        KDLoss()(Outputs(logits, (), torch.ones(2, 4)), Outputs(logits, ()))
+    with pytest.raises(ValueError, match="Sample 1 of the batch has no real token"):
+        KDLoss()(Outputs(logits, (), torch.tensor([[1, 1, 1], [0, 0, 0]])), Outputs(logits, ()))
+    with pytest.raises(ValueError, match=r"\(B, classes\), or of tokens \(B, T, classes\)"):
+        KDLoss()(logits[None], logits[None])
 
 
 def test_dkd():
