@@ -47,6 +47,10 @@ def compare(
     scope: Annotated[str | None, typer.Option(help='"minibatch" or "dataset" (exact).')] = None,
     measure: Annotated[str, typer.Option(help='"cka" or another measure, such as "procrustes".')] = "cka",
     option: Annotated[list[str] | None, typer.Option(help="Option of the measure, NAME=VALUE, such as k=5.")] = None,
+    permutations: Annotated[
+        int | None, typer.Option(help="Count the p-values from this many permutations, also of the largest pair.")
+    ] = None,
+    outputs: Annotated[bool, typer.Option("--outputs", help="Also compare how the networks answer.")] = False,
     pooling: Annotated[str, typer.Option(help='"auto", "flatten", "mean", "cls", "last", "spatial", "all".')] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a minibatch.")] = 64,
     samples: Annotated[int | None, typer.Option(min=1, help="Number of samples; all by default.")] = None,
@@ -136,6 +140,8 @@ def compare(
             "estimator": estimator,
             "scope": scope,
             "measure": measure,
+            "permutations": permutations,
+            "outputs": outputs,
             "pooling": pooling,
             "device": device,
             "progress": show_progress,

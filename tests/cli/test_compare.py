@@ -37,6 +37,17 @@ def test_json_can_be_parsed_and_the_seed_repeats_the_result(capsys):
     assert json.loads(run(capsys, *arguments)[1]) == first
 
 
+def test_counted_p_values_and_answers(capsys):
+    code, out, _ = run(
+        capsys, "compare", "resnet8", "resnet14", *SMALL, "--layers", "fc", "--permutations", 19, "--outputs", "--json"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert found["extra"]["corrected_p_value"][0][0] >= 1 / 20
+    assert found["meta"]["permutations"] == 19
+    assert 0 <= found["meta"]["answers"]["disagreement"] <= 1
+
+
 def test_files_of_features_are_compared_without_models(capsys, tmp_path):
     rng = np.random.default_rng(0)
     x = {"a": rng.normal(size=(40, 3)), "b": rng.normal(size=(40, 2, 5))}
