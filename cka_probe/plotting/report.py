@@ -23,6 +23,7 @@ from ..similarity.tables import is_self_comparison
 from ..similarity.text import P_RESOLUTION, printable
 from .canvas import check_fraction
 from .heatmap import CMAP
+from .maps import map_positions
 from .scale import colour_limits, measure_label
 
 __all__ = ["write_report"]
@@ -37,6 +38,7 @@ def write_report(
     *,
     title: str | None = None,
     level: float = 0.95,
+    distances: SimilarityMatrix | None = None,
 ) -> Path:
     """Write results to an HTML file and return its path.
 
@@ -57,6 +59,9 @@ def write_report(
         Heading; by default the measures and models.
     level : float
         Confidence level of the intervals.
+    distances : SimilarityMatrix, optional
+        Distances between models of the results, as ``Atlas.distances`` gives them: the page shows their map, and clicks
+        on two models open the heatmap of their layers. The map needs scikit-learn.
 
     Returns
     -------
@@ -66,11 +71,12 @@ def write_report(
     Raises
     ------
     ModuleNotFoundError
-        If plotly is not installed.
+        If plotly is not installed, or scikit-learn for the map.
     TypeError
         If `results` holds anything other than SimilarityMatrix.
     ValueError
-        If there are no results, one is empty, or `level` is not strictly between 0 and 1.
+        If there are no results, one is empty, `level` is not strictly between 0 and 1, or `distances` are no distances,
+        are undefined, or are of models without a result.
     OSError
         If the file cannot be written: its folder does not exist or is read-only, or the disk is full.
 
@@ -105,6 +111,7 @@ def write_report(
         "difference_colours": _colours("RdBu_r"),
         "results": [_result(str(name), matrix, same[matrix.measure], level) for name, matrix in named.items()],
         "views": views,
+        "map": None if distances is None else _map(distances, views),
     }
     # Only "<" can end a script element; it is escaped, so no layer name can break the page.
     encoded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -117,6 +124,24 @@ def write_report(
     parts = (before, get_plotlyjs(), between, encoded, end)
     atomic_write(path, "".join(parts))
     return Path(path)
+
+
+def _map(distances: SimilarityMatrix, views: list[dict[str, Any]]) -> dict[str, Any]:
+    """Positions of the models for the map."""
+    if not isinstance(distances, SimilarityMatrix):
+        raise TypeError(f"`distances` must be a SimilarityMatrix of models, got {type(distances).__name__}.")
+    known = {view["row_name"] for view in views} & {view["column_name"] for view in views}
+    lost = [name for name in distances.rows if name not in known]
+    if lost:
+        raise ValueError(f"`distances` has the model {lost[0]!r}, of which `results` holds no layers.")
+    positions, stress = map_positions(distances)
+    return {
+        "names": list(distances.rows),
+        "labels": list(map(printable, distances.rows)),
+        "x": positions[:, 0].round(6).tolist(),
+        "y": positions[:, 1].round(6).tolist(),
+        "stress": f"{stress:.2f}",
+    }
 
 
 def _colours(name: str) -> list[tuple[float, str]]:
