@@ -7,21 +7,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Case, Table
+from cases import Case, Table, call
 from torch import nn
 
 
 def truth(case: Case) -> Table:
-    """Minibatch CKA in float64, by the formula of Song et al. (2012), for every call of every layer."""
+    """Minibatch CKA in float64, by the formula of Song et al. (2012), for every call of every layer.
 
-    def grams(net: nn.Module, layers: Iterable[str], batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    Tokens of a batch with an attention mask are averaged over the real ones, as ``compare`` does.
+    """
+
+    def grams(net: nn.Module, layers: Iterable[str], batch: Any) -> dict[str, torch.Tensor]:
+        mask = batch["attention_mask"].bool() if isinstance(batch, dict) else None
         found: dict[str, torch.Tensor] = {}
         calls: dict[str, int] = {}
 
         def watch(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 calls[name] = calls.get(name, 0) + 1
-                x = output.detach().flatten(1).double()
+                x = (output[0] if isinstance(output, tuple) else output).detach().double()
+                if mask is not None and x.ndim == 3:
+                    first = x[:, :1]
+                    x = first[:, 0] + ((x - first) * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+                x = x.flatten(1)
                 x = x - x[0]
                 x = x - x.mean(0)
                 found[name if calls[name] == 1 else f"{name}#{calls[name]}"] = (x @ x.T).fill_diagonal_(0)
@@ -31,7 +39,7 @@ def truth(case: Case) -> Table:
         modules = dict(net.named_modules())
         handles = [modules[name].register_forward_hook(watch(name)) for name in layers]
         with torch.no_grad():
-            net(batch)
+            call(net, batch)
         for handle in handles:
             handle.remove()
         return found
@@ -46,10 +54,10 @@ def truth(case: Case) -> Table:
     self_y: Any = 0.0
     rows: list[str] = []
     columns: list[str] = []
-    for batch, _ in case.loader():
+    for batch in case.loader():
         left = grams(case.model_x, case.layers_x, batch)
         right = grams(case.model_y, case.layers_y, batch)
-        rows, columns, n = list(left), list(right), len(batch)
+        rows, columns, n = list(left), list(right), len(next(iter(left.values())))
         k, other = torch.stack([*left.values()]), torch.stack([*right.values()])
         cross = cross + n * hsic(k, other, n)
         self_x = self_x + n * hsic(k, k, n).diagonal()

@@ -1,16 +1,16 @@
 """Measure compare() and other tools beside the floor, the forward passes alone: time, peak memory and error.
 
-    python benchmarks/compare.py                        everything, about six minutes on two quiet cores
+    python benchmarks/compare.py                        everything, about twenty minutes on two quiet cores
     python benchmarks/compare.py --quick                one small case, to see that it runs
     python benchmarks/compare.py --case resnet18        one case
     python benchmarks/compare.py --peers FOLDER         also look for the tools here (pip install --target FOLDER ...)
 
 Rounds are interleaved: in each round, every tool goes over the same batches once. Times are medians over rounds.
-"times floor" is the median of the ratios within a round, which a busy machine disturbs least. Each peak of memory is
-measured in a process of its own, above what the process held after a pass over eight samples, which loads the tool's
-code. An error is the largest one over all pairs of layers, against float64 on activations copied inside the hook. A
-tool that keeps only the last call of a layer is compared with that call. A tool that cannot run is listed with its
-error. Results go to benchmarks/results/compare.csv.
+"times floor" is the median of the ratios within a round, with their range; a busy machine disturbs it least. Each peak
+of memory is measured in a process of its own, above what the process held after a pass over eight samples, which loads
+the tool's code. An error is the largest one over all pairs of layers, against float64 on activations copied inside the
+hook. A tool that keeps only the last call of a layer is compared with that call. A tool that cannot run is listed with
+its error. Results go to benchmarks/results/compare.csv.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TOO_LONG = 12.0
 
 COLUMNS = (
     *("case", "tool", "version", "layers", "samples", "batch", "rounds", "seconds", "seconds_least", "times_floor"),
-    *("peak_mib", "peak_times_floor", "largest_error", "cells_off_by_0.001", "note"),
+    *("times_floor_range", "peak_mib", "peak_times_floor", "largest_error", "cells_off_by_0.001", "note"),
 )
 
 
@@ -46,7 +46,7 @@ def peak_of_one(name: str, case: Case) -> float:
     """Peak memory of one pass in MiB, above what the process held before. Run it in a process of its own."""
     available()  # imports are not part of the pass
     # This small pass loads what a tool imports late.
-    run(name, replace(case, images=case.images[:8], batch=4))
+    run(name, replace(case, images=case.first(8), batch=4))
     return peak_of(lambda: run(name, case))[1]
 
 
@@ -57,7 +57,7 @@ def peak_memory(name: str, case_name: str, options: argparse.Namespace) -> float
 
 def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     case = CASES[case_name]()
-    print(f"\n{case.title}, {len(case.images) // case.batch} batches")
+    print(f"\n{case.title}, {case.samples // case.batch} batches")
     true = truth(case)
     tables: dict[str, Table | None] = {}
     times: dict[str, list[float]] = {}
@@ -72,7 +72,7 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         else:
             times[name] = []
-            if seconds > TOO_LONG and name not in ("forward alone", "cka_probe"):
+            if seconds > TOO_LONG and name not in ("forward alone", "cka_probe", "channels_last"):
                 times[name] = [seconds]
                 once.add(name)
     order = [name for name in times if name not in once]
@@ -88,7 +88,7 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
             "tool": name,
             "version": version(package),
             "layers": f"{len(case.layers_x)} x {len(case.layers_y)}",
-            "samples": len(case.images),
+            "samples": case.samples,
             "batch": case.batch,
         }
         if name in failed:
@@ -103,6 +103,7 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
             "seconds": f"{statistics.median(times[name]):.4f}",
             "seconds_least": f"{min(times[name]):.4f}",
             "times_floor": f"{statistics.median(ratios):.3f}",
+            "times_floor_range": f"{min(ratios):.3f} to {max(ratios):.3f}",
             "peak_mib": "" if memory is None else f"{memory:.1f}",
             "peak_times_floor": "" if memory is None or not floor_peak else f"{memory / floor_peak:.2f}",
         }
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, action="append", help="only this case; may be given several times")
     parser.add_argument("--quick", action="store_true", help="one small case, three rounds, nothing written")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--peers", help="folder with one folder for each peer, or with all of them")
     parser.add_argument("--output", type=Path, default=RESULTS)

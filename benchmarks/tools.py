@@ -9,27 +9,41 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from cases import Case, Table
+from cases import Case, Table, call
+from torch import nn
 
 
 def floor(case: Case) -> None:
     """The forward passes alone. A network that is compared with itself runs once."""
     with torch.no_grad():
-        for batch, _ in case.loader():
-            case.model_x(batch)
+        for batch in case.loader():
+            call(case.model_x, batch)
             if case.model_y is not case.model_x:
-                case.model_y(batch)
+                call(case.model_y, batch)
 
 
-def ours(case: Case) -> Table:
+def ours(case: Case, **options: Any) -> Table:
     import cka_probe as cp
 
     result = cp.compare(
-        case.model_x, case.model_y, case.loader(), layers=case.layers_x, layers_y=case.layers_y, progress=False
+        case.model_x,
+        case.model_y,
+        case.loader(),
+        layers=case.layers_x,
+        layers_y=case.layers_y,
+        progress=False,
+        **options,
     )
     return Table(list(result.rows), list(result.columns), result.values)
+
+
+def ours_channels_last(case: Case) -> Table:
+    if not any(isinstance(module, nn.Conv2d) for module in case.model_x.modules()):
+        raise NotImplementedError("channels_last is for images")
+    return ours(case, channels_last=True)
 
 
 def torch_cka(case: Case) -> Table:
@@ -75,6 +89,7 @@ TOOLS: dict[str, tuple[Callable[[Case], Table | None], str, str]] = {
     # name: (function, distribution, module)
     "forward alone": (floor, "torch", "torch"),
     "cka_probe": (ours, "cka-probe", "cka_probe.comparison"),
+    "channels_last": (ours_channels_last, "cka-probe", "cka_probe.comparison"),
     "pytorch-cka": (pytorch_cka, "pytorch-cka", "cka"),
     "cka-pytorch": (cka_pytorch, "cka-pytorch", "cka_pytorch"),
     "torch_cka": (torch_cka, "torch-cka", "torch_cka"),

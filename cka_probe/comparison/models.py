@@ -117,7 +117,8 @@ def compare(
         Run the forward passes under autocast in this precision. The statistics stay in float32 and float64.
     channels_last : bool
         Let images and filters have their channels last in memory while the models run: faster for many networks of
-        convolutions, on a CPU and on a GPU. The models get their own memory back. Values change by rounding only.
+        convolutions, on a CPU and on a GPU. The models get their own memory back; meanwhile their filters are in memory
+        twice. Values change by the rounding of the forward pass only.
     checkpoint : path, optional
         Save the state to this file every 20 batches and after Ctrl-C. A later call with the same arguments resumes from
         the file and gives the identical result; one with other models, options or data is refused. The file is removed
