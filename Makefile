@@ -45,6 +45,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/estimators_of_all.py
 	$(BIN)/python benchmarks/routes.py
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/distill.py

@@ -1,119 +1,130 @@
-"""Time and error of each route to the CKA of a whole data set, for docs/estimators.md.
+"""Time and memory of compare(scope="dataset", memory=...) by each route, over features from 0.1 to 40 GiB.
 
-python benchmarks/routes.py [--output benchmarks/results/routes.csv] [--quick]
+python benchmarks/routes.py [--output FILE] [--memory 4GiB] [--most GIB] [--chosen-above GIB]
 
-Features are float32; each side has two correlated layers; linear kernel, unbiased estimator. The reference is the
-n x n definition in float64. Times are medians over the rounds.
+Two networks of depthwise convolutions and tanh on images of 64 x 64, each comparison in a process of its own, whose
+largest memory is that of the operating system. Batches hold 16 images. Above ``--chosen-above`` only the route that is
+chosen runs. The error is the largest difference from the n x n definition in float64, one layer at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from tables import write_frame
+from torch import nn
 
-from cka_probe.estimators import MinibatchCKA, MomentCKA, SketchCKA, blocked_cka, choose_route
-from cka_probe.estimators.inference import cka_matrix_with_error
+import cka_probe as cp
 
-SIZES = [(1_000, 64), (1_000, 4_096), (10_000, 64), (10_000, 512), (100_000, 64), (4_000, 4_096)]
+CASES = [(64, 1), (64, 8), (128, 16), (256, 32), (320, 64)]
+"""Numbers of images and of convolutions; each image and convolution has 2 MiB of features."""
 
-
-def features(n: int, d: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    shared = torch.randn(n, 16, generator=generator)
-
-    def layer() -> torch.Tensor:
-        mixed = shared @ torch.randn(16, d, generator=generator) / 4
-        return mixed + torch.randn(n, d, generator=generator) + 5
-
-    return [layer(), layer()], [layer(), layer()]
+ROUTES = ("grams", "disk", "blocks")
+CHANNELS, BATCH = 64, 16
 
 
-def definition(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> np.ndarray:
-    """The n x n definition of unbiased CKA in float64, one pair of layers at a time."""
+def network(depth: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [nn.Conv2d(3, CHANNELS, 1)]
+    for _ in range(depth):
+        layers += [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS), nn.Tanh()]
+    return nn.Sequential(*layers).eval()
 
-    def u_centred(x: torch.Tensor) -> torch.Tensor:
-        x = x.double() - x.double().mean(0)
-        gram = (x @ x.T).fill_diagonal_(0)
-        n = len(gram)
-        rows = gram.sum(1)
-        gram -= rows[:, None] / (n - 2) + rows[None, :] / (n - 2) - rows.sum() / ((n - 1) * (n - 2))
-        return gram.fill_diagonal_(0)
 
-    left, right = [u_centred(x) for x in xs], [u_centred(y) for y in ys]
-    norm_x, norm_y = [float(a.norm()) for a in left], [float(b.norm()) for b in right]
-    return np.array(
-        [
-            [float((a * b).sum()) / (p * q) for b, q in zip(right, norm_y, strict=True)]
-            for a, p in zip(left, norm_x, strict=True)
-        ]
+def images(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def names(depth: int) -> list[str]:
+    return [str(i) for i in range(1, 2 * depth + 1)]
+
+
+def reference(net: nn.Module, data: torch.Tensor, pairs: list[tuple[str, str]]) -> list[float]:
+    """Unbiased CKA of some pairs of layers by its definition in float64."""
+
+    def u_centred(layer: str) -> np.ndarray:
+        with cp.Probe(net, [layer]) as probe, torch.no_grad():
+            parts = []
+            for batch in data.split(BATCH):
+                net(batch)
+                parts.append(probe.features[layer].double().numpy())
+        x = np.concatenate(parts)
+        x -= x.mean(0)
+        gram = x @ x.T
+        np.fill_diagonal(gram, 0)
+        n, rows = len(gram), gram.sum(1)
+        gram -= rows[:, None] / (n - 2) + rows / (n - 2) - rows.sum() / ((n - 1) * (n - 2))
+        np.fill_diagonal(gram, 0)
+        return gram / np.linalg.norm(gram)
+
+    return [float((u_centred(a) * u_centred(b)).sum()) for a, b in pairs]
+
+
+def one(count: int, depth: int, memory: str, route: str | None) -> dict[str, object]:
+    net, data = network(depth, 0), images(count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    found = cp.compare(
+        net,
+        net,
+        list(data.split(BATCH)),
+        layers=names(depth),
+        scope="dataset",
+        memory=memory,
+        route=route,
+        progress=False,
     )
-
-
-def batches(xs: list[torch.Tensor], size: int = 256):
-    for start in range(0, len(xs[0]), size):
-        yield [x[start : start + size] for x in xs]
-
-
-def streamed(statistics, xs, ys):
-    for x, y in zip(batches(xs), batches(ys), strict=True):
-        if len(x[0]) > 3:
-            statistics.update(x, y)
-    return statistics.compute().numpy()
-
-
-ROUTES: dict[str, Callable] = {
-    "minibatch (256)": lambda xs, ys: streamed(MinibatchCKA(), xs, ys),
-    "moments": lambda xs, ys: streamed(MomentCKA(), xs, ys),
-    "blocks": lambda xs, ys: blocked_cka(xs, ys).numpy(),
-    "whole Gram + jackknife": lambda xs, ys: cka_matrix_with_error(xs, ys).value.numpy(),
-    "sketch (512)": lambda xs, ys: streamed(SketchCKA(size=512), xs, ys),
-}
-MOST = {
-    "whole Gram + jackknife": lambda n, _: n <= 4_000,
-    "moments": lambda _, d: d <= 1_024,
-    "blocks": lambda n, _: n <= 10_000,
-}
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pairs = [("1", str(2 * depth)), (str(depth), str(2 * depth))]
+    values = [found[pair] for pair in pairs]
+    error = max(abs(a - b) for a, b in zip(values, reference(net, data, pairs), strict=True))
+    return {
+        "route": found.meta["route"],
+        "passes": found.meta["passes"],
+        "seconds": seconds,
+        "added_gib": (peak - before) / 2**20,
+        "peak_gib": peak / 2**20,
+        "max_error": error,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "routes.csv")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small sizes only")
+    parser.add_argument("--memory", default="4GiB")
+    parser.add_argument("--most", type=float, default=40.0, help="largest features, in GiB")
+    parser.add_argument("--chosen-above", type=float, default=5.0, help="above this only the chosen route runs")
+    parser.add_argument("--one", nargs=3, metavar=("IMAGES", "DEPTH", "ROUTE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        count, depth, route = options.one
+        print(json.dumps(one(int(count), int(depth), options.memory, None if route == "chosen" else route)))
+        return
     rows = []
-    for n, d in SIZES[:1] if options.quick else SIZES:
-        xs, ys = features(n, d)
-        reference = definition(xs, ys) if n <= 10_000 else None
-        chosen = choose_route(n, [d, d], [d, d]).name
-        for name, run in ROUTES.items():
-            if name in MOST and not MOST[name](n, d):
+    for count, depth in CASES:
+        size = count * 2 * depth * CHANNELS * 64 * 64 * 4 / 2**30
+        if size > options.most:
+            continue
+        for asked in ("chosen", *(ROUTES if size <= options.chosen_above else ())):
+            command = [sys.executable, __file__, "--memory", options.memory, "--one", str(count), str(depth), asked]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode:
+                print(f"{size:6.2f} GiB  {asked:7} {run.stderr.strip().splitlines()[-1][:200]}", flush=True)
                 continue
-            seconds = []
-            for _ in range(options.rounds):
-                started = time.perf_counter()
-                values = run(xs, ys)
-                seconds.append(time.perf_counter() - started)
-            error = np.nan if reference is None else float(np.abs(values - reference).max())
-            rows.append(
-                {
-                    "n": n,
-                    "d": d,
-                    "route": name,
-                    "seconds": np.median(seconds),
-                    "max_error": error,
-                    "chosen": name.startswith(chosen),
-                }
-            )
-            print(f"n {n:7}  d {d:5}  {name:24} {np.median(seconds):8.3f} s   error {error:.1e}", flush=True)
-    write_frame(options.output, pd.DataFrame(rows))
+            found = json.loads(run.stdout.splitlines()[-1])
+            rows.append({"features_gib": size, "images": count, "asked": asked, "memory": options.memory, **found})
+            print(f"{size:6.2f} GiB  {asked:7}", {k: v for k, v in found.items()}, flush=True)
+            write_frame(options.output, pd.DataFrame(rows))
     print(options.output)
 
 

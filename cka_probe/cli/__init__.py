@@ -1,4 +1,4 @@
-"""The command line: `cka-probe compare | distill | distill-table | info | recipe | report | signature`.
+"""The command line: `cka-probe compare | distill | distill-table | info | plan | recipe | report | signature`.
 
 At the top the modules of the commands import only typer and the standard library, so `cka-probe --help` is fast.
 """
@@ -16,6 +16,7 @@ from .. import __version__
 from .compare import compare
 from .distill import distill, distill_table, new
 from .info import info
+from .plan import plan
 from .report import report
 from .signature import signature
 from .terminal import say
@@ -43,6 +44,7 @@ app.command()(compare)
 app.command()(distill)
 app.command("distill-table")(distill_table)
 app.command()(info)
+app.command()(plan)
 recipe = typer.Typer(name="recipe", no_args_is_help=True, help="Write recipes for `cka-probe distill`.")
 recipe.command("new")(new)
 app.add_typer(recipe)

@@ -51,6 +51,12 @@ def compare(
         int | None, typer.Option(help="Count the p-values from this many permutations, also of the largest pair.")
     ] = None,
     outputs: Annotated[bool, typer.Option("--outputs", help="Also compare how the networks answer.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(help='For --scope dataset: limit such as "4GiB"; a third of what is free by default.')
+    ] = None,
+    route: Annotated[
+        str | None, typer.Option(help='For --scope dataset: "moments", "grams", "disk", "blocks" or "sketch".')
+    ] = None,
     pooling: Annotated[str, typer.Option(help='"auto", "flatten", "mean", "cls", "last", "spatial", "all".')] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in a minibatch.")] = 64,
     samples: Annotated[int | None, typer.Option(min=1, help="Number of samples; all by default.")] = None,
@@ -142,6 +148,8 @@ def compare(
             "measure": measure,
             "permutations": permutations,
             "outputs": outputs,
+            "memory": memory,
+            "route": route,
             "pooling": pooling,
             "device": device,
             "progress": show_progress,

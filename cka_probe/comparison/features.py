@@ -11,7 +11,9 @@ import torch
 from ..estimators.kernels import Kernel
 from ..similarity.matrix import SimilarityMatrix
 from .checks import check_measure_options
-from .dataset import DatasetPass
+from .dataset_pass import DatasetPass
+from .grams.findings import coarse_layers
+from .held import Held
 from .request import Request
 
 __all__ = ["compare_features"]
@@ -44,6 +46,8 @@ def compare_features(
     estimator: str = "unbiased",
     measure: str = "cka",
     names: tuple[str, str] = ("x", "y"),
+    memory: int | str | None = None,
+    route: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> SimilarityMatrix:
@@ -55,7 +59,7 @@ def compare_features(
         Features by layer: numpy arrays or tensors, for example from ``extract``. All must hold the same samples in the
         same order. Axes after the first are flattened; tensors stay on their device. If ``y`` is left out, ``x`` is
         compared with itself.
-    kernel, estimator, measure, progress, **options
+    kernel, estimator, measure, memory, route, progress, **options
         As ``compare``: ``measure="mutual_knn", k=5``.
     names : (str, str)
         Names of ``x`` and ``y`` in the result, its plots and messages.
@@ -101,10 +105,29 @@ def compare_features(
     if len(first) < least:
         raise ValueError(f"The features have {len(first)} samples, but this needs at least {least}.")
     request = Request(
-        first, kernel=kernel, estimator=estimator, scope="dataset", measure=measure, progress=progress, options=options
+        first,
+        kernel=kernel,
+        estimator=estimator,
+        scope="dataset",
+        measure=measure,
+        memory=memory,
+        route=route,
+        progress=progress,
+        options=options,
     )
-    gathered = DatasetPass(sides, request, first.device)
-    gathered.consume(0, [list(side.features.values()) for side in sides], len(first))
+    gathered = DatasetPass(request, first.device, again=False, batches=1, held=True)
+    gathered.begin(sides)
+    kept: list[list[Held | None]] = [
+        [Held(name, x.shape[1], x.dtype.itemsize, x) for name, x in side.features.items()] for side in sides
+    ]
+    if len(first) >= 4:
+        gathered.coarse = {
+            (number, layer): found
+            for number, side in enumerate(sides)
+            for layer, found in coarse_layers(side.names, list(side.features.values())).items()
+        }
+    gathered.consume(0, kept, len(first))
+    gathered.end_pass()
     meta = {"model_x": names[0], "model_y": names[1] if len(sides) == 2 else names[0], "partial": False}
     return gathered.result([], meta)
 

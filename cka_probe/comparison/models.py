@@ -54,6 +54,8 @@ def compare(
     backend: str = "torch",
     tf32: bool = False,
     overlap: bool = False,
+    memory: int | str | None = None,
+    route: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> SimilarityMatrix:
@@ -84,8 +86,8 @@ def compare(
         Estimator of HSIC in the numerator and denominator of CKA.
     scope : "minibatch" or "dataset", optional
         "minibatch", the default for CKA: the ratio of mean minibatch HSIC. Memory grows with the number of layers, not
-        with the data. "dataset": over all samples at once, exactly by moments or by blocks of Gram matrices, or
-        approximately by a sketch if neither fits into memory. A note of the result names the route.
+        with the data. "dataset": over all samples at once, within ``memory``, exactly unless no exact route fits. A
+        note of the result names the route.
     measure : str
         "cka", or one of ``cka_probe.estimators.MEASURES`` ("procrustes", "cca", "rsa", ...) on the features of all
         samples. "mmd" also has the minibatch scope: ``extra`` of the result then holds its bounds, and CKA of the same
@@ -137,6 +139,13 @@ def compare(
         Compute Gram matrices on a second stream of an NVIDIA GPU while the forward pass goes on. If later layers change
         an output in place, the first such minibatch runs twice. Changes that torch does not count (``x.data``, kernels
         that write through pointers) are not noticed. For the minibatch scope.
+    memory : int or str, optional
+        For the dataset scope: bytes ("4GiB") that features, statistics and forward passes may take, in addition to what
+        is in use; a third of the free memory when left out. What does not fit in one pass takes several passes over the
+        data, some layers each, or a temporary file. A comparison that fits in no way is refused before it runs.
+    route : str, optional
+        For the dataset scope: "moments", "grams", "disk", "blocks" (all exact) or "sketch" (an estimate). When left
+        out, the fastest exact route that fits; the sketch only if none does. ``cka-probe plan`` prints all.
     progress : bool
         Show a progress bar.
     **options
@@ -203,6 +212,8 @@ def compare(
             backend=backend,
             tf32=tf32,
             overlap=overlap,
+            memory=memory,
+            route=route,
             progress=progress,
             options=options,
         )
@@ -250,6 +261,8 @@ def compare_many(
     backend: str = "torch",
     tf32: bool = False,
     overlap: bool = False,
+    memory: int | str | None = None,
+    route: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> SimilarityMatrix:
@@ -260,7 +273,7 @@ def compare_many(
     models : mapping of str to torch.nn.Module
         At least one model by name, for example the checkpoints of one run. Names that are numbers become texts.
     data, exclude, kernel, estimator, scope, measure, permutations, outputs, pooling, forward, sample_axis, device,
-    autocast, channels_last, checkpoint, distributed, backend, tf32, overlap, progress, **options
+    autocast, channels_last, checkpoint, distributed, backend, tf32, overlap, memory, route, progress, **options
         As ``compare``.
     layers : as ``compare``, or a mapping of model name to that
         Layers of every model, or those of each model by its name; also pairs (model name, layer), as in the index of
@@ -315,6 +328,8 @@ def compare_many(
             backend=backend,
             tf32=tf32,
             overlap=overlap,
+            memory=memory,
+            route=route,
             progress=progress,
             options=options,
         )

@@ -22,9 +22,11 @@ from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
 from ..capture.streaming import Pass
 from ..estimators.calibration import check_permutations
+from ..estimators.dataset.routes import ROUTES
 from ..estimators.kernels import Linear
 from ..estimators.validation import check_estimator
 from .checks import check_autocast, check_checkpoint, check_forward, check_process_group, checked_kernel
+from .memory import parsed_memory
 
 __all__ = ["BACKENDS", "SCOPES", "ComparedModel", "Request"]
 
@@ -85,6 +87,8 @@ class Request:
     sample_axis: int = 0
     permutations: int | None = None
     outputs: bool = False
+    memory: int | float | str | None = None
+    route: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of the measure
 
     def __post_init__(self) -> None:
@@ -104,6 +108,7 @@ class Request:
             )
         if self.scope == "dataset":
             self._check_dataset_scope()
+        self._check_memory()
         if self.backend == "cupy":
             require_cupy()
         if self.device is not None:
@@ -154,6 +159,18 @@ class Request:
                 raise ValueError(
                     f'`{name}` is for scope="minibatch". scope="dataset" runs in one process, without interruption.'
                 )
+
+    def _check_memory(self) -> None:
+        for name, given in (("memory", self.memory), ("route", self.route)):
+            if given is not None and self.scope == "minibatch":
+                raise ValueError(f'`{name}` is for scope="dataset". A minibatch comparison keeps no features.')
+        if self.memory is not None:
+            parsed_memory(self.memory)
+        if self.route is not None and self.route not in ROUTES:
+            listed = ", ".join(map(repr, ROUTES))
+            raise ValueError(f"`route` must be one of {listed}, or None for the fastest that fits, got {self.route!r}.")
+        if self.route is not None and self.measure != "cka":
+            raise ValueError(f"`route` is for CKA; {self.measure!r} takes the features of all samples. Leave it out.")
 
     def check_devices(self, models: Sequence[nn.Module]) -> None:
         """Raise ValueError if an option needs an NVIDIA GPU and a model runs on another device."""

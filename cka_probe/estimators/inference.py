@@ -18,6 +18,7 @@ from .closed_form import jackknife_degrees, without_each
 from .hsic import Centred, both_sides, pairwise_inner, row_inner, wide_unless_linear
 from .kernels import Kernel, check_defined, given_kernel
 from .layer_grams import layer_rows
+from .leave_one_out import jackknife_pairs, sample_weights
 from .outliers import Outliers, OutlierWarning, find_outliers, warn_of_outliers
 from .permutation import cubic_sums, null_skewness
 from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair, check_same_samples
@@ -31,9 +32,6 @@ __all__ = [
     "jackknife_matrix",
     "sample_influence",
 ]
-
-BLOCK = 4_000_000
-"""Largest number of values that are held at once while samples are left out of all pairs of layers."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +99,8 @@ def _leave_one_out(
     whole = ratio(xp, *totals, *floors)
     parts = [without_each(total, t, d, n, estimator) for total, t, d in zip(totals, shares, diagonals, strict=True)]
     # The diagonal is left out, as in the unbiased estimator. With few samples it would give one of them much weight.
-    weights = (_weights(xp, shares[1] - diagonals[1]), _weights(xp, shares[2] - diagonals[2]))
+    weights = (sample_weights(xp, shares[1] - diagonals[1]), sample_weights(xp, shares[2] - diagonals[2]))
     return whole[..., 0], ratio(xp, *parts, *floors), weights
-
-
-def _weights(xp: ModuleType, shares: Array) -> Array:
-    total = xp.sum(shares, axis=-1, keepdims=True)
-    return shares / xp.where(total > 0, total, xp.ones_like(total))
 
 
 def cka_with_error(
@@ -335,7 +328,7 @@ class _Network:
         grams = xp.reshape(rows, (rows.shape[0], n, n))
         shares = xp.sum(grams * grams, axis=-1, dtype=xp.float64)
         diagonal = xp.astype(xp.linalg.diagonal(grams), xp.float64)
-        weights = _weights(xp, shares - diagonal * diagonal)
+        weights = sample_weights(xp, shares - diagonal * diagonal)
         outliers = [found for i in range(len(features)) for found in find_outliers(xp, weights[i, ...], side, i)]
         cubes = None
         if estimator == "unbiased":
@@ -344,44 +337,17 @@ class _Network:
             cubes = cubic_sums(grams) / norms[:, None] ** 3
         return cls(grams, shares, n, tuple(outliers), cubes)
 
+    def block(self, start: int, stop: int) -> Array:
+        """Rows ``start`` to ``stop`` of all matrices, (layers, stop - start, n), in float64."""
+        return array_namespace(self.grams).astype(self.grams[:, start:stop, :], array_namespace(self.grams).float64)
+
 
 def _all_pairs(left: _Network, right: _Network, estimator: str) -> tuple[Array, Array]:
-    """CKA and its jackknife error for all pairs of layers, in blocks of left-out samples to bound the memory."""
+    """CKA and its jackknife error for all pairs of layers."""
     xp = array_namespace(left.grams)
     n = left.samples
     rows = [xp.reshape(side.grams, (-1, n * n)) for side in (left, right)]
     cross = pairwise_inner(*rows)
     self_x, self_y = (xp.sum(side.shares, axis=-1) for side in (left, right))
     value = ratio(xp, cross, self_x[:, None], self_y[None, :])
-    layers = left.grams.shape[0] + right.grams.shape[0]
-    size = max(1, BLOCK // max(layers * n, value.shape[0] * value.shape[1]))
-    count, mean, squares = 0, xp.zeros_like(value), xp.zeros_like(value)
-    for start in range(0, n, size):
-        block = slice(start, min(start + size, n))
-        a, b = (xp.astype(side.grams[:, block, :], xp.float64) for side in (left, right))
-        shares = xp.permute_dims(a, (1, 0, 2)) @ xp.permute_dims(b, (1, 2, 0))  # (block, layers_x, layers_y)
-        of_x, of_y = (xp.permute_dims(side.shares[:, block], (1, 0)) for side in (left, right))
-        diagonals: list[Array | float] = [0.0, 0.0, 0.0]
-        if estimator == "biased":
-            d_x, d_y = (_block_diagonal(xp, part, start) for part in (a, b))
-            diagonals = [d_x[:, :, None] * d_y[:, None, :], d_x * d_x, d_y * d_y]
-        without = ratio(
-            xp,
-            without_each(cross, shares, diagonals[0], n, estimator),
-            without_each(self_x, of_x, diagonals[1], n, estimator)[:, :, None],
-            without_each(self_y, of_y, diagonals[2], n, estimator)[:, None, :],
-        )
-        # Update the mean and the sum of squares by this block (Chan, Golub, LeVeque 1979).
-        block_mean = xp.mean(without, axis=0)
-        new, step = without.shape[0], block_mean - mean
-        squares = squares + xp.sum((without - block_mean) ** 2, axis=0) + step * step * (count * new / (count + new))
-        mean = mean + step * (new / (count + new))
-        count += new
-    return value, xp.sqrt((n - 1) / n * squares)
-
-
-def _block_diagonal(xp: ModuleType, block: Array, start: int) -> Array:
-    """Diagonal entries (rows, layers) of Gram matrices, given only their rows from ``start`` on (layers, rows, n)."""
-    rows, n = block.shape[1:]
-    eye = xp.eye(rows, n, k=start, dtype=block.dtype, device=block.device)
-    return xp.permute_dims(xp.sum(block * eye, axis=-1), (1, 0))
+    return value, jackknife_pairs(xp, left, right, cross, estimator)

@@ -7,7 +7,7 @@ import pytest
 
 import cka_probe as cp
 from cka_probe.capture.recorder import ReviewingKeep
-from cka_probe.comparison.dataset import keep_features
+from cka_probe.comparison.feature_keeper import FeatureKeeper
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.comparison.request import Request
 
@@ -58,4 +58,4 @@ def test_errors_for_values(options, message):
 
 def test_a_gram_keeper_reviews_and_copies_of_features_do_not():
     assert isinstance(GramKeeper(), ReviewingKeep)
-    assert not isinstance(keep_features, ReviewingKeep)
+    assert not issubclass(FeatureKeeper, ReviewingKeep)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.comparison import dataset
 
 
 class Affine(nn.Module):
@@ -19,15 +18,12 @@ class Affine(nn.Module):
         return x * self.factor + self.shift
 
 
-@pytest.fixture(params=["moments", "jackknife", "blocks", "sketch"])
-def route(request, monkeypatch):
-    """Each way to the values over a whole data set."""
-    from cka_probe.estimators.dataset.routes import Route
+ROUTES = ["moments", "grams", "disk", "blocks", "sketch"]
 
-    name = "blocks" if request.param == "jackknife" else request.param
-    monkeypatch.setattr(dataset, "choose_route", lambda *_args, **_kwargs: Route(name, "the test asks for it"))
-    if request.param == "blocks":
-        monkeypatch.setattr(dataset, "MEMORY", 1)  # no room for whole Gram matrices
+
+@pytest.fixture(params=ROUTES)
+def route(request):
+    """Each way to the values over a whole data set."""
     return request.param
 
 
@@ -41,21 +37,21 @@ def linear(seed):
     return nn.Linear(8, 6)
 
 
-def over(x, y, data, **kwargs):
-    result = cp.compare(x, y, data, scope="dataset", progress=False, **kwargs)
-    return result, [note for note in result.notes if not note.startswith("route ")]
+def over(route, x, y, data, **kwargs):
+    result = cp.compare(x, y, data, scope="dataset", route=route, progress=False, **kwargs)
+    return result, [note for note in result.notes if not note.startswith(("route ", "the values are estimates"))]
 
 
 class TestConstant:
     def test_many_layers_are_one_line(self, route):
         net = nn.Sequential(linear(0), Affine(0.0, 0.3), *(Affine() for _ in range(9)))
-        _, notes = over(net, net, batches())
+        _, notes = over(route, net, net, batches())
         (note,) = notes
         assert "10 layers are constant over all samples, so their similarity is undefined: '1'" in note
         assert note.endswith("and 4 more")
 
     def test_a_layer_is_not_constant_because_the_other_one_is(self, route):
-        result, notes = over(nn.Sequential(linear(0)), nn.Sequential(Affine(0.0, 1.0)), batches())
+        result, notes = over(route, nn.Sequential(linear(0)), nn.Sequential(Affine(0.0, 1.0)), batches())
         assert np.isnan(result.values).all()
         assert notes == ["model_y (Sequential): '0' is constant over all samples, so its similarity is undefined"]
 
@@ -63,19 +59,19 @@ class TestConstant:
         if route == "sketch":
             pytest.skip("random projections of one-hot features are not equally similar")
         net = nn.Sequential(nn.Identity())
-        (note,) = over(net, net, [torch.eye(16)])[1]
+        (note,) = over(route, net, net, [torch.eye(16)])[1]
         assert "'0' is not constant, but all pairs of its samples are equally similar" in note
 
 
 class TestRounding:
     def test_rank_collapse(self, route):
-        _, notes = over(nn.Sequential(linear(0), Affine(1e-7, 1.0)), nn.Sequential(linear(1)), batches())
+        _, notes = over(route, nn.Sequential(linear(0), Affine(1e-7, 1.0)), nn.Sequential(linear(1)), batches())
         (note,) = notes
         assert "the spread of '1' is so small beside the mean that one step of float32" in note
 
     @pytest.mark.parametrize("mean", [0.0, 1e5])
     def test_a_mean_that_float32_resolves_gives_no_note(self, route, mean):
-        assert over(nn.Sequential(linear(0), Affine(1.0, mean)), nn.Sequential(linear(1)), batches())[1] == []
+        assert over(route, nn.Sequential(linear(0), Affine(1.0, mean)), nn.Sequential(linear(1)), batches())[1] == []
 
     def test_saved_features(self):
         x = np.random.default_rng(0).normal(size=(50, 4))
@@ -89,23 +85,19 @@ class TestFarSample:
     def test_has_a_note_with_its_number(self, route, far):
         data = batches()
         data[2][7] *= far
-        _, notes = over(nn.Sequential(linear(0)), nn.Sequential(linear(1)), data)
-        number = "index 47" if route == "jackknife" else "sample 7 of batch 2"
+        _, notes = over(route, nn.Sequential(linear(0)), nn.Sequential(linear(1)), data)
+        number = "index 47" if route in ("grams", "disk") else "sample 7 of batch 2"
         assert len(notes) == 2
         assert all(number in note for note in notes)
         assert not any("constant" in note for note in notes)
 
-    @pytest.mark.parametrize("memory", [dataset.MEMORY, 1])
-    def test_is_exact_where_the_features_fit(self, monkeypatch, memory):
-        from cka_probe.estimators.dataset.routes import Route
-
-        monkeypatch.setattr(dataset, "choose_route", lambda *_args, **_kwargs: Route("blocks", "few samples"))
-        monkeypatch.setattr(dataset, "MEMORY", memory)
+    @pytest.mark.parametrize("exact", ["grams", "blocks"])
+    def test_is_exact_where_the_features_fit(self, exact):
         data = batches()
         data[2][7] *= 1e10
         x, y = nn.Sequential(linear(0)), nn.Sequential(linear(1))
         found = cp.compare_features(
-            {"0": x(torch.cat(data)).detach()}, {"0": y(torch.cat(data)).detach()}, progress=False
+            {"0": x(torch.cat(data)).detach()}, {"0": y(torch.cat(data)).detach()}, route=exact, progress=False
         )
         grams = []
         for net in (x, y):
@@ -115,7 +107,7 @@ class TestFarSample:
         assert abs(found.values[0, 0] - reference.cka_grams(*grams)) < 2e-6
 
     def test_ordinary_data_have_no_note(self, route):
-        assert over(nn.Sequential(linear(0)), nn.Sequential(linear(1)), batches())[1] == []
+        assert over(route, nn.Sequential(linear(0)), nn.Sequential(linear(1)), batches())[1] == []
 
 
 class TestKernels:
@@ -130,7 +122,7 @@ class TestKernels:
 
         net = nn.Sequential(linear(0), nn.Identity())
         sparse = nn.Sequential(nn.Identity(), Sparse())
-        result, notes = over(net, sparse, batches(), kernel=kernel)
+        result, notes = over(route, net, sparse, batches(), kernel=kernel)
         assert np.isfinite(result["0", "0"])
         assert np.isnan(result["0", "1"])
         (note,) = notes
@@ -141,7 +133,7 @@ class TestKernels:
         if route == "moments":
             pytest.skip("the route has the linear kernel only")
         x, y = nn.Sequential(linear(0), Affine(1e20)), nn.Sequential(linear(1))
-        result, notes = over(x, y, batches(), kernel=cp.RBF())
+        result, notes = over(route, x, y, batches(), kernel=cp.RBF())
         assert abs(result["1", "0"] - result["0", "0"]) < (0.2 if route == "sketch" else 1e-5)
         assert notes == []
 

@@ -21,7 +21,7 @@ from cka_probe.estimators import (
     cka_matrix,
     cka_matrix_with_error,
     cka_with_error,
-    inference,
+    leave_one_out,
     sample_influence,
 )
 from cka_probe.estimators.hsic import CentredFeatures, CentredGram, inner, row_inner
@@ -170,7 +170,7 @@ class TestAllPairs:
     def test_blocks_of_samples(self, rng, estimator, numbers, monkeypatch):
         features = layers(rng)
         whole = cka_matrix_with_error(features, estimator=estimator)
-        monkeypatch.setattr(inference, "BLOCK", numbers)
+        monkeypatch.setattr(leave_one_out, "BLOCK", numbers)
         assert_allclose(
             cka_matrix_with_error(features, estimator=estimator).standard_error, whole.standard_error, atol=1e-14
         )

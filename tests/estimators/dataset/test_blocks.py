@@ -95,8 +95,10 @@ def test_error_messages(rng):
     [
         (100_000, [64, 128], None, 2**32, "moments"),
         (None, [64, 128], None, 2**32, "moments"),
-        (500, [50_000], None, 2**32, "blocks"),
-        (500, [64], RBF(bandwidth=1.0), 2**32, "blocks"),
+        (500, [50_000], None, 2**32, "grams"),
+        (500, [64], RBF(bandwidth=1.0), 2**32, "grams"),
+        (60_000, [30_000], None, 2**34, "moments"),
+        (30_000, [40_000], Cosine(), 2**34, "blocks"),
         (10**6, [10**6], None, 2**32, "sketch"),
         (None, [10**6], None, 2**32, "sketch"),
     ],

@@ -1,0 +1,89 @@
+"""What the choice of a route over a whole data set rests on: the speed of this machine, and the memory for features."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from ..estimators.dataset.gram_stack import stack_bytes
+from ..estimators.dataset.routes import ADVICE, Rates, Route
+from .feature_blocks import FeatureFile, disk_room
+from .feature_keeper import Keeping
+from .memory import memory_text
+
+__all__ = ["PlannedError", "check_stack", "features_route", "first_batch_rates", "measured_rates"]
+
+ENOUGH = 2**26
+"""Bytes that must have been written before their time says how fast the disk is."""
+
+
+class PlannedError(Exception):
+    """The routes are weighed, and no more is wanted of the pass."""
+
+
+def features_route(measure: str, size: int, memory: int | None) -> Route:
+    """The one way of a measure that needs the features of all samples.
+
+    Raises
+    ------
+    ValueError
+        If they take more than ``memory``.
+    """
+    if memory is not None and size > memory:
+        raise ValueError(
+            f"{measure} needs the features of all samples, {memory_text(size)}, above the memory of "
+            f'{memory_text(memory)}. Give more memory (memory="{-(-size * 5 // 4 // 2**30)}GiB"), fewer layers or '
+            'samples, or a pooling that narrows the features (pooling="mean").'
+        )
+    return Route("features", f"{measure} needs the features of all samples, {memory_text(size)}", memory=size)
+
+
+def check_stack(layers: int, samples: int, estimator: str, memory: int) -> None:
+    """Raise ValueError if the Gram matrices do not fit, of data whose length was not known before."""
+    needed = stack_bytes(layers, samples, estimator)
+    if needed > memory:
+        raise ValueError(
+            f"The data had {samples} samples, and {layers} Gram matrices of them take {memory_text(needed)}, above the "
+            f"memory of {memory_text(memory)}. {ADVICE}"
+        )
+
+
+def first_batch_rates(rates: Rates, keeping: Keeping | None, samples: int | None, rows: int) -> Rates:
+    """The rates with what the first batch of ``rows`` rows has shown: the time of a forward pass, and of the disk."""
+    if keeping is None:
+        return rates
+    rates = replace(rates, forward=keeping.forward_seconds * (samples or 0) / max(1, rows))
+    if keeping.file is not None and keeping.file.size > ENOUGH:
+        rates = replace(rates, disk=keeping.file.size / max(1e-3, keeping.file.seconds))
+    return rates
+
+
+def measured_rates(device: torch.device) -> Rates:
+    """Measure products, memory and disk in about half a second. ``compare`` takes typical rates instead.
+
+    So a comparison takes the same route each time, as long as it fits into one pass.
+    """
+
+    def seconds(run: object, *arguments: torch.Tensor) -> float:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            out = run(*arguments)  # type: ignore[operator]
+            out.ravel()[0].item()  # waits for a GPU
+            times.append(time.perf_counter() - started)
+        return max(1e-6, min(times))
+
+    size = 768
+    single = torch.ones(size, size, device=device)
+    rates = Rates(
+        products=size**3 / seconds(torch.mm, single, single),
+        wide_products=size**3 / seconds(torch.mm, single.double(), single.double()),
+        memory=2**26 / seconds(torch.clone, torch.ones(2**24, device=device)) / 2,
+    )
+    if disk_room() < 2 * ENOUGH:
+        return rates
+    with FeatureFile() as file:
+        file.write(torch.ones(2**10, ENOUGH // 2**12))
+        return replace(rates, disk=file.size / max(1e-6, file.seconds))
