@@ -58,4 +58,4 @@ def test_errors_for_values(options, message):
 
 def test_a_gram_keeper_reviews_and_copies_of_features_do_not():
     assert isinstance(GramKeeper(), ReviewingKeep)
-    assert not issubclass(FeatureKeeper, ReviewingKeep)
+    assert not isinstance(FeatureKeeper(None, 0), ReviewingKeep)
