@@ -163,7 +163,7 @@ def test_arrays_of_a_file_that_are_not_used_are_noted(capsys, tmp_path):
 def test_notes_are_printed_once(capsys):
     code, out, _ = run(capsys, "compare", "resnet8", "--scope", "dataset", "--samples", "64", "--layers", "fc")
     assert code == 0
-    assert out.count("route blocks") == 1
+    assert out.count("route grams") == 1
 
 
 @pytest.mark.parametrize(
