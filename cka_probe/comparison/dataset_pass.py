@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from ..capture.batches import expected_samples
+from ..estimators.dataset.data_size import DataSize, Rates
 from ..estimators.dataset.gram_stack import GramStack
 from ..estimators.dataset.layer_parts import FEW, WholeGram, whole_gram
 from ..estimators.dataset.moments import MomentCKA
-from ..estimators.dataset.routes import ROUTES, DataSize, Rates, Route, Slice, best_route, plan_routes
+from ..estimators.dataset.routes import ROUTES, Route, Slice, best_route, plan_routes
 from ..similarity.matrix import SimilarityMatrix
 from .feature_blocks import FeatureBlocks, FilePart, disk_room
 from .feature_keeper import Keeping

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from ..estimators.dataset.data_size import Rates
 from ..estimators.dataset.gram_stack import stack_bytes
-from ..estimators.dataset.routes import ADVICE, Rates, Route
+from ..estimators.dataset.routes import ADVICE, Route
 from .feature_blocks import FeatureFile, disk_room
 from .feature_keeper import Keeping
 from .memory import memory_text

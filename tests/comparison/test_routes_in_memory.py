@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import cka_probe as cp
 from cka_probe.comparison import dataset_pass, feature_blocks, held, route_choice
 from cka_probe.comparison.memory import ForwardMeter
-from cka_probe.estimators.dataset import layer_parts, routes
+from cka_probe.estimators.dataset import data_size, layer_parts
 
 LAYERS = ["0", "1", "2", "4"]
 
@@ -95,8 +95,8 @@ class TestPasses:
                 return len(data)
 
         # A disk so slow that several passes seem better.
-        monkeypatch.setattr(route_choice, "Rates", partial(routes.Rates, disk=1.0))
-        monkeypatch.setattr(dataset_pass, "Rates", partial(routes.Rates, disk=1.0))
+        monkeypatch.setattr(route_choice, "Rates", partial(data_size.Rates, disk=1.0))
+        monkeypatch.setattr(dataset_pass, "Rates", partial(data_size.Rates, disk=1.0))
         augmented = Augmented()
         found = over(networks, augmented, memory="4MiB")
         assert augmented.reads == 3
