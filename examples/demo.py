@@ -13,6 +13,7 @@ runs/demo, where `cka-probe compare` finds them.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable
@@ -87,10 +88,10 @@ def installed() -> str:
 
 @cache
 def images(data: str, per_class: int | None) -> tuple[TensorDataset, TensorDataset]:
-    """Training images, so many of each class, and at most 2,000 test images, in memory."""
+    """Training images, so many of each class, and at most 1,000 test images, in memory."""
     load = fashion_mnist if data == "fashion_mnist" else digits
     train, test = load(train_per_class=per_class, size=SIZE)
-    return in_memory(train), in_memory(test, 2000)
+    return in_memory(train), in_memory(test, 1000)
 
 
 def in_memory(data: Dataset, most: int | None = None) -> TensorDataset:
@@ -233,7 +234,10 @@ def main() -> None:
     save(plot_heatmap(itself, limits="data"), options.output / "teacher_teacher.png")
     scores = last[last["seed"] == 0].set_index("method")["test_accuracy"]
     shown = {f"{method}\n{scores[method]:.1%}": compared[method] for method in METHODS}
-    panels = plot_heatmap_grid({"untrained\n": compared["untrained"]} | shown, columns=5, limits="data", annotate=False)
+    low = math.floor(10 * min(result.values.min() for result in compared.values())) / 10
+    panels = plot_heatmap_grid(
+        {"untrained\n": compared["untrained"]} | shown, columns=5, limits=(low, 1.0), annotate=False
+    )
     save(panels[0], options.output / "before_after.png")
     save(plot_training_curves(histories), options.output / "training_curves.png")
     accuracies = last.rename(columns={"test_accuracy": "accuracy"})

@@ -20,6 +20,7 @@ import torch
 import cka_probe as cp
 net = torch.nn.Linear(4, 4)
 cp.compare(net, net, [torch.randn(8, 4)])
+from tqdm.auto import tqdm  # as accelerate does when training begins
 """
 
 

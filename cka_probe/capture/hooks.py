@@ -57,7 +57,7 @@ class Probe(Resumable):
         As in ``capture.pooling.pool``; None keeps the shape of the activation.
     receiver : callable, optional
         Called inside each hook with (name, module, output tensor). ``features`` then stays empty.
-    exclude : as ``layers``, optional
+    exclude : same forms as `layers`, optional
         Layers to leave out, as in ``compare``.
     outputs : bool
         Whether ``receiver`` is given the outputs as they are, instead of the tensor that stands for each. Then calls

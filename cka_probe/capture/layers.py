@@ -113,7 +113,7 @@ def select_layers(model: nn.Module, layers: Layers = "leaves", exclude: Layers |
         ("layer*.*.conv?": ``*`` stays between two dots, ``**`` crosses them), a regular expression after "re:"
         ("re:layer[12]\..*"), a module class, a predicate of (path, module), or a mapping {layer: new name} whose
         layers are called by the new names.
-    exclude : as ``layers``, optional
+    exclude : same forms as `layers`, optional
         Layers to leave out.
 
     Returns

@@ -86,7 +86,8 @@ def compare(
     Files of features (.npy, .npz, .safetensors) or of two signatures are compared instead of networks. The saved result
     of a comparison is printed, and drawn with --plot; of two saved results, the change from the first to the second.
     Images of a folder are scaled to 0..1 and normalised with the mean and deviation that the network's weights were
-    trained with (timm's configuration, preprocessor_config.json of Hugging Face, otherwise ImageNet's); a note says so.
+    trained with (timm's configuration, preprocessor_config.json of Hugging Face, student.json of a run, otherwise
+    ImageNet's); a note says so.
 
     For example:
 

@@ -27,7 +27,8 @@ def normalisation(model: nn.Module, source: str) -> Normalisation:
     model : Module
         The network. timm's models carry a configuration.
     source : str
-        The text that names it. A folder of Hugging Face (``hf:FOLDER``) may hold ``preprocessor_config.json``.
+        The text that names it. A folder of Hugging Face (``hf:FOLDER``) may hold ``preprocessor_config.json``, that of
+        a run ``student.json``.
 
     Returns
     -------
@@ -48,6 +49,13 @@ def normalisation(model: nn.Module, source: str) -> Normalisation:
 
     kind, _, folder = source.partition(":")
     file = Path(folder) / "preprocessor_config.json"
+    described = Path(source) / "student.json"
+    if described.is_file():
+        told = json.loads(described.read_text(encoding="utf-8"))  # it was read before, when the network was loaded
+        if "image_mean" in told and "image_std" in told:
+            mean, deviation = _checked(told["image_mean"], told["image_std"], str(described))[:2]
+            if len(mean) == 3:  # an image of a folder has three channels
+                return Normalisation(mean, deviation, str(described))
     if kind == "hf" and file.is_file():
         try:
             settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

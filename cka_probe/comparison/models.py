@@ -78,7 +78,7 @@ def compare(
         ``**`` crosses them), "re:..." patterns, classes or a predicate; the names of another result, such as
         ``result.rows``. A mapping {layer: name} renames layers. ``layers_y`` selects the layers of ``model_y``;
         ``layers`` selects them when it is left out. A module that runs twice is two layers, "name" and "name#2".
-    exclude : as ``layers``, optional
+    exclude : same forms as `layers`, optional
         Layers of both models to leave out.
     kernel : Kernel, optional
         Linear when left out.

@@ -134,7 +134,8 @@ def _facts(matrix: SimilarityMatrix) -> list[tuple[str, str]]:
         smallest, largest = p_text(float(np.nanmin(matrix.p_value))), p_text(float(np.nanmax(matrix.p_value)))
         facts.append(("p-value", smallest if smallest == largest else f"{smallest} to {largest}"))
     if matrix.chance is not None and np.isfinite(matrix.chance).any():
-        facts.append(("chance level", f"{np.nanmin(matrix.chance):.3f} to {np.nanmax(matrix.chance):.3f}"))
+        low, high = f"{np.nanmin(matrix.chance):.3f}", f"{np.nanmax(matrix.chance):.3f}"
+        facts.append(("chance level", low if low == high else f"{low} to {high}"))
     if matrix.extra:
         facts.append(("beside it", printable(f"{', '.join(matrix.extra)}; see .other()")))
     answers = matrix.meta.get("answers")

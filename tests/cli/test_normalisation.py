@@ -8,10 +8,15 @@ import torch
 from command_line import run
 from PIL import Image
 from torch import nn
+from torch.utils.data import Subset, TensorDataset
+from torchvision import transforms
 
 import cka_probe as cp
 from cka_probe.cli.inputs import load_data
 from cka_probe.cli.normalisation import normalisation
+from cka_probe.distill.data.images import GreyToChannels, StoredImages
+from cka_probe.distill.models.saved_student import describe_student
+from cka_probe.distill.recipes.loading import normalisation_of
 
 
 class Timm(nn.Module):
@@ -40,6 +45,22 @@ def test_where_the_numbers_come_from(tmp_path):
     assert normalisation(nn.Identity(), f"hf:{tmp_path}")[:2] == ((0.1, 0.2, 0.3), (1, 2, 3))
     file.write_text(json.dumps({"do_normalize": False}))
     assert normalisation(nn.Identity(), f"hf:{tmp_path}")[:2] == ((0, 0, 0), (1, 1, 1))
+
+
+def test_a_run_says_what_was_taken_out_of_its_images(tmp_path):
+    grey = StoredImages(
+        torch.zeros(2, 4, 4, dtype=torch.uint8), torch.arange(2), ["a", "b"], GreyToChannels(0.25, 0.5, 3)
+    )
+    whole = TensorDataset(torch.zeros(2, 3, 4, 4), torch.arange(2))
+    colour = TensorDataset(torch.zeros(2, 3, 4, 4), torch.arange(2))
+    colour.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1, 0.2, 0.3), (1, 2, 3))])
+    for data, mean, deviation in (
+        (grey, (0.25, 0.25, 0.25), (0.5, 0.5, 0.5)),
+        (Subset(colour, [0]), (0.1, 0.2, 0.3), (1, 2, 3)),
+        (whole, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ):
+        (tmp_path / "student.json").write_text(describe_student("resnet8", 2, [], normalisation_of(data)))
+        assert normalisation(nn.Identity(), str(tmp_path))[:2] == (mean, deviation)
 
 
 def test_numbers_that_are_none_are_refused(tmp_path):

@@ -31,16 +31,31 @@ def test_the_map_fills_the_window_and_nothing_is_wider_than_it(browser, sized, t
         "const b = document.querySelector('#plot .nsewdrag').getBoundingClientRect();"
         "return [b.left, b.top, b.right, b.bottom]"
     )
-    # Beside the map stand the names of the layers, which take more of a narrow window.
-    assert (right - left) / width > (0.5 if width < 600 else 0.4)
-    assert (bottom - top) / height > (0.25 if width < 600 else 0.6)
+    # Beside the map stand the names of the layers, and in a wide window it is as high as the window.
+    assert (right - left) / width > (0.65 if width < 600 else 0.4)
+    assert (bottom - top) / height > (0.3 if width < 600 else 0.6)
     assert right <= width
     assert bottom <= height
     names = browser.execute_script("return [...document.querySelectorAll('#plot .ytick text')].map(t => t.textContent)")
     assert names[0] == "layer0.conv"
     titles = browser.execute_script("return [plot.layout.xaxis.title.text, plot.layout.yaxis.title.text]")
-    assert titles == ["b: backbone.body.*", "a: backbone.body.*"]
+    both = ["b: backbone.body.*", "a: backbone.body.*"]
+    assert titles == ([f"rows: {both[1]}<br>columns: {both[0]}", ""] if width < 600 else both)
     assert browser.get_log("browser") == []
+
+
+def test_in_a_narrow_window_many_layers_are_numbered_until_one_zooms_in(browser, sized, tmp_path):
+    sized(420, 900)
+    open_report(browser, make(120, 120), tmp_path / "r.html")
+    texts = "return [...document.querySelectorAll('#plot .ytick text')].map(t => t.textContent)"
+    numbers = [int(text) for text in browser.execute_script(texts)]
+    assert numbers in ([*range(0, 120, 10)], [*range(0, 120, 20)])
+    left, right = browser.execute_script(
+        "const b = document.querySelector('#plot .nsewdrag').getBoundingClientRect(); return [b.left, b.right]"
+    )
+    assert (right - left) / 420 > 0.75
+    browser.execute_script("Plotly.relayout(plot, {'yaxis.range': [49.5, 53.5], 'xaxis.range': [49.5, 53.5]})")
+    wait(browser, f"const t = (() => {{{texts}}})(); return t.length === 4 && t[0] === 'layer50.conv'")
 
 
 @pytest.fixture

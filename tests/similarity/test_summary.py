@@ -17,7 +17,7 @@ def test_repr_holds_the_main_facts(matrix):
     assert "kernel Linear(), samples 512" in text
     assert "dead: constant output" in text
     assert "up to 0.1" in text
-    assert "0.250 to 0.250" in text
+    assert "chance level    0.250\n" in text
 
 
 def test_a_model_compared_with_itself_gets_matches_off_the_diagonal():

@@ -72,7 +72,12 @@ def load_student(
     return load_weights(model, file).eval()
 
 
-def describe_student(source: str, num_classes: int, classes: list[str]) -> str:
+def describe_student(
+    source: str,
+    num_classes: int,
+    classes: list[str],
+    normalisation: tuple[list[float], list[float]] | None = None,
+) -> str:
     """The content of ``student.json``.
 
     Parameters
@@ -83,8 +88,13 @@ def describe_student(source: str, num_classes: int, classes: list[str]) -> str:
         Length of the logits.
     classes : list of str
         Names of the classes; empty if they are not known.
+    normalisation : (mean, deviation), optional
+        Of the channels of the images, in [0, 1], that were taken out of them.
     """
-    return json.dumps({"model": source, "num_classes": num_classes, "classes": classes}, indent=1)
+    told: dict[str, Any] = {"model": source, "num_classes": num_classes, "classes": classes}
+    if normalisation is not None:
+        told |= {"image_mean": normalisation[0], "image_std": normalisation[1]}
+    return json.dumps(told, indent=1)
 
 
 def is_code(source: str) -> bool:

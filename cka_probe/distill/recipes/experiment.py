@@ -26,7 +26,7 @@ from ..training.model_card import CARD, CardFacts, escaped, measured_similaritie
 from ..training.result import DistillationResult
 from ..training.run_identity import samples_of
 from ..training.schedules import CosineDecay, PerStep, StepDecay
-from .loading import class_names, data_sources, file_digest, folder_digest, load_datasets
+from .loading import class_names, data_sources, file_digest, folder_digest, load_datasets, normalisation_of
 from .methods import build_loss, default_ce_weight, title_of
 from .recipe import Recipe
 from .sections import ScheduleSection
@@ -107,11 +107,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, progress: bool = True) ->
         log_with="tensorboard" if recipe.output.tensorboard else None,
         teacher_cache=cache,
         diagnostics=None if diagnostics is None or alone else Diagnostics(**diagnostics.model_dump()),
-        progress=progress,
+        progress=progress and f"{recipe.loss.name}, seed {recipe.train.seed}",
         files={
             "recipe.toml": recipe.to_toml(),
             "environment.json": about,
-            DESCRIPTION: describe_student(recipe.student.model, classes, class_names(train)),
+            DESCRIPTION: describe_student(recipe.student.model, classes, class_names(train), normalisation_of(train)),
         },
         **_training(recipe.train),
     )
@@ -323,7 +323,16 @@ def load_teacher(recipe: Recipe, classes: int, progress: bool = True) -> nn.Modu
         directory = recipe.output.directory / recipe.name / "teacher"
         workers = (section.data or recipe.data).workers
         options = _training(section.train)
-        distill(None, teacher, train, test, output_dir=directory, workers=workers, progress=progress, **options)
+        distill(
+            None,
+            teacher,
+            train,
+            test,
+            output_dir=directory,
+            workers=workers,
+            progress=progress and "teacher",
+            **options,
+        )
     elif untrained:
         warnings.warn(
             f"The teacher {section.model} has no weights, so the student imitates a random network. Set "

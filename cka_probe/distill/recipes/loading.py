@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from .. import data as datasets
+from ..data.images import GreyToChannels
 from ..models.factories import function_of_file
 from .data_section import DATA_SETS, DataSection, file_and_function
 
-__all__ = ["class_names", "data_sources", "file_digest", "folder_digest", "load_datasets"]
+__all__ = ["class_names", "data_sources", "file_digest", "folder_digest", "load_datasets", "normalisation_of"]
 
 SHAPE = "Return (train, test), two torch data sets or DataLoaders of (image, label), or (train, test, classes)."
 
@@ -54,6 +55,18 @@ def class_names(data: Any) -> list[str]:
         if isinstance(names, list | tuple):
             return [str(name) for name in names]
     return []
+
+
+def normalisation_of(data: Any) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of the channels that a data set takes out of its images; None if its transform has none."""
+    for part in _inner(data):
+        transform = getattr(part, "transform", None)
+        for step in getattr(transform, "transforms", [transform]):
+            if isinstance(step, GreyToChannels):
+                return [step.mean] * step.channels, [step.deviation] * step.channels
+            if hasattr(step, "mean") and hasattr(step, "std"):  # Normalize of torchvision, in either version
+                return [float(value) for value in step.mean], [float(value) for value in step.std]
+    return None
 
 
 def data_sources(name: str, data: DataSection) -> dict[str, str]:

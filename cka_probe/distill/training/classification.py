@@ -67,7 +67,7 @@ def distill(
     teacher_cache: Path | str | None = None,
     files: Mapping[str, str] | None = None,
     diagnostics: Diagnostics | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     accelerator: Accelerator | None = None,
 ) -> DistillationResult:
     """Train ``student`` on targets and on a frozen teacher's outputs; return its history and weights.
@@ -182,8 +182,8 @@ def distill(
         is known to be new, or to be the one that is resumed.
     diagnostics : Diagnostics, optional
         When to measure teacher-student CKA and the agreement of the loss terms.
-    progress : bool
-        Whether a progress bar is shown.
+    progress : bool or str
+        Whether a progress bar is shown; a text is its name, such as "rcka, seed 0".
     accelerator : accelerate.Accelerator, optional
         Your own, with a device or DDP options of your choice. It decides the mixed precision.
 

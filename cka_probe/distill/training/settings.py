@@ -67,8 +67,13 @@ class Settings:
     teacher_cache: Path | str | None
     files: Mapping[str, str] | None
     diagnostics: Diagnostics | None
-    progress: bool
+    progress: bool | str
     accelerator: Accelerator | None
+
+    @property
+    def run_name(self) -> str:
+        """What the progress bar writes before the epoch, such as "rcka, seed 0: "."""
+        return f"{self.progress}: " if isinstance(self.progress, str) else ""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_steps", "accumulation_steps", "checkpoint_steps"):

@@ -328,7 +328,7 @@ def train_student(
             seed_everything(given.seed, epoch, accelerator.process_index)
             if run.random is not None:
                 set_random_states(run.random[accelerator.process_index])
-            bar.set_description(f"epoch {epoch + 1}/{epochs}")
+            bar.set_description(f"{given.run_name}epoch {epoch + 1}/{epochs}")
             pupil.train()
             extra.train()
             for batch in batches.of_epoch(epoch, first=run.step):

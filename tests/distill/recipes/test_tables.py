@@ -131,3 +131,13 @@ def test_names_cannot_become_formulas_or_commands(tmp_path):
     row = (tmp_path / "table.tex").read_text().splitlines()[4]
     expected = r"=1+1 \& 50\% \$x\$ \#\_\{\textasciitilde{}\textasciicircum{}\textbackslash{} & -kd & 1 & "
     assert row.startswith(expected)
+
+
+def test_the_bar_of_a_run_names_method_and_seed(tmp_path, capsys):
+    content = recipe().model_dump() | {"output": {"directory": tmp_path}}
+    small = Recipe.model_validate(content | {"train": {"epochs": 1, "batch_size": 64}})
+    small = small.model_copy(update={"data": small.data.model_copy(update={"train_per_class": 4, "size": 8})})
+    run_grid([small], ["ce"], [3, 4])
+    bars = capsys.readouterr().err
+    assert "ce, seed 3: epoch 1/1" in bars
+    assert "ce, seed 4: epoch 1/1" in bars
