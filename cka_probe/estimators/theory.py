@@ -39,7 +39,7 @@ class Statement(NamedTuple):
     proved: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CKAMMDBounds:
     """Every term of the theory of CKA and MMD for one pair of layers (or a stack of pairs), as arrays (...) of float64.
 
@@ -201,6 +201,8 @@ class CKAMMDBounds:
             low, value, high = (" " * 10 if v is None else f"{float(v):10.3g}" for v in (s.lower, s.value, s.upper))
             lines.append(f"{s.name:26} {low} <= {value} <= {high}   {s.claim}")
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def _broken(statement: Statement, slack: Array | float) -> bool:

@@ -237,7 +237,7 @@ def test_statements_say_what_is_proved(rng):
     assert [name for name, s in statements.items() if not s.proved] == ["conjecture (not proved)"]
     assert "identically" in statements["T2, centred: vacuous"].claim
     assert "equal iff" in statements["T2, un-centred"].claim
-    text = str(terms)
+    text = repr(terms)
     assert all(name in text for name in statements)
     assert str(cka_mmd_bounds(*rng.normal(size=(2, 5, 8, 3)))) == "CKA and MMD: (5,) pairs, n = 8, tau = 1"
 
