@@ -63,7 +63,7 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {
-    "fashion_mnist": Settings("fashion_mnist", 1000, 100, teacher_epochs=5, epochs=15, batch_size=50),
+    "fashion_mnist": Settings("fashion_mnist", 1000, 100, teacher_epochs=4, epochs=12, batch_size=50),
     "digits": Settings("digits", None, 10, teacher_epochs=12, epochs=40, batch_size=20),
 }
 
