@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from ..similarity.matrix import SimilarityMatrix
@@ -138,11 +138,13 @@ def whole_ticks(axis: Axis, values: Iterable[Any]) -> None:
     Parameters
     ----------
     axis : matplotlib.axis.Axis
-        A linear axis.
+        The axis.
     values : iterable
         What is drawn along it.
     """
-    if all(isinstance(value, int | np.integer) or float(value).is_integer() for value in values):
+    # The caller's own ticks, and those of a logarithmic axis, stay.
+    automatic = type(axis.get_major_locator()) is AutoLocator
+    if automatic and all(isinstance(value, int | np.integer) or float(value).is_integer() for value in values):
         axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.ticker import MultipleLocator
 from pictures import heatmap_matrix
 from scipy import stats
 
@@ -221,3 +222,14 @@ def test_there_is_no_epoch_two_and_a_half(steps, whole):
         ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
         assert ticks
         assert all(float(tick).is_integer() for tick in ticks) is whole
+
+
+def test_ticks_of_ones_own_axes_stay():
+    steps = [1, 10, 100, 1000]
+    table = pd.DataFrame({"method": "KD", "seed": 0, "epoch": steps, "test_accuracy": 0.5})
+    _, (logarithmic, own) = plt.subplots(1, 2)
+    logarithmic.set_xscale("log")
+    own.xaxis.set_major_locator(MultipleLocator(250))
+    for ax, expected in ((logarithmic, [1, 10, 100, 1000]), (own, [0, 250, 500, 750, 1000])):
+        plot_training_curves(table, ax=ax)
+        assert [t for t in ax.get_xticks() if -1 < t < 1001 and t >= (1 if expected[0] else 0)] == expected
