@@ -33,13 +33,21 @@ class Training(NamedTuple):
     compared: int = 1000
 
 
-def make(folder: Path = FOLDER, *, cache: Path = CACHE, training: Training = Training()) -> pd.DataFrame:  # noqa: B008
+def make(
+    folder: Path = FOLDER,
+    *,
+    cache: Path = CACHE,
+    training: Training = Training(),  # noqa: B008
+) -> pd.DataFrame | None:
     table = kept(folder, "block_structure")
     files = [folder / "data" / f"block_structure_{name}.npz" for name in training.networks]
     if table is None or not all(file.is_file() for file in files):
-        table = pd.DataFrame(
-            [train(name, file, cache, training) for name, file in zip(training.networks, files, strict=True)]
-        )
+        try:
+            rows = [train(name, file, cache, training) for name, file in zip(training.networks, files, strict=True)]
+        except FileNotFoundError as error:
+            print(f"  skipped: {error}", flush=True)
+            return None
+        table = pd.DataFrame(rows)
     results = {name: cp.SimilarityMatrix.load(file) for name, file in zip(training.networks, files, strict=True)}
     panels = {f"{name}: {len(result.rows)} layers": result for name, result in results.items()}
     axes = plot_heatmap_grid(panels, columns=len(panels), annotate=False, layer_labels="depth")

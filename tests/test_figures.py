@@ -73,6 +73,15 @@ def test_block_structure_is_trained_once_and_drawn_again_from_its_file(tmp_path,
     assert list(block_structure.make(tmp_path, training=tiny)["network"]) == list(first["network"])
 
 
+def test_block_structure_is_skipped_without_its_data(tmp_path, monkeypatch, capsys):
+    def missing(**options):
+        raise FileNotFoundError("Fashion-MNIST is not there")
+
+    monkeypatch.setattr(block_structure, "fashion_mnist", missing)
+    assert block_structure.make(tmp_path, cache=tmp_path) is None
+    assert "skipped: Fashion-MNIST is not there" in capsys.readouterr().out
+
+
 def test_the_deep_network_has_blocks_and_the_shallow_one_has_none():
     """The files in the repository, from which the README's first picture is drawn."""
     found = {}
