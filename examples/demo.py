@@ -254,7 +254,7 @@ def main() -> None:
     print(f"\nDone in {time.perf_counter() - started:.0f} s. The pictures and their numbers are in {options.output}.")
     print("The networks are there too, for example:")
     data = f"--data {settings.data} --image-size {SIZE} --samples 1000"
-    networks = f"{options.runs / 'teacher'} {run_folder(options.runs, 'RCKA, ramp')}"
+    networks = " ".join(map(os.path.relpath, (options.runs / "teacher", run_folder(options.runs, "RCKA, ramp"))))
     print(f'  cka-probe compare {networks} {data} --layers "conv1,layer?.?,fc" --limits data --plot similarity.png')
 
 
