@@ -26,6 +26,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import pandas as pd
 import torch
+from seaborn import move_legend
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -183,6 +184,11 @@ def corridor_points(teacher: nn.Module, students: dict[str, nn.Module], pixels: 
     return pd.DataFrame(rows)
 
 
+def mean_of_seeds(row: pd.Series) -> str:
+    """Mean and standard deviation in percent; the mean alone of one seed."""
+    return f"{100 * row['mean']:.1f}" + (f" ± {100 * row['std']:.1f}" if row["count"] > 1 else "")
+
+
 def save(ax, path: Path) -> None:
     ax.figure.savefig(path, dpi=220)
     print(f"  {path}")
@@ -232,14 +238,16 @@ def main() -> None:
 
     print("3. The pictures")
     save(plot_heatmap(itself, limits="data"), options.output / "teacher_teacher.png")
-    scores = last[last["seed"] == 0].set_index("method")["test_accuracy"]
-    shown = {f"{method}\n{scores[method]:.1%}": compared[method] for method in METHODS}
+    # Not the accuracy of the student that is shown: single seeds mislead.
+    shown = {f"{method}\n{mean_of_seeds(table.loc[method])}": compared[method] for method in METHODS}
     low = math.floor(10 * min(result.values.min() for result in compared.values())) / 10
     panels = plot_heatmap_grid(
         {"untrained\n": compared["untrained"]} | shown, columns=5, limits=(low, 1.0), annotate=False
     )
     save(panels[0], options.output / "before_after.png")
-    save(plot_training_curves(histories), options.output / "training_curves.png")
+    curves = plot_training_curves(histories)
+    move_legend(curves, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7)  # the bands fill the axes
+    save(curves, options.output / "training_curves.png")
     accuracies = last.rename(columns={"test_accuracy": "accuracy"})
     bars = plot_accuracies(accuracies, from_zero=False, references={"teacher": ceiling})
     save(bars, options.output / "accuracy.png")
@@ -250,7 +258,7 @@ def main() -> None:
 
     print(f"\nTest accuracy after the last epoch, mean and standard deviation over {options.seeds} seeds")
     for method, row in table.iterrows():
-        print(f"  {method:10} {row['mean']:6.1%}" + (f" +- {row['std']:.1%}" if options.seeds > 1 else ""))
+        print(f"  {method:10} {mean_of_seeds(row)} %")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. The pictures and their numbers are in {options.output}.")
     print("The networks are there too, for example:")
     data = f"--data {settings.data} --image-size {SIZE} --samples 1000"
