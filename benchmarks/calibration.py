@@ -51,7 +51,7 @@ RESULTS = Path(__file__).parent / "results" / "calibration.csv"
 LEVELS = (0.05, 0.01, 0.001)
 TASKS = ("images", "digits", "language")
 PAIRS = (("A early", "A late"), ("A early", "B late"), ("A late", "B late"))
-OTHERS = ("procrustes", "rsa", "distance_correlation")
+OTHERS = ("rsa", "distance_correlation", "uncentred_alignment")
 COVERED = ("nbs", "procrustes", "distance_correlation", "linear_regression_r2")
 
 Row = dict[str, object]
@@ -117,23 +117,17 @@ def levels(features: dict[str, np.ndarray], draws: int, _: int) -> Iterator[Row]
 
 
 def measures(features: dict[str, np.ndarray], _: int, draws: int) -> Iterator[Row]:
-    """Counted p-values of other measures, of 64 samples, and of the maximum over the four pairs of layers."""
+    """Counted p-values of other measures, of 128 samples, and of the maximum over the four pairs of layers."""
     for task in TASKS:
         rng = np.random.default_rng(len(task))
-        xs, ys = sides(features, task, rng.permutation(len(features[f"{task} A early"]))[:64])
+        xs, ys = sides(features, task, rng.permutation(len(features[f"{task} A early"]))[:128])
         for name in OTHERS:
-            measure = MEASURES[name]
-            null = np.stack([measure.matrix(xs, [y[order] for y in ys]).values for order in orders(rng, 64, draws)])
-            p, corrected = [], []
-            for group in np.array_split(null, draws // 1000):
-                for place in range(len(group)):
-                    others = np.delete(group, place, axis=0)
-                    found = Calibration.of(group[place], others, distance=measure.kind == "distance")
-                    p.append([found.p_value[i, j] for i, j in PLACES])
-                    corrected.append(found.corrected_p_value.min())
-            yield from rates(task, name, "counted, 999 permutations", np.array(p))
+            groups = np.array_split(permuted_values(name, xs, ys, draws, rng), draws // 1000)
+            found = [counted(group) for group in groups]
+            p, corrected = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            yield from rates(task, name, "counted, 999 permutations", p[:, *zip(*PLACES, strict=True)])
             for level in LEVELS:
-                hits = int(np.sum(np.array(corrected) <= level))
+                hits = int(np.sum(corrected <= level))
                 interval = stats.binomtest(hits, len(corrected)).proportion_ci(method="wilson")
                 yield {
                     "part": "levels", "task": task, "pair": "largest of 4 pairs", "measure": name,
@@ -142,8 +136,51 @@ def measures(features: dict[str, np.ndarray], _: int, draws: int) -> Iterator[Ro
                 }  # fmt: skip
 
 
-def orders(rng: np.random.Generator, n: int, count: int) -> Iterator[np.ndarray]:
-    return (rng.permutation(n) for _ in range(count))
+def permuted_values(
+    name: str, xs: list[np.ndarray], ys: list[np.ndarray], draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Values (draws, 2, 2) of a measure with the samples of ``ys`` permuted.
+
+    These measures are functions of the inner product of two matrices between the samples, whose rows and columns a
+    permutation reorders; that the values are those of the package is checked for one permutation.
+    """
+    measure, n = MEASURES[name], len(xs[0])
+    packed = []
+    for side in (xs, ys):
+        statistics = [measure.prepare(x) for x in side]
+        if name == "rsa":
+            packed.append(np.stack(statistics) / 2**0.5)  # the dissimilarities of pairs i < j
+        else:
+            matrices = [one[0] if name == "distance_correlation" else one for one in statistics]
+            packed.append(packed_rows(np.stack([one.reshape(-1) for one in matrices]), n, diagonal=True))
+    first = rng.bit_generator.state
+    null = np.stack(permuted_inner(packed[0], packed[1], n, draws, rng, diagonal=name != "rsa"))
+    null = np.sqrt(np.maximum(null, 0)) if name == "distance_correlation" else null
+    same = np.random.default_rng()
+    same.bit_generator.state = first
+    order = same.permutation(n)
+    assert np.allclose(null[0], measure.matrix(xs, [y[order] for y in ys]).values, atol=1e-9)
+    return null
+
+
+def counted(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """p-values (draws, 2, 2) of each draw among the others of its group, and the smallest corrected ones (draws,).
+
+    They are those of ``Calibration`` for each draw against all others, which is checked for some.
+    """
+    count = len(group)
+    ordered = np.sort(group, axis=0)
+    p = np.stack([
+        [(count - np.searchsorted(ordered[:, i, j], group[:, i, j] - 1e-12)) / count for j in (0, 1)] for i in (0, 1)
+    ])  # fmt: skip
+    p = np.moveaxis(p, 2, 0)
+    largest = ((group - group.mean(axis=0)) / group.std(axis=0)).max(axis=(1, 2))
+    corrected = (count - np.searchsorted(np.sort(largest), largest - 1e-9)) / count
+    for place in (0, int(np.argmax(largest)), int(np.argmin(largest))):
+        found = Calibration.of(group[place], np.delete(group, place, axis=0))
+        assert np.allclose(found.p_value, p[place])
+        assert np.isclose(found.corrected_p_value.min(), corrected[place])
+    return p, corrected
 
 
 def covered(truth: float, estimates: list[tuple[float, float, float, float]]) -> dict[str, object]:
@@ -268,6 +305,10 @@ def report(table: pd.DataFrame) -> str:
             found = own.loc[own["nominal"] == level, "rate"]
             cells.append(f"{found.min():.4f} to {found.max():.4f}")
         text.append(f"| {measure} | {method} | {own['draws'].iloc[0]:,} | {' | '.join(cells)} |")
+    text += [
+        "",
+        "Counted p-values test each draw against the 999 others of its group: only ties could move their rates.",
+    ]
     single = [kind for kind in kinds if "corrected" not in kind[1]]
     head = " | ".join(f"{measure}, {method.partition(',')[0]}" for measure, method in single)
     text += ["", "## Each pair at .001", "", f"| task | pair | {head} |", "|---" * (2 + len(single)) + "|"]
