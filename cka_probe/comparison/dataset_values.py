@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ..estimators.any_measure import calibrate
+from ..estimators.calibration import Calibration
 from ..estimators.dataset.blocks import blocked_cka
 from ..estimators.kernels import Linear
 from ..estimators.permutation import permutation_p
@@ -19,6 +22,7 @@ from ..similarity.matrix import SimilarityMatrix
 from .feature_blocks import FeatureBlocks
 from .grams.findings import coarse_notes, undefined_reason
 from .memory import memory_text
+from .minibatch_result import calibrated
 from .notes import undefined_notes
 from .null import sampled_skewness
 from .places import places
@@ -51,8 +55,9 @@ class _Values:
 
     values: torch.Tensor
     standard_error: torch.Tensor | None = None
-    degrees_of_freedom: int | None = None
+    degrees_of_freedom: int | torch.Tensor | None = None
     chance: torch.Tensor | None = None
+    calibration: Calibration | None = None
     skewness: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
     reasons: tuple[Sequence[str | None], Sequence[str | None]] = ((), ())
@@ -81,7 +86,7 @@ def dataset_result(gathered: DatasetPass, notes: Sequence[str], meta: dict[str, 
         [layer for _, layer in rows],
         [layer for _, layer in columns],
         standard_error=None if found.standard_error is None else _numpy(found.standard_error),
-        p_value=None if found.skewness is None else _numpy(permutation_p(found.values, found.skewness, samples)),
+        p_value=_p_value(found, samples),
         chance=np.zeros_like(values) if unbiased else None if found.chance is None else _numpy(found.chance),
         notes=notes,
         measure=request.measure,
@@ -93,12 +98,28 @@ def dataset_result(gathered: DatasetPass, notes: Sequence[str], meta: dict[str, 
             "memory": memory_text(gathered.memory),
             "samples": samples,
             "batches": len(gathered.sizes),
-            **({} if found.degrees_of_freedom is None else {"degrees_of_freedom": found.degrees_of_freedom}),
+            **_degrees(found.degrees_of_freedom, samples),
+            **({} if found.calibration is None else {"permutations": found.calibration.permutations}),
             **meta,
         },
         row_models=[model for model, _ in rows] if request.square else None,
         column_models=[model for model, _ in columns] if request.square else None,
+        extra=calibrated(found.calibration),
     )
+
+
+def _p_value(found: _Values, samples: int) -> np.ndarray | None:
+    if found.calibration is not None:
+        return _numpy(found.calibration.p_value)
+    return None if found.skewness is None else _numpy(permutation_p(found.values, found.skewness, samples))
+
+
+def _degrees(degrees: int | torch.Tensor | None, samples: int) -> dict[str, Any]:
+    """Degrees of freedom for ``meta``: one number, or one for each pair if some are fewer than samples - 1."""
+    if isinstance(degrees, torch.Tensor):
+        found = np.where(np.isnan(full := _numpy(degrees)), samples - 1, full)
+        degrees = samples - 1 if (found >= samples - 1).all() else found.round(2).tolist()
+    return {} if degrees is None else {"degrees_of_freedom": degrees}
 
 
 class _Computed:
@@ -183,9 +204,9 @@ class _Computed:
         reasons = [self._reason(unit) for unit in self.rows], [self._reason(unit) for unit in self.columns]
         if not left or not right:  # the user stopped before a layer of the other side was reached
             return _Values(self._filled(torch.empty(0, 0, device=self.gathered.home), {}, {}), reasons=reasons)
-        value, error, notes = stack.cka(left, right), None, []
+        value, error, degrees, notes = stack.cka(left, right), None, None, []
         if self.samples > minimum:
-            error, outliers = stack.jackknife(left, right)
+            error, degrees, outliers = stack.jackknife(left, right)
             for found in outliers:
                 unit = (left, right)[found.side][found.layer]
                 side = zip(self.layers[found.side], (self.rows, self.columns)[found.side], strict=True)
@@ -193,8 +214,9 @@ class _Computed:
         at_left, at_right = ({unit: place for place, unit in enumerate(side)} for side in (left, right))
         full = self._filled(value, at_left, at_right)
         full_error = None if error is None else self._filled(error, at_left, at_right)
+        full_degrees = None if degrees is None else self._filled(degrees, at_left, at_right)
         skewness = self._filled(stack.skewness(left, right), at_left, at_right) if estimator == "unbiased" else None
-        return _Values(full, full_error, self.samples - 1, skewness=skewness, notes=tuple(notes), reasons=reasons)
+        return _Values(full, full_error, full_degrees, skewness=skewness, notes=tuple(notes), reasons=reasons)
 
     def _filled(self, values: torch.Tensor, rows: dict[int, int], columns: dict[int, int]) -> torch.Tensor:
         """Values of all rows and columns; NaN for units that were not reached before the user stopped."""
@@ -235,7 +257,19 @@ class _Computed:
         xs = self._features(self.rows)
         ys = self._features(self.columns) if self.gathered.two_sided else None
         found = MEASURES[request.measure].matrix(xs, ys, **request.options)
-        return _Values(found.values, chance=found.chance, reasons=reasons_of(found.values, xs, ys, request.kernel))
+        reasons = reasons_of(found.values, xs, ys, request.kernel)
+        if request.permutations is None:
+            return _Values(found.values, chance=found.chance, reasons=reasons)
+        null = calibrate(
+            request.measure,
+            xs,
+            ys,
+            permutations=request.permutations,
+            progress=partial(tqdm, desc="permutations", disable=not request.progress, dynamic_ncols=True),
+            **request.options,
+        )
+        chance = null.mean if found.chance is None else found.chance
+        return _Values(found.values, chance=chance, calibration=null, reasons=reasons)
 
     def _blocked(self) -> _Values:
         """CKA block by block; NaN for layers without a median bandwidth, which would end the computation."""

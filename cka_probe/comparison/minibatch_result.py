@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..estimators.calibration import Calibration
 from ..estimators.kernels import RBF, Kernel
 from ..estimators.measures.catalogue import MEASURES
 from ..estimators.minibatch import MinibatchCKA
@@ -14,7 +15,7 @@ from ..estimators.minibatch_mmd import is_quadratic, minibatch_mmd
 from ..similarity.matrix import SimilarityMatrix
 from .notes import one_batch_notes, undefined_notes
 
-__all__ = ["minibatch_result", "mmd_result"]
+__all__ = ["calibrated", "minibatch_result", "mmd_result"]
 
 ONE_BATCH = 0.5
 """Sum of the squared weights of the batches in a layer above which one batch is said to decide its values.
@@ -99,8 +100,13 @@ def minibatch_result(
         },
         row_models=[model for model, _ in rows] if models else None,
         column_models=[model for model, _ in columns] if models else None,
-        extra={} if found is None else {name: _numpy(getattr(found, name)) for name in CALIBRATED},
+        extra=calibrated(found),
     )
+
+
+def calibrated(found: Calibration | None) -> dict[str, np.ndarray]:
+    """The arrays of a calibration that stand in ``extra`` of a result."""
+    return {} if found is None else {name: _numpy(getattr(found, name)) for name in CALIBRATED}
 
 
 def mmd_result(cka: SimilarityMatrix, statistics: MinibatchCKA, kernel: Kernel) -> SimilarityMatrix:

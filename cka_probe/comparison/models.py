@@ -93,8 +93,9 @@ def compare(
         samples. "mmd" also has the minibatch scope: ``extra`` of the result then holds its bounds, and CKA of the same
         pass.
     permutations : int, optional
-        Count the p-values from this many random permutations of the samples of the columns (999 allow 0.001), instead
-        of from the exact moments of all. ``extra`` of the result then holds "corrected_p_value" (of the largest of all
+        Count the p-values from this many random permutations of the samples of the columns (999 allow 0.001): for CKA
+        within each minibatch, instead of from the exact moments; for other measures over all samples, each permutation
+        at the cost of the measure. ``extra`` of the result then holds "corrected_p_value" (of the largest of all
         pairs), "z_score" and "score" (see ``cka_probe.estimators.Calibration``).
     outputs : bool
         Also compare how the networks answer: ``meta["answers"]`` holds disagreement and Jensen-Shannon divergence of

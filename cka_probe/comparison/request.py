@@ -101,10 +101,10 @@ class Request:
             raise ValueError(f'`scope` must be "minibatch" or "dataset", got {self.scope!r}.')
         if self.backend not in BACKENDS:
             raise ValueError(f'`backend` must be "torch" or "cupy", got {self.backend!r}.')
-        if self.permutations is not None and (self.scope == "dataset" or self.measure != "cka"):
+        if self.permutations is not None and (self.scope == "dataset") == (self.measure == "cka"):
             raise ValueError(
-                '`permutations` is for CKA with scope="minibatch". For other measures, and for all samples at once, '
-                "use cka_probe.estimators.calibrate on the features of cka_probe.extract."
+                '`permutations` is for CKA with scope="minibatch" and for other measures with scope="dataset". For CKA '
+                "of all samples, use cka_probe.estimators.cka_matrix_test on the features of cka_probe.extract."
             )
         if self.scope == "dataset":
             self._check_dataset_scope()

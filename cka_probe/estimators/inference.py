@@ -296,10 +296,10 @@ def jackknife_matrix(
     left = _Network.of(xs, 0, kernel, estimator)
     right = left if ys is None else _Network.of(ys, 1, kernel, estimator)
     check_same_samples(left.samples, right.samples)
-    value, error = _all_pairs(left, right, estimator)
+    value, error, degrees = _all_pairs(left, right, estimator)
     outliers = left.outliers if right is left else (*left.outliers, *right.outliers)
     skewness = None if left.cubes is None else null_skewness(left.cubes, right.cubes, left.samples)
-    return replace(Estimate.of(value, error, level, left.samples - 1), outliers=outliers, skewness=skewness)
+    return replace(Estimate.of(value, error, level, degrees), outliers=outliers, skewness=skewness)
 
 
 @dataclass(frozen=True)
@@ -342,12 +342,12 @@ class _Network:
         return array_namespace(self.grams).astype(self.grams[:, start:stop, :], array_namespace(self.grams).float64)
 
 
-def _all_pairs(left: _Network, right: _Network, estimator: str) -> tuple[Array, Array]:
-    """CKA and its jackknife error for all pairs of layers."""
+def _all_pairs(left: _Network, right: _Network, estimator: str) -> tuple[Array, Array, Array]:
+    """CKA, its jackknife error and the degrees of freedom of that for all pairs of layers."""
     xp = array_namespace(left.grams)
     n = left.samples
     rows = [xp.reshape(side.grams, (-1, n * n)) for side in (left, right)]
     cross = pairwise_inner(*rows)
     self_x, self_y = (xp.sum(side.shares, axis=-1) for side in (left, right))
     value = ratio(xp, cross, self_x[:, None], self_y[None, :])
-    return value, jackknife_pairs(xp, left, right, cross, estimator)
+    return value, *jackknife_pairs(xp, left, right, cross, estimator)

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Protocol
 
 from .alignment import ratio
-from .closed_form import without_each
+from .closed_form import jackknife_degrees, without_each
 from .validation import Array
 
 __all__ = ["CentredRows", "jackknife_pairs", "sample_weights"]
@@ -36,8 +36,10 @@ def sample_weights(xp: ModuleType, shares: Array) -> Array:
     return shares / xp.where(total > 0, total, xp.ones_like(total))
 
 
-def jackknife_pairs(xp: ModuleType, left: CentredRows, right: CentredRows, cross: Array, estimator: str) -> Array:
-    """Exact jackknife error (layers_x, layers_y) of CKA.
+def jackknife_pairs(
+    xp: ModuleType, left: CentredRows, right: CentredRows, cross: Array, estimator: str
+) -> tuple[Array, Array]:
+    """Exact jackknife error (layers_x, layers_y) of CKA, and its degrees of freedom (``jackknife_degrees``).
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def jackknife_pairs(xp: ModuleType, left: CentredRows, right: CentredRows, cross
     layers = left.shares.shape[0] + right.shares.shape[0]
     size = max(1, BLOCK // max(layers * n, cross.shape[0] * cross.shape[1]))
     count, mean, squares = 0, xp.zeros_like(cross), xp.zeros_like(cross)
+    value = ratio(xp, cross, self_x[:, None], self_y[None, :])
+    cubes, fourths = xp.zeros_like(cross), xp.zeros_like(cross)  # about the value, which is near their mean
     for start in range(0, n, size):
         stop = min(start + size, n)
         a = left.block(start, stop)
@@ -77,7 +81,11 @@ def jackknife_pairs(xp: ModuleType, left: CentredRows, right: CentredRows, cross
         squares = squares + xp.sum((without - block_mean) ** 2, axis=0) + step * step * (count * new / (count + new))
         mean = mean + step * (new / (count + new))
         count += new
-    return xp.sqrt((n - 1) / n * squares)
+        apart = without - value
+        cubes, fourths = cubes + xp.sum(apart**3, axis=0), fourths + xp.sum(apart**4, axis=0)
+    shift = mean - value
+    fourths = fourths - 4 * shift * cubes + 6 * shift**2 * (squares + n * shift**2) - 3 * n * shift**4
+    return xp.sqrt((n - 1) / n * squares), jackknife_degrees(xp, squares, fourths, n)
 
 
 def _block_diagonal(xp: ModuleType, block: Array, start: int) -> Array:

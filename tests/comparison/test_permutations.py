@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.estimators import MinibatchCKA
+from cka_probe.estimators import MinibatchCKA, calibrate
 
 compared = partial(cp.compare, progress=False)
 
@@ -74,6 +74,22 @@ def test_all_forms_of_a_comparison(tmp_path):
     resumed = compared(x, y, data(30, 6), permutations=19, checkpoint=tmp_path / "run.npz")
     for name, array in whole.extra.items():
         assert_array_equal(resumed.extra[name], array)
+
+
+def test_other_measures_over_all_samples():
+    x, y, batches = network(0), network(1), data()
+    found = compared(x, y, batches, measure="procrustes", permutations=39)
+    joined = torch.cat(batches)
+    expected = calibrate("procrustes", features(x, joined), features(y, joined), permutations=39)
+    assert_allclose(found.values, expected.value, atol=1e-5)
+    assert_allclose(found.p_value, expected.p_value, atol=1.5 / 40)
+    assert_allclose(found.chance, expected.mean, atol=1e-4)
+    assert set(found.extra) == {"corrected_p_value", "z_score", "score"}
+    assert found.is_distance
+    assert compared(x, y, batches, measure="procrustes").p_value is None
+    for options in ({"scope": "dataset"}, {"measure": "mmd", "scope": "minibatch"}):
+        with pytest.raises(ValueError, match="`permutations` is for CKA with scope="):
+            compared(x, y, batches, permutations=19, **options)
 
 
 def test_refused():

@@ -175,6 +175,19 @@ class TestAllPairs:
             cka_matrix_with_error(features, estimator=estimator).standard_error, whole.standard_error, atol=1e-14
         )
 
+    def test_intervals_widen_as_those_of_one_pair(self, xp, rng, estimator):
+        x, noise = rng.normal(size=(2, 100, 3))
+        x[:3] *= 6
+        y = x + noise
+        y[2] = -y[2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OutlierWarning)
+            found = cka_matrix_with_error([xp.asarray(x)], [xp.asarray(y)], estimator=estimator)
+            one = cka_with_error(x, y, estimator=estimator)
+        assert_allclose(float(found.low[0, 0]), one.low, rtol=1e-7)
+        half = float(found.high[0, 0]) - float(found.value[0, 0])
+        assert half > 1.1 * stats.t(99).ppf(0.975) * float(found.standard_error[0, 0])
+
     def test_kernel(self, xp, rng, estimator):
         features = layers(rng)
         found = cka_matrix_with_error([xp.asarray(f) for f in features], kernel=RBF(), estimator=estimator)

@@ -112,8 +112,8 @@ class GramStack:
         squares = [xp.sum(xp.astype(self.rows[place], xp.float64) ** 2) for place in places]
         return xp.stack(squares, axis=0)
 
-    def jackknife(self, left: Sequence[Any], right: Sequence[Any]) -> tuple[Array, list[Outliers]]:
-        """Exact jackknife error (left, right) of ``cka``, and the outliers of both sides.
+    def jackknife(self, left: Sequence[Any], right: Sequence[Any]) -> tuple[Array, Array, list[Outliers]]:
+        """Exact jackknife error (left, right) of ``cka``, its degrees of freedom, and the outliers of both sides.
 
         Raises
         ------
@@ -123,9 +123,9 @@ class GramStack:
         of_left = _Side(self, left)
         of_right = of_left if list(left) == list(right) else _Side(self, right)
         xp = array_namespace(of_left.shares)
-        error = jackknife_pairs(xp, of_left, of_right, self.inner(left, right), self.estimator)
+        error, degrees = jackknife_pairs(xp, of_left, of_right, self.inner(left, right), self.estimator)
         sides = (of_left,) if of_right is of_left else (of_left, of_right)
-        return error, [found for number, side in enumerate(sides) for found in side.outliers(xp, number)]
+        return error, degrees, [found for number, side in enumerate(sides) for found in side.outliers(xp, number)]
 
     def skewness(self, left: Sequence[Any], right: Sequence[Any]) -> Array:
         """Skewness (left, right) of unbiased CKA over all permutations of the samples; NaN for layers without a value.
