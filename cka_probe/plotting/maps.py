@@ -245,7 +245,7 @@ def plot_dendrogram(
         grid = sns.clustermap(pd.DataFrame(d, index=names, columns=names), **{**options, **kwargs})
         if groups:
             signs = [mpl.patches.Patch(color=shade) for shade in PALETTE[: len(groups)]]
-            grid.ax_col_dendrogram.legend(signs, [as_shown(g) for g in groups], loc="upper right", frameon=False)
+            grid.figure.legend(signs, [as_shown(g) for g in groups], loc="upper right", frameon=False)
     return grid
 
 

@@ -76,7 +76,7 @@ def test_the_tree_joins_what_is_near():
     grid = plot_dendrogram(matrix, colour=[int(i) // 4 for i in shuffled])
     order = [int(shuffled[i]) // 4 for i in grid.dendrogram_row.reordered_ind]
     assert sum(a != b for a, b in pairwise(order)) == 2
-    assert [text.get_text() for text in grid.ax_col_dendrogram.get_legend().get_texts()] == ["0", "1", "2"]
+    assert [text.get_text() for text in grid.figure.legends[0].get_texts()] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("draw", [plot_map, plot_dendrogram])
