@@ -49,7 +49,7 @@ def cached_teacher(
     teach: Callable[[Batch], Any],
     batches: Any,
     accelerator: Accelerator,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Callable[[Batch], Outputs]:
     """Function like `teach` that reads the teacher's logits, features and mask from disk. They are written there first.
 
@@ -99,8 +99,8 @@ def cached_teacher(
     ]
     folder = Path(directory) / hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
     if accelerator.num_processes > 1:  # the main process writes first
-        _by_main_process(accelerator, partial(_write_if_missing, folder, teach, batches, progress))
-    _write_if_missing(folder, teach, batches, progress)
+        _by_main_process(accelerator, partial(_write_if_missing, folder, teach, batches, bool(progress)))
+    _write_if_missing(folder, teach, batches, bool(progress))
     names = json.loads((folder / FINISHED).read_text())["files"]
     arrays = [_mapped(folder / name) for name in names]
 
