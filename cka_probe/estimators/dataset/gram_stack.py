@@ -135,8 +135,8 @@ class GramStack:
         like = self.rows[left[0]]
         xp = array_namespace(like)
         none = xp.full((2,), math.nan, dtype=xp.float64, device=device(like))
-        sides = [xp.stack([self.cubes.get(place, none) for place in side], axis=0) for side in (left, right)]
-        return null_skewness(*sides, self.samples)
+        rows, columns = (xp.stack([self.cubes.get(place, none) for place in side], axis=0) for side in (left, right))
+        return null_skewness(rows, columns, self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         """State from which another process can continue. The arrays are not copied."""
