@@ -310,7 +310,7 @@ SET_ANEW = {
     "LayerRecorder": {"model", "called", "name", "pooling", "keep", "forward", "probe", "sample_axis", "_reviewer",
         "_takes_half", "_reader", "_masks", "_doubtful", "_loose", "_unchanged", "_lengths", "_trial", "_kept",
         "_any_order", "_rows", "_batch", "_reduced", "_samples", "first_output", "_previous", "_previous_name",
-        "_previous_version"},
+        "_previous_version", "keeps_output", "output"},
     "OutputReader": {"sample_axis", "_batch_first"},
     "TokenMasks": {"two_sided", "masks"},
     "UnchangedOutputs": {"_input", "_first", "_now"},  # while it watches, the first batch is repeated
@@ -320,6 +320,7 @@ SET_ANEW = {
     "Findings": {"kernel", "_differ"},
     "BatchMeans": {"_signs", "_pending"},
     "Measures": set(),
+    "Answers": {"recorders", "asked", "many", "pairs"},
     "SideStream": {"_streams", "_lag", "_reads", "_home", "_changed"},
 }  # fmt: skip
 """Attributes that are settings, parts, or set anew in each batch: they need not be saved."""
