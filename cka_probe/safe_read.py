@@ -33,6 +33,7 @@ class NpzFile(Mapping[str, np.ndarray]):
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.path = path
         self._archive = archive
+        self._header: dict[str, Any] | None = None
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
@@ -71,13 +72,15 @@ class NpzFile(Mapping[str, np.ndarray]):
         return np.frombuffer(content, dtype).reshape(shape, order=order)
 
     def header(self) -> dict[str, Any]:
-        """The JSON object in the entry "header".
+        """The JSON object in the entry "header", which is read once.
 
         Raises
         ------
         ValueError
             If there is none, or it is too long or nested too deeply.
         """
+        if self._header is not None:
+            return self._header
         if "header" not in self._entries:
             raise ValueError("it has no header")
         if self._entries["header"].file_size > HEADER:
@@ -88,6 +91,7 @@ class NpzFile(Mapping[str, np.ndarray]):
             raise ValueError("its header is nested too deeply") from None
         if not isinstance(found, dict):
             raise ValueError("its header is no JSON object")
+        self._header = found
         return found
 
 

@@ -249,7 +249,7 @@ def test_a_result_of_small_numbers_that_would_grow_eightfold(tmp_path):
         ({}, npy((0,), "<f8"), npy((1, 10), "<f4", bytes(40)), "not one for each layer"),
         ({}, npy((1, 7), "<f8", bytes(56)), npy((1, 10), "<f4", bytes(40)), "not one for each layer"),
         ({}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<U1", bytes(40)), "no floating numbers"),
-        ({"layers": [{}]}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<f4", bytes(40)), "names are no texts"),
+        ({"layers": [{}]}, npy((1,), "<f8", bytes(8)), npy((1, 10), "<f4", bytes(40)), "layers are no texts"),
     ],
 )
 def test_parts_of_a_signature_that_do_not_fit_together(tmp_path, header, scale, gram, message):

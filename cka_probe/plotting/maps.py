@@ -14,7 +14,7 @@ from ..capture.extras import require
 from ..capture.nearest import nearest_hint
 from ..similarity.matrix import SimilarityMatrix
 from .canvas import MARKERS, PALETTE, new_axes
-from .style import COLUMN, PAGE, house_style, in_house_style
+from .style import PAGE, house_style, in_house_style
 from .text import as_shown
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def plot_map(
     if len(kinds) > len(MARKERS):
         raise ValueError(f"`marker` has {len(kinds)} different values; at most {len(MARKERS)} can be told apart.")
     if ax is None:
-        ax = new_axes((COLUMN * 1.3, COLUMN))
+        ax = new_axes((PAGE, 0.6 * PAGE))
     for path in paths or ():
         _draw_path(ax, positions, path)
     options: dict[str, Any] = {"s": 22, "linewidths": 0.4, "edgecolors": "white", "zorder": 3, **kwargs}

@@ -66,7 +66,24 @@ def logits(seed):
     return np.random.default_rng(seed).normal(size=(40, 10))
 
 
+def apart(n):
+    points = np.random.default_rng(0).normal(size=(n, 3))
+    return np.linalg.norm(points[:, None] - points[None], axis=2)
+
+
 DRAWINGS = {
+    "plot_map": [
+        lambda: plotting.plot_map(
+            apart(12),
+            colour=["digits", "clothes"] * 6,
+            marker=[1, 2, 3] * 4,
+            paths=[[0, 4, 8]],
+            colour_label="data",
+            marker_label="epochs",
+        ),
+        lambda: plotting.plot_map(apart(12), colour=np.arange(12.0), names=[f"resnet{i}" for i in range(12)]),
+    ],
+    "plot_dendrogram": [lambda: plotting.plot_dendrogram(apart(12), colour=["digits", "clothes"] * 6).figure],
     "plot_heatmap": [
         lambda: plotting.plot_heatmap(full(5), title="before"),
         lambda: plotting.plot_heatmap(full(18), significance=0.05, best_match=True),

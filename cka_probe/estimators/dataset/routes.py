@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..kernels import RBF, Kernel, Linear, given_kernel
@@ -205,6 +205,8 @@ def plan_routes(
 
 class _Plan:
     def __init__(self, data: DataSize, memory: int, kernel: Kernel, estimator: str, rates: Rates) -> None:
+        if data.samples is not None and data.samples < 1:  # a loader whose length is wrong
+            data = replace(data, samples=None)
         self.data, self.memory, self.kernel, self.estimator, self.rates = data, memory, kernel, estimator, rates
         self.total = sum(data.widths)
         self.layers = len(data.widths)
