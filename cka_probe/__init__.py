@@ -18,7 +18,7 @@ _MOVED = {
     f"cka_probe{old}.{name.partition(':')[0]}": f"cka_probe{new}.{name.rpartition(':')[2]}"
     for old, new, names in (
         ("", ".capture", "extraction streaming"),
-        ("", ".comparison", "signatures request feature_comparison:features callbacks:history parallel:processes"),
+        ("", ".comparison", "request feature_comparison:features callbacks:history parallel:processes"),
         ("", ".comparison", "statistics:minibatch dataset_scope:dataset gram_keeper:grams.keeper"),
         ("", ".distill.models", "sources"),
         (".capture", ".comparison.grams", "cuda side_stream"),

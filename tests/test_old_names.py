@@ -12,7 +12,6 @@ OF_0_1 = {
     "cka_probe.comparison": ["compare", "compare_many"],
     "cka_probe.similarity": ["SimilarityMatrix"],
     "cka_probe.extraction": ["extract"],
-    "cka_probe.signatures": ["signature", "compare_signatures"],
     "cka_probe.callbacks": ["SimilarityHistory"],
     "cka_probe.sources": ["load_model"],
     "cka_probe.estimators.measures": ["MEASURES", "uncentred_alignment"],
