@@ -169,7 +169,7 @@ def build_loss(name: str, options: Mapping[str, Any]) -> Any:
     Examples
     --------
     >>> build_loss("kd", {"temperature": 2})
-    KDLoss(temperature=2, weight=0.9)
+    KDLoss(temperature=2.0, weight=0.9)
     """
     check_options(name, options)
     parts = parts_of(name)

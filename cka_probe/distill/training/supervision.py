@@ -43,7 +43,7 @@ def next_token_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     --------
     >>> import torch
     >>> tokens = torch.tensor([[1, 2, 0]])
-    >>> certain = 20.0 * torch.eye(3)[[[2, 0, 1]]]  # the right next tokens
+    >>> certain = 20.0 * torch.eye(3)[[2, 0, 1]][None]  # the right next tokens
     >>> round(float(next_token_cross_entropy(certain, tokens)), 3)
     0.0
     """

@@ -119,8 +119,8 @@ def whole_gram(features: Features, kernel: Kernel) -> WholeGram:
     --------
     >>> import numpy as np
     >>> found = whole_gram(ArrayFeatures(np.array([[5.0], [7.0]])), Linear())
-    >>> found.gram.tolist(), found.constant
-    ([[1.0, -1.0], [-1.0, 1.0]], False)
+    >>> found.gram.tolist(), found.constant  # of the differences from one sample; centring gives [[1, -1], [-1, 1]]
+    ([[4.0, 0.0], [0.0, 0.0]], False)
     """
     return _linear(features) if isinstance(kernel, Linear) else _of_kernel(features, kernel)
 

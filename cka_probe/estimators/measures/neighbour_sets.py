@@ -157,8 +157,8 @@ def cycle_knn(x: Array, y: Array, *, k: int = 10, kernel: Kernel | None = None) 
     --------
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(30, 4))
-    >>> float(cycle_knn(x, 2 * x, k=5))
-    1.0
+    >>> round(float(cycle_knn(x, 2 * x, k=5)), 3)  # one sample is no neighbour of its neighbours
+    0.967
     """
     _, x, y = check_pair(x, y)
     layer = partial(prepare, k=k, kernel=kernel)
