@@ -15,8 +15,6 @@ import argparse
 import math
 import os
 import platform
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 from scipy import stats
-from tables import processor, save_csv
+from tables import command, processor, save_csv
 
 from cka_probe.estimators import MinibatchCKA, OutlierWarning, cka_double_debiased, cka_matrix_test, cka_with_error
 
@@ -213,7 +211,7 @@ def write(rows: list[Row], path: Path, seed: int) -> None:
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/coverage.py", *sys.argv[1:]]),
+        "command": command(),
     }
     names = list(dict.fromkeys(name for row in rows for name in row))
     texts = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shlex
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tables import save_csv
+from tables import command, save_csv
 
 FIELDS = (
     "part", "case", "method", "seconds", "over_floor", "max_error", "peak_bytes", "peak_over_floor", "waits_per_batch",
@@ -40,7 +38,7 @@ class Bench:
             "device": platform.machine() if smoke else torch.cuda.get_device_name(),
             "versions": "; ".join([f"python {platform.python_version()}", *filter(None, map(version, packages))]),
             "date": date.today().isoformat(),
-            "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+            "command": command(),
         }
 
     def add(self, part: str, case: str, method: str, **values: Any) -> None:

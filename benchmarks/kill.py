@@ -16,7 +16,6 @@ import argparse
 import os
 import platform
 import random
-import shlex
 import shutil
 import signal
 import socket
@@ -33,7 +32,7 @@ import pandas as pd
 import torch
 from kill_jobs import JOBS, TWO_PROCESSES, Job, join_processes
 from safetensors.numpy import load_file
-from tables import save_csv
+from tables import command, save_csv
 
 RESULTS = Path(__file__).parent / "results" / "kill.csv"
 FIELDS = (
@@ -185,7 +184,7 @@ def main() -> None:
             row = kill_job(name, share, options.seed, Path(work))
         versions = f"python {platform.python_version()}; torch {torch.__version__}"
         stamp = {"machine": platform.machine(), "versions": versions, "date": date.today().isoformat()}
-        rows.append(row | stamp | {"command": shlex.join(["python", "benchmarks/kill.py", *sys.argv[1:]])})
+        rows.append(row | stamp | {"command": command()})
         save_csv(options.output, FIELDS, rows)
     sys.exit(any(row["identical"] != row["kills"] or row["unreadable_files"] for row in rows))
 

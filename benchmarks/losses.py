@@ -17,8 +17,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -26,7 +24,7 @@ from pathlib import Path
 
 import torch
 from memory import peak_of
-from tables import processor, save_csv
+from tables import command, processor, save_csv
 from torch import Tensor
 
 from cka_probe.distill.dense import PatchCKALoss, SegmentationCKALoss
@@ -209,7 +207,7 @@ def main() -> None:
         rows.append({"size": size, "terms": what, "form": form, "milliseconds": milliseconds, "peak_mib": memory})
         rows[-1] |= {"loss": value, "machine": machine, "cores": os.cpu_count(), "threads": options.threads}
         rows[-1] |= {"torch": torch.__version__, "python": platform.python_version(), "date": date.today().isoformat()}
-        rows[-1]["command"] = shlex.join(["python", "benchmarks/losses.py", *sys.argv[1:]])
+        rows[-1]["command"] = command()
         print(f"{size:18} {what:14} {form:9} {milliseconds:10.1f} ms {memory:9.1f} MiB", flush=True)
     rounded = [
         {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows

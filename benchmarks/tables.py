@@ -35,6 +35,18 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def command() -> str:
+    """The command of this run, for the column ``command``: without ``--output``, and without folders of the machine."""
+    given = iter(sys.argv[1:])
+    kept = []
+    for word in given:
+        if word == "--output":
+            next(given, None)
+        elif not word.startswith("--output="):
+            kept.append(Path(word).name if Path(word).is_absolute() else word)
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+
+
 def machine() -> dict[str, str]:
     """The machine, the versions and the command of this run."""
     import torch
@@ -47,7 +59,7 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
     }
 
 
@@ -75,4 +87,4 @@ def write_frame(path: Path, table: pd.DataFrame) -> None:
         f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, table.assign(machine=machine, command="python " + " ".join(sys.argv)).to_csv(index=False))
+    atomic_write(path, table.assign(machine=machine, command=command()).to_csv(index=False))

@@ -14,6 +14,7 @@ from torch import nn
 from ..capture.extras import require
 from ..capture.nearest import nearest_hint
 from ..capture.notes import first_line
+from ..comparison.request import Request
 from ..comparison.signature_files import Signature, SketchedSignature, load_signature
 from ..comparison.signature_pairs import check_comparable
 from ..comparison.signature_vectors import as_sketch
@@ -51,7 +52,8 @@ def signatures(
     """Signatures of many models, in parallel; what is there already is not made again.
 
     Each signature is stored as soon as it is made. After an interruption the same call makes the missing ones. A model
-    that fails is a row of the table with its error; the others go on.
+    that fails is a row of the table with its error; the others go on. A stored signature of another kernel, estimator,
+    pooling or form is such a row too. Other layers and other weights under one name cannot be noticed.
 
     Parameters
     ----------
@@ -184,7 +186,7 @@ class _AtlasTarget:
         if name not in self.atlas:
             return None
         header = self.atlas._entry(name).header  # the signature itself may be large
-        _check_made(name, {key: header[key] for key in ("kernel", "estimator")}, self.options)
+        _check_made(name, {key: header[key] for key in ("kernel", "estimator", "pooling")}, self.options)
         return len(self.atlas.layers(name))
 
     def put(self, found: Signature | SketchedSignature) -> None:
@@ -207,7 +209,7 @@ class _FolderTarget:
             return None
         found = load_signature(path)
         sketch = f"Sketch(size={found.size}, seed={found.seed})" if isinstance(found, SketchedSignature) else "exact"
-        own = {"kernel": found.kernel, "estimator": found.estimator, "form": sketch}
+        own = {"kernel": found.kernel, "estimator": found.estimator, "pooling": found.pooling, "form": sketch}
         _check_made(name, own, self.options)
         self.first = self.first or found
         return len(found.layers)
@@ -229,6 +231,7 @@ def _check_made(name: str, own: dict[str, str], options: dict[str, Any]) -> None
     wanted = {
         "kernel": repr(options.get("kernel") or Linear()),
         "estimator": options.get("estimator", "unbiased"),
+        "pooling": Request(None, pooling=options.get("pooling", "auto")).pooling_name,
         "form": "exact" if sketch is None else repr(sketch),
     }
     for key, value in own.items():

@@ -12,7 +12,7 @@ import torch
 from ..capture.batches import batch_count
 from ..capture.hooks import check_same_layers
 from ..capture.sample_order import SampleOrder
-from ..capture.sources import is_one_batch
+from ..capture.sources import cut, is_one_batch
 from ..capture.state import device_of
 from ..capture.streaming import Consume
 from ..similarity.matrix import SimilarityMatrix
@@ -118,7 +118,5 @@ def can_be_read_again(request: Request) -> bool:
 def batches_of(request: Request) -> int | None:
     """Number of batches, if it is certain."""
     if is_one_batch(request.data):
-        from ..capture.sources import cut
-
         return len(cut(request.data)) if request.forward is None and request.sample_axis == 0 else 1
     return batch_count(request.data)

@@ -243,12 +243,12 @@ class _Computed:
     def _features(self, units: Sequence[int]) -> list[torch.Tensor]:
         """Features (n, d) of units; each is joined once, and its blocks are let go."""
         gathered = self.gathered
+        joined: dict[int, torch.Tensor] = {}
         for unit in dict.fromkeys(units):
             blocks = gathered.blocks[unit]
-            if len(blocks) > 1:
-                joined = FeatureBlocks(blocks, gathered.home).columns(0, blocks[0].shape[1])
-                gathered.blocks[unit] = [joined]
-        return [gathered.blocks[unit][0] for unit in units]  # type: ignore[misc]
+            joined[unit] = FeatureBlocks(blocks, gathered.home).columns(0, blocks[0].shape[1])
+            gathered.blocks[unit] = [joined[unit]]
+        return [joined[unit] for unit in units]
 
     def _measured(self) -> _Values:
         from ..estimators.measures.catalogue import MEASURES

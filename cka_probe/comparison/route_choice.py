@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -67,11 +68,11 @@ def measured_rates(device: torch.device) -> Rates:
     So a comparison takes the same route each time, as long as it fits into one pass.
     """
 
-    def seconds(run: object, *arguments: torch.Tensor) -> float:
+    def seconds(run: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> float:
         times = []
         for _ in range(3):
             started = time.perf_counter()
-            out = run(*arguments)  # type: ignore[operator]
+            out = run(*arguments)
             out.ravel()[0].item()  # waits for a GPU
             times.append(time.perf_counter() - started)
         return max(1e-6, min(times))

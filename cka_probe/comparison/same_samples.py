@@ -34,9 +34,9 @@ class SameSamples:
             raise OtherSamplesError
         self._place += 1
 
-    def end_pass(self, *, whole: bool = True) -> None:
+    def end_pass(self) -> None:
         """End a pass. Raise OtherSamplesError if a later one was shorter than the first."""
-        if whole and not self._is_first and self._place < len(self._first):
+        if not self._is_first and self._place < len(self._first):
             raise OtherSamplesError
         self._is_first, self._place = False, 0
 

@@ -17,6 +17,9 @@ __all__ = [
 ]
 
 
+Array = NDArray[np.float64]
+
+
 def angles(similarities: ArrayLike) -> NDArray[np.float64]:
     """Angle between two layers, arccos(CKA), in radians: a metric on Gram matrices up to their scale.
 
@@ -104,15 +107,11 @@ def elastic_distance(between: ArrayLike) -> NDArray[np.float64]:
     0.0
     """
     a = _angles(between)
-    m, n = a.shape[-2:]
-    sums = np.full((*a.shape[:-2], m + 1, n + 1), np.inf)
-    sums[..., 0, 0] = 0.0
-    for i in range(m):
-        for j in range(n):
-            cost = a[..., i, j]
-            both, one, other = sums[..., i, j] + 2 * cost, sums[..., i, j + 1] + cost, sums[..., i + 1, j] + cost
-            sums[..., i + 1, j + 1] = np.minimum(np.minimum(both, one), other)
-    return sums[..., m, n] / (m + n)
+
+    def step(cost: Array, both: Array, one: Array, other: Array) -> Array:
+        return np.minimum(np.minimum(both + 2 * cost, one + cost), other + cost)
+
+    return _best_alignment(a, step) / sum(a.shape[-2:])
 
 
 def frechet_distance(between: ArrayLike) -> NDArray[np.float64]:
@@ -145,15 +144,11 @@ def frechet_distance(between: ArrayLike) -> NDArray[np.float64]:
     >>> float(frechet_distance([[0.1, 1.0, 1.0], [1.0, 0.3, 0.2]]))
     0.3
     """
-    a = _angles(between)
-    m, n = a.shape[-2:]
-    largest = np.full((*a.shape[:-2], m + 1, n + 1), np.inf)
-    largest[..., 0, 0] = 0.0
-    for i in range(m):
-        for j in range(n):
-            before = np.minimum(np.minimum(largest[..., i, j], largest[..., i, j + 1]), largest[..., i + 1, j])
-            largest[..., i + 1, j + 1] = np.maximum(before, a[..., i, j])
-    return largest[..., m, n]
+
+    def step(cost: Array, both: Array, one: Array, other: Array) -> Array:
+        return np.maximum(np.minimum(np.minimum(both, one), other), cost)
+
+    return _best_alignment(_angles(between), step)
 
 
 MODEL_DISTANCES: dict[str, Callable[[ArrayLike], NDArray[np.float64]]] = {
@@ -212,3 +207,19 @@ def _angles(between: ArrayLike) -> NDArray[np.float64]:
     if a.ndim < 2 or 0 in a.shape[-2:]:
         raise ValueError(f"`between` must have the shape (..., m, n) with at least one layer each, got {a.shape}.")
     return a
+
+
+def _best_alignment(a: Array, step: Callable[[Array, Array, Array, Array], Array]) -> Array:
+    """Value of the best alignment of two sequences (dynamic programming).
+
+    ``step`` gives the value of an alignment that ends with a pair, from the cost of the pair and the values of those
+    that end one layer earlier in both models, in the first, or in the second.
+    """
+    m, n = a.shape[-2:]
+    best = np.full((*a.shape[:-2], m + 1, n + 1), np.inf)
+    best[..., 0, 0] = 0.0
+    for i in range(m):
+        for j in range(n):
+            best[..., i + 1, j + 1] = step(a[..., i, j], best[..., i, j], best[..., i, j + 1], best[..., i + 1, j])
+    found: Array = best[..., m, n]
+    return found

@@ -65,6 +65,8 @@ def test_other_samples_and_settings_are_not_mixed(tmp_path, make):
     biased = cp.signatures({"a": small_network(0)}, image_batches(), place, estimator="biased")
     assert biased["state"].tolist() == ["failed"]
     assert "has estimator unbiased, not biased: choose another place" in biased["error"][0]
+    pooled = cp.signatures({"a": small_network(0)}, image_batches(), place, pooling="mean")
+    assert "has pooling auto, not mean: choose another place" in pooled["error"][0]
 
 
 def test_two_models_of_one_name_and_what_is_no_model(tmp_path):
