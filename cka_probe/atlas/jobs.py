@@ -231,7 +231,7 @@ def _check_made(name: str, own: dict[str, str], options: dict[str, Any]) -> None
     wanted = {
         "kernel": repr(options.get("kernel") or Linear()),
         "estimator": options.get("estimator", "unbiased"),
-        "pooling": Request(None, pooling=options.get("pooling", "auto")).pooling_name,
+        "pooling": Request((), pooling=options.get("pooling", "auto")).pooling_name,
         "form": "exact" if sketch is None else repr(sketch),
     }
     for key, value in own.items():

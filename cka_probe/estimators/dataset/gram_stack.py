@@ -138,22 +138,6 @@ class GramStack:
         rows, columns = (xp.stack([self.cubes.get(place, none) for place in side], axis=0) for side in (left, right))
         return null_skewness(rows, columns, self.samples)
 
-    def state_dict(self) -> dict[str, Any]:
-        """State from which another process can continue. The arrays are not copied."""
-        return {
-            "samples": self.samples,
-            "estimator": self.estimator,
-            "rows": dict(self.rows),
-            "cubes": dict(self.cubes),
-            "reasons": dict(self.reasons),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict()``."""
-        self.samples, self.estimator = state["samples"], state["estimator"]
-        self.rows, self.cubes = dict(state["rows"]), dict(state["cubes"])
-        self.reasons = dict(state["reasons"])
-
 
 def _groups(places: Sequence[Any], size: int = 64) -> list[Sequence[Any]]:
     return [places[start : start + size] for start in range(0, len(places), size)]
