@@ -70,7 +70,7 @@ figures: $(STAMP)
 	$(BIN)/python -m figures
 
 figures-dense: $(STAMP)
-	$(BIN)/python -m figures.detections
+	$(BIN)/python -m figures --fresh detections
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ PCKA (with and without feature imitation), or with the CKA of class-score maps. 
 numbers, they are drawn; otherwise the missing runs are made first, one process for each core.
 
     python -m figures detections
-    python -m figures.detections                 # trains everything again
+    python -m figures --fresh detections         # trains everything again
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -308,10 +307,3 @@ def make(
     atomic_write(data / "detections.npz", lambda file: np.savez_compressed(file, pictures=found["pictures"], **maps))
     atomic_write(kept, json.dumps({"settings": wanted, "detections": found["detections"]}))
     return results
-
-
-if __name__ == "__main__":
-    mpl.use("Agg")
-    shutil.rmtree(runs(FULL, CACHE), ignore_errors=True)
-    (FOLDER / "data" / "detections.json").unlink(missing_ok=True)
-    make()

@@ -23,7 +23,7 @@ def measured(source: Path) -> pd.DataFrame | None:
 
 
 def kept(folder: Path, name: str) -> pd.DataFrame | None:
-    """The numbers of a figure that was made before, or None; `python -m figures --fresh` computes them again."""
+    """The numbers of a figure that was made before, or None; `python -m figures --fresh NAME` computes them again."""
     path = folder / "data" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else None
 

@@ -92,3 +92,23 @@ def test_generated_pages_show_every_command_and_every_figure():
     for picture in (ROOT / "figures").glob("*.png"):
         assert f"(pictures/{picture.name})" in gallery
     assert "def draw" in gallery or "import matplotlib" in gallery  # the code stands beside the pictures
+
+
+def test_links_of_the_page_of_changes_lead_to_pages():
+    for target in re.findall(r"\]\(([^)#:]+)[)#]", hook_of_the_site("generated").changes()):
+        assert target in GENERATED or (ROOT / "docs" / target).is_file(), target
+
+
+def test_the_reference_understands_every_docstring(caplog):
+    """The site is built with --strict: a parameter in a docstring that the signature does not have stops it."""
+    griffe = pytest.importorskip("griffe")
+    package = griffe.load("cka_probe", docstring_parser="numpy", submodules=True, search_paths=[ROOT])
+
+    def read(item):
+        assert item.docstring is None or item.docstring.parsed is not None
+        for member in item.members.values():
+            if not member.is_alias:
+                read(member)
+
+    read(package)
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("griffe")]

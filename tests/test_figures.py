@@ -1,6 +1,9 @@
 """The scripts of the figures with tiny settings: they write their files, and small data agree with the claims."""
 
+import re
 import sys
+from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import cka_probe as cp  # noqa: E402
 from cka_probe.distill.data.fashion import DEBIAN_FOLDER  # noqa: E402
 from cka_probe.estimators import MEASURES  # noqa: E402
+from figures import __main__ as main  # noqa: E402
 from figures import (  # noqa: E402
     all_measures,
     block_structure,
@@ -33,7 +37,6 @@ from figures import (  # noqa: E402
     teacher_student,
     two_seeds,
 )
-from figures.__main__ import NAMES  # noqa: E402
 from figures.networks import Budget  # noqa: E402
 
 TINY = Budget(teacher="resnet8", teacher_epochs=1, student_epochs=2, train_per_class=2, batch_size=20)
@@ -49,7 +52,9 @@ def networks(tmp_path_factory):
     """Keyword arguments for scripts: a folder of networks and a budget so small that they learn almost nothing."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield {"cache": tmp_path_factory.mktemp("networks"), "budget": TINY}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("figures.networks.os.cpu_count", lambda: 1)  # in this process: to start another takes longer
+        yield {"cache": tmp_path_factory.mktemp("networks"), "budget": TINY}
     torch.set_num_threads(threads)
 
 
@@ -59,9 +64,66 @@ def written(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(folder / "data" / f"{name}.csv")
 
 
+SCRIPTS = {path.stem: path for path in (ROOT / "figures").glob("*.py")}
+for helper in ("__init__", "__main__", "saving", "networks"):
+    SCRIPTS.pop(helper)
+
+
 def test_every_script_is_in_the_list():
-    scripts = {path.stem for path in (ROOT / "figures").glob("*.py")} - {"__init__", "__main__", "saving", "networks"}
-    assert scripts <= set(NAMES)
+    assert set(SCRIPTS) == set(main.NAMES)
+
+
+def test_the_list_knows_which_numbers_and_networks_each_script_reads():
+    for name, script in SCRIPTS.items():
+        text = script.read_text()
+        read = re.findall(r'= kept\(folder, "(\w+)"\)', text) + re.findall(r', kept\(folder, "(\w+)"\)', text)
+        patterns = main.KEPT.get(name, ())
+        for table in read:
+            assert any(fnmatch(f"data/{table}.csv", pattern) for pattern in patterns), (name, table)
+        shares = re.findall(r"from figures.networks import (.*)", text) not in ([], ["CACHE"])
+        assert shares == (name not in main.ALONE), name
+
+
+def test_fresh_computes_the_numbers_of_the_named_figure_alone(tmp_path, monkeypatch):
+    folders = [tmp_path / "data", tmp_path / ".cache"]
+    for folder in folders:
+        folder.mkdir()
+    stored = {f"data/{name}.csv": name for name in ("corridor", "slack", "two_seeds", "peers")}
+    stored |= {".cache/teacher.safetensors": "weights"}
+    for path, text in stored.items():
+        (tmp_path / path).write_text(text)
+
+    def contents():
+        return {p.relative_to(tmp_path).as_posix(): p.read_text() for d in folders for p in d.iterdir()}
+
+    def new(folder):
+        assert not (folder / "data" / "slack.csv").exists()
+        (folder / "data" / "slack.csv").write_text("new")
+        return pd.DataFrame()
+
+    monkeypatch.setattr(slack, "make", new)
+    main.make("slack", tmp_path, fresh=True)
+    assert contents() == stored | {"data/slack.csv": "new"}
+
+
+@pytest.mark.parametrize("end", ["an error", "nothing to draw"])
+def test_fresh_gives_the_numbers_and_runs_back_if_the_figure_cannot_be_made(tmp_path, monkeypatch, end):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "block_structure.csv").write_text("old")
+    (tmp_path / ".cache" / "block_structure_resnet20_60").mkdir(parents=True)
+    (tmp_path / ".cache" / "block_structure_resnet20_60" / "last.pt").write_text("old run")
+
+    def stopped(folder):
+        (folder / "data" / "block_structure.csv").write_text("half")
+        (folder / ".cache" / "block_structure_resnet20_60").mkdir()
+        if end == "an error":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(block_structure, "make", stopped)
+    with pytest.raises(KeyboardInterrupt) if end == "an error" else nullcontext():
+        main.make("block_structure", tmp_path, fresh=True)
+    assert (tmp_path / "data" / "block_structure.csv").read_text() == "old"
+    assert (tmp_path / ".cache" / "block_structure_resnet20_60" / "last.pt").read_text() == "old run"
 
 
 @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")

@@ -63,8 +63,8 @@ def gallery() -> str:
 
 
 def changes() -> str:
-    """CHANGELOG.md."""
-    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    """CHANGELOG.md; its links to files of docs/ become links to pages."""
+    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def on_files(files: Any, config: Any) -> Any:

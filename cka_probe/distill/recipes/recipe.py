@@ -36,7 +36,7 @@ MOST_DOTS = 100
 class Recipe(Section):
     """A distillation experiment.
 
-    Parameters
+    Attributes
     ----------
     name : str
         Name of the folder of its results; by default the name of the file.
@@ -52,8 +52,12 @@ class Recipe(Section):
         ``teacher_layers``), and the options of its loss. A weight may be a ramp: ``{ to = 15, until = 0.5 }``.
     methods : dict of str to MethodSection
         Options of other methods, for tables.
-    train, output, diagnostics
-        Further sections. Without a section ``diagnostics`` there are no diagnostics.
+    train : TrainSection
+        Epochs, batch size, optimizer and schedule of the student.
+    output : OutputSection
+        Folder of the results, and what is written.
+    diagnostics : DiagnosticsSection or None
+        What is measured while the student trains; nothing without this section.
     paper : dict of str to float
         Published accuracies in percent, by method and for the "teacher".
 
