@@ -13,10 +13,10 @@ import torch
 from ...capture.progress import Resumable
 from ...capture.recorder import NotFiniteError
 from ...capture.trees import move
-from ...estimators.gram_accuracy import MEAN_LIMIT, doubtful, mean_over_spread
+from ...estimators.gram_accuracy import MEAN_LIMIT, doubtful, mean_over_spread, sample_may_stand_for_mean
 from ...estimators.hsic import flat_centred
 from ...estimators.kernels import KERNELS, Kernel, Linear
-from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_mean, repeated_gram, unit_stack
+from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_first, less_mean, repeated_gram, unit_stack
 from .cuda import by_cupy, half_gram, tf32_products
 from .drift import BatchMeans
 from .findings import Findings
@@ -91,7 +91,7 @@ class GramKeeper(Resumable):
     """
 
     takes_half = True
-    lasting = ("modes", "_careful", "_half", "_far")
+    lasting = ("modes", "_careful", "_by_first", "_half", "_far")
     parts = ("findings", "batch_means", "_measures", "_side_stream")
 
     def __init__(
@@ -119,6 +119,7 @@ class GramKeeper(Resumable):
         self.findings = Findings(self.kernel)
         self.modes: dict[str, Mode] = {}
         self._careful: set[str] = set()
+        self._by_first: set[str] = set()  # layers from which the first sample is subtracted instead of the mean
         self._half: set[str] = set()  # layers whose raw features are in half precision
         self._mean_squares: dict[str, torch.Tensor | None] = {}
         self._finite: dict[str, torch.Tensor] = {}
@@ -192,6 +193,8 @@ class GramKeeper(Resumable):
             return None
         if mode == "raw":
             gram, self._mean_squares[name] = features @ features.T, None
+        elif name in self._by_first:
+            gram, self._mean_squares[name] = less_first(features), None
         else:
             gram, self._mean_squares[name] = less_mean(features)
         return LayerGram(gram, 1.0, mode)
@@ -255,6 +258,9 @@ class GramKeeper(Resumable):
         self._far.pop(name, None)
         if result.far is not None:
             self._far[name] = result.far
+        new = name not in self.modes and self._linear and self.reviewed
+        if new and result.mode == "shifted" and len(features) >= FEW and sample_may_stand_for_mean(result.gram):
+            self._by_first.add(name)
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.

@@ -225,7 +225,8 @@ class TestReview:
             pairs = [(net(batch.double()).numpy(), plain(batch).double().numpy()) for batch in stream]
         net.float().passes = 0
         result = cp.compare(net, plain, stream, layers="", progress=False)
-        assert net.passes == len(stream) + (first == (0.0, 1.0) or drift != (300.0, 1.0))
+        # Less the first sample, a large mean is no danger.
+        assert net.passes == len(stream) + (first == (0.0, 1.0) or drift[1] < 1)
         sums = np.zeros(3)
         for x, y in pairs:
             x, y = x - x.mean(0), y - y.mean(0)

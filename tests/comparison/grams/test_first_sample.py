@@ -1,0 +1,67 @@
+"""The features of the first sample are subtracted instead of the mean, where that is as accurate."""
+
+import numpy as np
+import pytest
+import torch
+from activations import cloned, reference_cka
+from torch import nn
+
+import cka_probe as cp
+from cka_probe.comparison.grams.keeper import GramKeeper
+
+
+class Shifted(nn.Module):
+    """``width`` features of rank ``rank`` on a mean of its own for each feature; the input may hold an outlier."""
+
+    def __init__(self, width, rank, mean):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("map", torch.randn(rank, width))
+        self.register_buffer("mean", mean * torch.randn(width))
+        self.rank = rank
+
+    def forward(self, x):
+        return x[:, : self.rank] @ self.map + self.mean
+
+
+def batches(change=None):
+    generator = torch.Generator().manual_seed(1)
+    data = [torch.randn(64, 64, generator=generator) for _ in range(5)]
+    if change is not None:
+        change(data)
+    return data
+
+
+def outlier(data):
+    data[2][0] *= 1e4
+
+
+def constant(data):
+    data[3][:] = data[3][:1].clone()
+
+
+def equal_to_the_first(data):
+    data[2][:40] = data[2][:1].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "mean"),
+    [(None, 1.0), (None, 1e5), (outlier, 30.0), (constant, 30.0), (equal_to_the_first, 1.0), (equal_to_the_first, 1e3)],
+)
+@pytest.mark.parametrize("rank", [2, 64])
+def test_values_agree_with_float64_whatever_is_subtracted(change, mean, rank):
+    x, y = Shifted(300, rank, mean), nn.Sequential(nn.Linear(64, 20), nn.ReLU())
+    data = batches(change)
+    result = cp.compare(x, y, data, layers="", layers_y=["0", "1"], progress=False)
+    expected = reference_cka([cloned(x, batch) for batch in data], [cloned(y, batch) for batch in data])
+    np.testing.assert_allclose(result.values, expected, atol=1e-6)
+
+
+def test_a_layer_of_low_rank_is_shifted_by_a_sample_and_one_of_high_rank_by_its_mean():
+    keeper = GramKeeper()
+    keeper.reviewed = True
+    for name, rank in (("low", 2), ("high", 64)):
+        net = Shifted(300, rank, 30.0)
+        features = net(batches()[0])
+        keeper(name, features if rank == 2 else features[:16])
+    assert keeper._by_first == {"low"}
