@@ -12,8 +12,10 @@ from .validation import Array
 
 __all__ = [
     "EPS32",
+    "FAR",
     "MEAN_LIMIT",
     "doubtful",
+    "far_from_first",
     "in_range",
     "lost_ratio",
     "mean_over_spread",
@@ -30,6 +32,9 @@ Swin-T with 16 to 64 samples; at a limit of 2 it costs up to 1.8e-6."""
 
 BLOCK = 2**22
 """Numbers of which ``resolution`` makes copies in float64 at a time."""
+
+FAR = 100.0
+"""A sample is called far if its distance from the median is this many times the median distance."""
 
 EPS32 = 2.0**-23
 """Rounding unit of float32: ``mean_over_spread`` of another dtype is converted to this one."""
@@ -184,6 +189,30 @@ def sample_may_stand_for_mean(gram: Array) -> bool:
     size = xp.max(xp.abs(moved))
     measure = mean_over_spread((moved / xp.where(size > 0, size, xp.ones_like(size)))[None, :, :])
     return bool(measure[0] < MEAN_LIMIT / 2) and bool(size > 0)
+
+
+def far_from_first(grams: Array) -> Array:
+    """Whether one sample of a layer may be far from all others, so that the result needs a note.
+
+    Parameters
+    ----------
+    grams : array (layers, n, n)
+        Gram matrices of features minus those of the first sample, n >= 3.
+
+    Returns
+    -------
+    array (layers,) of bool
+        True also where most samples equal the first one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> far_from_first(np.stack([np.diag([0.0, 1.0, 2.0, 4.0]), np.diag([0.0, 1.0, 2.0, 1e6])])).tolist()
+    [False, True]
+    """
+    xp = array_namespace(grams)
+    squares = xp.sort(xp.linalg.diagonal(grams)[:, 1:], axis=-1)
+    return squares[:, -1] > FAR * FAR * squares[:, squares.shape[1] // 2]
 
 
 def resolution(x: Array, eps: float) -> Array:

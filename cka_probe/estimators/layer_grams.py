@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from .gram_accuracy import MEAN_LIMIT, in_range, lost_ratio, over_spread
+from .gram_accuracy import FAR, MEAN_LIMIT, in_range, lost_ratio, over_spread
 from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_layer_features, constant
@@ -98,10 +98,6 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
         if size > 0 and not over_spread(xp, known, size, 0.0)[1] < MEAN_LIMIT:
             return _less_median(xp, x, scale)
     return LayerGram(gram, scale * scale, "scaled")
-
-
-FAR = 100.0
-"""A sample is called far if its distance from the median is this many times the median distance."""
 
 
 def _less_median(xp: ModuleType, x: Array, scale: Array) -> LayerGram:

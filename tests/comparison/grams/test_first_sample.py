@@ -64,4 +64,46 @@ def test_a_layer_of_low_rank_is_shifted_by_a_sample_and_one_of_high_rank_by_its_
         net = Shifted(300, rank, 30.0)
         features = net(batches()[0])
         keeper(name, features if rank == 2 else features[:16])
-    assert keeper._by_first == {"low"}
+    assert keeper._by_first == {"low": True, "high": False}
+
+
+def far_first(data):
+    data[2][0] *= 300
+
+
+def far_other(data):
+    data[2][5] *= 1e5
+
+
+def all_equal(data):
+    data[2][:] = data[2][:1].clone()
+
+
+@pytest.mark.parametrize("change", [far_first, far_other, all_equal])
+def test_a_batch_that_breaks_the_rule_runs_again(change):
+    x = Shifted(300, 2, 30.0)
+    ran = []
+    x.register_forward_hook(lambda _module, inputs, _output: ran.append(float(inputs[0].sum())))
+    data = batches(change)
+    result = cp.compare(x, nn.Linear(64, 5), data, layers="", progress=False)
+    assert [ran.count(float(batch.sum())) for batch in data[1:]] == [1, 2, 1, 1]
+    assert any("sample 5 of batch 2" in note for note in result.notes) == (change is far_other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_agrees_with_its_own_features_in_float64(dtype):
+    x, y = nn.Sequential(Shifted(300, 2, 5.0)).to(dtype), nn.Linear(64, 8).to(dtype)
+    data = [batch.to(dtype) for batch in batches()]
+    result = cp.compare(x, y, data, layers="0", layers_y="", progress=False)
+    expected = reference_cka([cloned(x, batch) for batch in data], [cloned(y, batch) for batch in data])
+    np.testing.assert_allclose(result.values, expected, atol=1e-6)
+
+
+def test_a_spread_of_one_on_a_mean_of_ten_thousand_is_right():
+    """1e4 plus or minus 1: the difference of two samples is exact, their mean is not."""
+    sides = [torch.randn(64, 64, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    data = [1e4 + torch.where(x[:, :2] @ x[:2] > 0, 1.0, -1.0) for x in sides]
+    x, y = nn.Identity(), nn.Linear(64, 8)
+    expected = reference_cka([cloned(x, batch) for batch in data], [cloned(y, batch) for batch in data])
+    result = cp.compare(x, y, data, layers="", layers_y="", progress=False)
+    np.testing.assert_allclose(result.values, expected, atol=1e-6)
