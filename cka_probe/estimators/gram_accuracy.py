@@ -21,7 +21,6 @@ __all__ = [
     "mean_over_spread",
     "over_spread",
     "resolution",
-    "sample_may_stand_for_mean",
 ]
 
 MEAN_LIMIT = 0.5
@@ -163,32 +162,6 @@ def doubtful(grams: Array, mean_squares: Array | None = None) -> Array:
         fine = fine & (sizes > lost_ratio(xp, grams.dtype) * mean_squares)
     unit = grams / xp.where(fine, sizes, xp.ones_like(sizes))[:, None, None]
     return ~(fine & (mean_over_spread(unit) < MEAN_LIMIT))
-
-
-def sample_may_stand_for_mean(gram: Array) -> bool:
-    """Whether the Gram matrix of this layer stays accurate if the features of one sample are subtracted, not the mean.
-
-    It asks for the sample that is farthest from the mean, at half the limit, because other minibatches differ.
-
-    Parameters
-    ----------
-    gram : array (n, n)
-        The Gram matrix of the features minus their mean, n >= 4.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((64, 2))
-    >>> x = x - x.mean(0)
-    >>> sample_may_stand_for_mean(x @ x.T), sample_may_stand_for_mean(np.eye(4) - 1 / 4)
-    (True, False)
-    """
-    xp = array_namespace(gram)
-    far = int(xp.argmax(xp.linalg.diagonal(gram)))
-    moved = gram - gram[far : far + 1, :] - gram[:, far : far + 1] + gram[far, far]
-    size = xp.max(xp.abs(moved))
-    measure = mean_over_spread((moved / xp.where(size > 0, size, xp.ones_like(size)))[None, :, :])
-    return bool(measure[0] < MEAN_LIMIT / 2) and bool(size > 0)
 
 
 def far_from_first(grams: Array) -> Array:

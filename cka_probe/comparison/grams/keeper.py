@@ -13,7 +13,7 @@ import torch
 from ...capture.progress import Resumable
 from ...capture.recorder import NotFiniteError
 from ...capture.trees import move
-from ...estimators.gram_accuracy import MEAN_LIMIT, mean_over_spread, sample_may_stand_for_mean
+from ...estimators.gram_accuracy import MEAN_LIMIT, mean_over_spread
 from ...estimators.hsic import flat_centred
 from ...estimators.kernels import KERNELS, Kernel, Linear
 from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_first, less_mean, repeated_gram, unit_stack
@@ -120,7 +120,7 @@ class GramKeeper(Resumable):
         self.findings = Findings(self.kernel)
         self.modes: dict[str, Mode] = {}
         self._careful: set[str] = set()
-        self._by_first: dict[str, bool] = {}  # whether the first sample is subtracted from a layer instead of the mean
+        self._by_first: set[str] = set()  # layers from which the first sample is subtracted instead of the mean
         self._half: set[str] = set()  # layers whose raw features are in half precision
         self._mean_squares: dict[str, torch.Tensor | None] = {}
         self._finite: dict[str, torch.Tensor] = {}
@@ -194,14 +194,11 @@ class GramKeeper(Resumable):
             return None
         if mode == "raw":
             gram, self._mean_squares[name] = features @ features.T, None
-        elif self._less_first(name):
+        elif name in self._by_first:
             gram, self._mean_squares[name] = less_first(features), None
         else:
             gram, self._mean_squares[name] = less_mean(features)
         return LayerGram(gram, 1.0, mode)
-
-    def _less_first(self, name: str) -> bool:
-        return self.modes[name] == "shifted" and self._by_first.get(name, False)
 
     def review(self, kept: Mapping[str, LayerGram]) -> bool:
         """Return whether the Gram matrices of this forward are valid. If not, the model must run on the batch again.
@@ -218,8 +215,7 @@ class GramKeeper(Resumable):
         if self._side_stream is not None and not self._side_stream.end_forward():
             return False
         asked, self._mean_squares = self._mean_squares, {}
-        by_first = {name for name in asked if self._less_first(name)}
-        doubted = doubted_layers({name: kept[name].gram for name in asked}, asked, by_first)
+        doubted = doubted_layers({name: kept[name].gram for name in asked}, asked, self._by_first)
         self._careful.update(doubted)
         return not doubted
 
@@ -255,9 +251,8 @@ class GramKeeper(Resumable):
         self._far.pop(name, None)
         if result.far is not None:
             self._far[name] = result.far
-        if result.mode == "shifted" and name not in self._by_first and self._linear and features.device.type == "cpu":
-            many = self.reviewed and len(features) >= FEW
-            self._by_first[name] = many and sample_may_stand_for_mean(result.gram)
+        if name not in self.modes and self.reviewed and result.by_sample < MEAN_LIMIT / 2:  # others may lie farther
+            self._by_first.add(name)
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.
