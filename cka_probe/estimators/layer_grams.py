@@ -196,8 +196,9 @@ def less_mean(x: Array) -> tuple[Array, Array]:
 def less_first(x: Array) -> Array:
     """The Gram matrix of the features minus those of the first sample.
 
-    This takes a fifth to a half less time than ``less_mean``, and a constant layer gives exactly zero. The mean of what is left is
-    about as long as the distance of two samples. So check the result with ``doubtful``, as that of raw features.
+    This takes a fifth to a half less time than ``less_mean``, and a constant layer gives exactly zero. The mean of what
+    is left is about as long as the distance of two samples. So check the result with ``doubtful``, as that of raw
+    features.
 
     Parameters
     ----------
