@@ -11,7 +11,7 @@ from .progress import HasState, OtherDataError, Progress
 from .sample_order import SampleOrder
 from .state import random_states, random_states_restored, set_random_states
 
-__all__ = ["Boundaries"]
+__all__ = ["OTHER_SAMPLES", "Boundaries"]
 
 OTHER_SAMPLES = "was made from other samples, or in another order. Turn shuffling off, or delete the file."
 

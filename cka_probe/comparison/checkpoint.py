@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +15,12 @@ from ..atomic_write import atomic_write
 from ..capture.progress import Progress
 from ..safe_read import open_npz
 from .packed import packed, unpacked
+from .run_identity import check_same_run
 
-__all__ = ["FORMAT", "Checkpoint"]
+__all__ = ["CHECKPOINT_EVERY", "FORMAT", "Checkpoint"]
+
+CHECKPOINT_EVERY = 20
+"""Batches between two saves of a comparison with ``checkpoint=``."""
 
 FORMAT = "cka_probe.checkpoint"
 
@@ -28,30 +32,65 @@ class Checkpoint:
     Attributes
     ----------
     progress : Progress
-        Of the pass, whose first held object is a ``MinibatchPass``.
+        Of the pass. In the minibatch scope its first held object is a ``MinibatchPass``.
     identity, sizes, settings : mapping
         Of the comparison, its data and its models, from ``comparison_identity``, ``data_size`` and
         ``module_settings``.
+    state : mapping
+        What else the comparison goes on from, as ``packed`` takes it.
     """
 
     progress: Progress
     identity: Mapping[str, str]
     sizes: Mapping[str, int]
     settings: Mapping[str, str]
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_same_run(
+        cls,
+        path: Path,
+        device: torch.device,
+        identity: Mapping[str, str],
+        sizes: Mapping[str, int],
+        settings: Mapping[str, str],
+    ) -> Self:
+        """Read the checkpoint of an earlier run of the comparison with these ingredients.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a checkpoint, belongs to another comparison, or cannot be resumed; the message says why.
+        """
+        saved = cls.load(path, device)
+        changed = {name for own in saved.progress.changed for name in own}
+        before, now = (
+            {name: text for name, text in found.items() if name.partition(" of ")[0] not in changed}
+            for found in (saved.settings, settings)
+        )
+        check_same_run(path, saved.identity, identity, saved.sizes, sizes, before, now)
+        if saved.progress.refused:
+            raise ValueError(
+                f"{path} cannot be resumed. {saved.progress.refused}, which no file can hold. Delete it to start again."
+            )
+        return saved
 
     def save(self, path: Path) -> None:
         """Write the file, completely or not at all. Raise OSError if it cannot be written."""
         arrays: dict[str, Any] = {}
-        own = dict(self.progress.held[0])
-        sums = own.pop("sums")
-        given = replace(self.progress, held=[own])
-        progress = {field.name: packed(getattr(given, field.name), arrays) for field in fields(Progress)}
+        given, sums = self.progress, {}
+        if given.held:
+            own = dict(given.held[0])
+            sums = own.pop("sums")
+            given = replace(given, held=[own])
+        progress = {part.name: packed(getattr(given, part.name), arrays) for part in fields(Progress)}
         header = {
             "format": FORMAT,
             "identity": dict(self.identity),
             "sizes": dict(self.sizes),
             "settings": dict(self.settings),
             "progress": progress,
+            "state": packed(self.state, arrays),
         }
         arrays |= {f"sum_{name}": total.cpu().numpy() for name, total in sums.items()}
         atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **arrays))
@@ -75,12 +114,14 @@ class Checkpoint:
                 if "identity" not in header:
                     raise ValueError("version 0.1 of cka_probe wrote it, which did not save what it was made of")
                 progress = Progress(**{key: unpacked(part, archive) for key, part in header["progress"].items()})
-                progress.held[0]["sums"] = {
-                    name.removeprefix("sum_"): torch.from_numpy(archive[name]).to(device)
-                    for name in archive
-                    if name.startswith("sum_")
-                }
-            return cls(progress, header["identity"], header["sizes"], header["settings"])
+                if progress.held:
+                    progress.held[0]["sums"] = {
+                        name.removeprefix("sum_"): torch.from_numpy(archive[name]).to(device)
+                        for name in archive
+                        if name.startswith("sum_")
+                    }
+                state = unpacked(header.get("state", {"dict": []}), archive)
+            return cls(progress, header["identity"], header["sizes"], header["settings"], state)
         except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if ours:
                 raise ValueError(f"The checkpoint {path} is damaged ({error}). Delete it to start again.") from error

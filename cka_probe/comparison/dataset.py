@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from ..capture.batches import batch_count
+from ..capture.boundaries import OTHER_SAMPLES as OTHER_ORDER
 from ..capture.hooks import check_same_layers
+from ..capture.progress import OtherDataError
 from ..capture.sample_order import SampleOrder
 from ..capture.sources import cut, is_one_batch
 from ..capture.state import device_of
-from ..capture.streaming import Consume
+from ..capture.streaming import Consume, Pass
 from ..similarity.matrix import SimilarityMatrix
+from .dataset_checkpoint import DatasetCheckpoint
 from .dataset_pass import DatasetPass
 from .feature_blocks import FeatureFile
 from .feature_keeper import FeatureKeeper
@@ -61,49 +64,85 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
     """
     with ExitStack() as files:
         home = device_of(models[0].model) if request.device is None else torch.device(request.device)
+        kept = DatasetCheckpoint(models, request, home)
         gathered = DatasetPass(request, home, again=can_be_read_again(request), batches=batches_of(request))
         order, generators = SameSamples(), OwnGenerators(request.data, request.data_y)
         notes: dict[str, None] = {}
         names: list[list[str]] = []
+        answers: Answers | None = None
+        earlier = None if kept.saved is None else kept.saved.state
+        goes_on = kept.within
+        if earlier is not None:
+            file = kept.restore(gathered, order)
+            names, notes = earlier["names"], dict.fromkeys(earlier["notes"])
         while True:
             keeping = gathered.keeping()
-            if gathered.may_write:
-                keeping.open_file = lambda: files.enter_context(FeatureFile())
+            if goes_on and file is not None:
+                keeping.file = files.enter_context(file)
+            elif gathered.may_write:
+                new = kept.new_file if kept else FeatureFile
+                keeping.open_file = lambda new=new: files.enter_context(new())
             recorders = [request.recorder(model, FeatureKeeper(keeping, side)) for side, model in enumerate(models)]
-            gathered.begin(recorders, keeping)
-            run = request.make_pass(
-                recorders, 1, order=SampleOrder(every_number=True) if gathered.again else None, label=gathered.label
-            )
+            gathered.begin(recorders, keeping, goes_on=goes_on)
+            digest = SampleOrder(every_number=True) if gathered.again or kept else None
+            run = request.make_pass(recorders, 1, order=digest, label=gathered.label)
             generators.begin()
-            consume: Consume = gathered.consume
-            if gathered.passes_done == 0:  # each pass sees the same answers
+            if answers is None or (gathered.passes_done == 0 and not goes_on):
                 answers = Answers(recorders, request)
-                consume = answers.after(run, consume)
+                if earlier is not None:
+                    answers.restore(earlier["answers"])
+            # Each pass sees the same answers.
+            consume: Consume = answers.after(run, gathered.consume) if gathered.passes_done == 0 else gathered.consume
+            if kept.saved is not None:
+                consume = kept.checked(gathered, consume)
+            save = partial(kept.save, run, gathered, answers, order, notes=notes, names=names)
+
+            def after(run: Pass = run, order: SameSamples = order, save: Callable[[], None] = save) -> None:
+                order.see(run)
+                if kept.saved is not None and not kept.within and run.done == 1:
+                    kept.check_first(gathered)
+                if kept.is_due(run, gathered):
+                    save()
+
             try:
-                run.run(request.data, consume, data_y=request.data_y, after=partial(order.see, run))
+                progress = kept.saved.progress if goes_on and kept.saved is not None else None
+                run.run(request.data, consume, data_y=request.data_y, after=after, resumed=progress)
                 if not run.interrupted:
                     order.end_pass()
             except StartAgainError:
                 gathered.restart()
                 order.restart()
+                kept.saved, earlier, goes_on = None, None, False
                 continue
             except OtherSamplesError:
+                if kept.saved is not None:
+                    raise ValueError(f"{kept.path} {OTHER_ORDER}") from None
                 gathered.read_once(OTHER_SAMPLES)
                 order = SameSamples()
                 continue
+            except OtherDataError as error:
+                raise ValueError(f"{kept.path} {error}") from None
             run.require_batches()
+            if run.interrupted and gathered.lasting:
+                save()
             notes |= dict.fromkeys(run.notes)
             if not names:
                 names = [list(recorder.names) for recorder in recorders]
             for recorder, before in zip(recorders, names, strict=True):
                 check_same_layers(recorder.name, before, recorder.names)
+            kept.saved, earlier, goes_on = None, None, False
             if run.interrupted and gathered.passes_done == 0 and gathered.passes > 1:
                 raise KeyboardInterrupt
             if not (run.interrupted and gathered.passes_done):
                 gathered.end_pass()  # else this pass has seen a part of the samples only
             if run.interrupted or gathered.passes_done >= gathered.passes:
                 meta = {**meta, **answers.found(), "partial": run.interrupted}
-                return gathered.result([*notes, *answers.notes()], meta)
+                found = gathered.result([*notes, *answers.notes()], meta)
+                if not run.interrupted:
+                    kept.remove()
+                return found
+            gathered.batches = 0
+            kept.save(run, gathered, answers, order, notes=notes, names=names)
 
 
 def can_be_read_again(request: Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,16 +11,17 @@ import torch
 from ..capture.batches import expected_samples
 from ..estimators.dataset.data_size import DataSize, Rates
 from ..estimators.dataset.gram_stack import GramStack
-from ..estimators.dataset.layer_parts import FEW, WholeGram, whole_gram
+from ..estimators.dataset.layer_parts import FEW, WholeGram
 from ..estimators.dataset.moments import MomentCKA
-from ..estimators.dataset.routes import ROUTES, Route, Slice, best_route, plan_routes
+from ..estimators.dataset.routes import Route, Slice
 from ..similarity.matrix import SimilarityMatrix
-from .feature_blocks import FeatureBlocks, FilePart, disk_room
+from .feature_blocks import FilePart, disk_room
 from .feature_keeper import Keeping
+from .gram_pass import end_grams
 from .held import Held, Room, Side, StartAgainError, let_go, some_columns
 from .memory import checked_memory
 from .request import Request
-from .route_choice import PlannedError, check_stack, features_route, first_batch_rates
+from .route_choice import PlannedError, weigh_routes
 
 __all__ = ["DatasetPass"]
 
@@ -77,6 +79,8 @@ class DatasetPass:
         self.sides: Sequence[Side] = ()
         self.statistics: Any = None
         self.stack: GramStack | None = None
+        self.names: list[list[str]] = []
+        """The layers of each side."""
         self.rows: list[tuple[int, int]] = []
         """For each layer its side and its number there."""
         self.owners: list[int] = []
@@ -85,33 +89,37 @@ class DatasetPass:
         """The layers that are their own owners."""
         self.widths: list[int] = []
         self.coarse: dict[tuple[int, str], tuple[float, torch.dtype]] = {}
+        self.marks: dict[tuple[str, str], tuple[float, float]] = {}
+        """Norm and mean of the features of the first batch by model and layer, with ``checkpoint=``."""
+        self.seen = self.marks
+        """The same of the last pass."""
         self.flat: list[bool] = []
         """Whether each unit is constant in the first batch, for the sketch."""
         self.blocks: dict[int, list[torch.Tensor | FilePart]] = {}
-        self._expected_batches = batches
-        self._grams: dict[int, WholeGram] = {}
-        self._in_parts: dict[int, WholeGram] = {}
-        self._keeping: Keeping | None = None
-        self._unknown_length = False
-        self._planned: int | None = None
-        self._at_once = self._is_one_small_batch()
+        self.expected_batches = batches
+        self.grams: dict[int, WholeGram] = {}
+        self.in_parts: dict[int, WholeGram] = {}
+        self.kept_by: Keeping | None = None
+        self.unknown_length = self.no_room = False
+        self.planned: int | None = None
+        self.at_once = self._is_one_small_batch()
         self.two_sided = False
 
     def _is_one_small_batch(self) -> bool:
         """Whether the Gram matrices can be computed inside the hooks, because one batch holds all samples."""
         request = self.request
-        if self.held or self._expected_batches != 1 or request.measure != "cka" or request.route not in (None, "grams"):
+        if self.held or self.expected_batches != 1 or request.measure != "cka" or request.route not in (None, "grams"):
             return False
-        samples = self._expected(None)
+        samples = self.expected_samples(None)
         return samples is not None and samples <= FEW
 
-    def _expected(self, first: int | None) -> int | None:
+    def expected_samples(self, first: int | None) -> int | None:
         """Number of rows of all batches, given that of the first; None if it is not known."""
         request = self.request
-        if self._unknown_length or request.sample_axis != 0:
+        if self.unknown_length or request.sample_axis != 0:
             return None
         if callable(request.pooling) or request.pooling in ("spatial", "all"):
-            return None if first is None or self._expected_batches is None else self._expected_batches * first
+            return None if first is None or self.expected_batches is None else self.expected_batches * first
         return expected_samples(request.data, first)
 
     @property
@@ -127,14 +135,44 @@ class DatasetPass:
     @property
     def may_write(self) -> bool:
         """Whether the coming pass may write features to the disk."""
-        may = (not self._at_once and self.request.measure == "cka") if self.route is None else self.route.name == "disk"
-        return may and disk_room() > 0
+        if self.route is not None:
+            return self.route.name == "disk" or self.persists
+        if self.request.checkpoint is not None:
+            return not self.at_once and self.disk > 0
+        return not self.at_once and self.request.measure == "cka" and self.disk > 0
+
+    @property
+    def disk(self) -> int:
+        """Bytes that features may take on the disk."""
+        path = self.request.checkpoint
+        return disk_room() if path is None else disk_room(Path(path).absolute().parent, any_kind=True)
+
+    @property
+    def persists(self) -> bool:
+        """Whether all features go to a file that outlasts this process, so that a pass goes on from its middle."""
+        route = self.route
+        if self.request.checkpoint is None or self.at_once or self.no_room or route is None:
+            return False
+        return route.name in ("disk", "blocks", "features") or (route.name == "grams" and route.passes == 1)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the state inside a pass can be saved."""
+        return self.statistics is not None or self.persists
 
     def keeping(self) -> Keeping:
         """What the hooks of the coming pass keep."""
+        keeping = self._keeping()
+        if self.request.checkpoint is not None:
+            keeping.marks = {}
+        return keeping
+
+    def _keeping(self) -> Keeping:
         kernel, route = self.request.kernel, self.route
-        if self._at_once:
+        if self.at_once:
             return Keeping("gram", Room(0), kernel, self.home)
+        if self.persists:
+            return Keeping("file", Room(0), kernel, self.home)
         if route is None and self.request.measure == "cka":
             return Keeping("survey", Room(self.memory // 2), kernel, self.home)
         if route is not None and route.name == "grams":
@@ -150,30 +188,34 @@ class DatasetPass:
         found = {}
         for part in group:
             side, place = self.rows[self.units[part.place]]
-            found[side, self.sides[side].names[place]] = part.start, part.stop
+            found[side, self.names[side][place]] = part.start, part.stop
         return found
 
-    def begin(self, sides: Sequence[Side], keeping: Keeping | None = None) -> None:
-        """Begin a pass with these recorders."""
+    def begin(self, sides: Sequence[Side], keeping: Keeping | None = None, *, goes_on: bool = False) -> None:
+        """Begin a pass with these recorders, or go on in the middle of one."""
         self.sides = sides
-        self._keeping = keeping
+        self.kept_by = keeping
         self.two_sided = len(sides) == 2 and not self.request.square
+        if goes_on:
+            assert keeping is not None
+            keeping.first, keeping.looks_only = False, True
+            return
         self.samples = self.batches = 0
         self.blocks = {}
         if self.passes_done == 0:
-            self.sizes, self.statistics, self._grams = [], None, {}
+            self.sizes, self.statistics, self.grams = [], None, {}
 
     def read_once(self, note: str) -> None:
         """Forget all passes, and choose a route that reads the data once."""
         self.again = False
         self.route, self.stack, self.passes_done = None, None, 0
-        self._in_parts = {}
-        self._at_once = False
+        self.in_parts = {}
+        self.at_once = False
         self.notes.append(note)
 
     def restart(self) -> None:
         """Begin the pass again, with the route that was chosen or is to be chosen."""
-        self._at_once = False
+        self.at_once = False
 
     def consume(self, _index: int, kept: list[list[Held | None]], samples: int) -> None:
         """Add one batch: for each side what is held of its layers; None for a layer that was left out since.
@@ -186,6 +228,7 @@ class DatasetPass:
             If the pass must begin again.
         """
         layers = [held for side in kept for held in side]
+        self.see_marks()
         if self.batches == 0 and self.passes_done == 0:
             try:
                 self._first_batch(kept, layers, samples)
@@ -207,7 +250,7 @@ class DatasetPass:
                 if held is not None and held.features is not None:
                     self.blocks.setdefault(unit, []).append(held.features)
                 elif held is not None and held.gram is not None:
-                    self._grams[unit] = held.gram
+                    self.grams[unit] = held.gram
         let_go(layers)
         self.samples += samples
         self.batches += 1
@@ -226,24 +269,29 @@ class DatasetPass:
 
     def _first_batch(self, kept: list[list[Held | None]], layers: list[Held | None], samples: int) -> None:
         """Learn the layers, and choose the route."""
+        self.names = [list(side.names) for side in self.sides]
         self.rows = [(side, place) for side, held in enumerate(kept) for place in range(len(held))]
         first: dict[int, int] = {}
         self.owners = [first.setdefault(id(held), place) for place, held in enumerate(layers)]
         self.units = [place for place, owner in enumerate(self.owners) if place == owner]
         self.widths = [held.width for place in self.units if (held := layers[place]) is not None]
-        keeping = self._keeping
+        keeping = self.kept_by
         if keeping is not None:
             keeping.first = False
             self.coarse = keeping.coarse
         if self.route is None:
-            self._choose(layers, samples)
+            weigh_routes(self, layers, samples)
         if self.plans_only:
             raise PlannedError
         assert self.route is not None
         name = self.route.name
-        if name in ("moments", "sketch"):
-            self._start_statistics(layers)
-        elif name == "grams" and keeping is not None and not self._at_once:
+        if self.persists and keeping is not None:
+            self._to_file(layers, keeping)
+        elif name in ("moments", "sketch"):
+            self.start_statistics()
+            xs = [held.features for unit in self.units if (held := layers[unit]) is not None]
+            self.flat = [isinstance(x, torch.Tensor) and bool((x == x[:1]).all()) for x in xs]
+        elif name == "grams" and keeping is not None and not self.at_once:
             keeping.mode, keeping.wanted = "chosen", self._wanted(self.route.groups[0])
             taken = {self.units[part.place]: part for part in self.route.groups[0]}
             for unit in self.units:
@@ -252,10 +300,11 @@ class DatasetPass:
                     held.features = None if part is None else some_columns(held.features, part)
         elif name == "disk" and keeping is not None:
             keeping.mode, keeping.room.limit = "file", self.route.room
-        elif keeping is not None and not self._at_once:
+        elif keeping is not None and not self.at_once:
             keeping.mode = "all"
         needed = self.units if name != "grams" else [self.units[part.place] for part in self.route.groups[0]]
-        stored = torch.Tensor if name in ("moments", "sketch", "blocks") else torch.Tensor | FilePart
+        in_memory = name in ("moments", "sketch", "blocks") and not self.persists
+        stored = torch.Tensor if in_memory else torch.Tensor | FilePart
         missing = [
             unit
             for unit in needed
@@ -264,7 +313,8 @@ class DatasetPass:
         if missing:
             raise StartAgainError
 
-    def _start_statistics(self, layers: list[Held | None]) -> None:
+    def start_statistics(self) -> None:
+        """Make the statistics of the route, without a sample."""
         assert self.route is not None
         if self.route.name == "moments":
             self.statistics = MomentCKA()
@@ -272,39 +322,22 @@ class DatasetPass:
         from ..estimators.dataset.sketch import SketchCKA
 
         self.statistics = SketchCKA(size=self.route.size, kernel=self.request.kernel)
-        xs = [held.features for unit in self.units if (held := layers[unit]) is not None]
-        self.flat = [isinstance(x, torch.Tensor) and bool((x == x[:1]).all()) for x in xs]
 
-    def _choose(self, layers: list[Held | None], rows: int) -> None:
-        """Choose the route by the first batch."""
-        request, keeping = self.request, self._keeping
-        samples = rows if self.held else self._expected(rows)
-        itemsize = max(held.itemsize for held in layers if held is not None)
-        if request.measure != "cka":
-            size = itemsize * (samples or rows) * sum(self.widths)
-            self.route = features_route(request.measure, size, None if self.held else self.memory)
+    def _to_file(self, layers: list[Held | None], keeping: Keeping) -> None:
+        """Move the features of the first batch to the file, as all later ones."""
+        for held in layers:
+            if held is not None and isinstance(held.features, torch.Tensor):
+                held.features = keeping.written(held.features)
+        keeping.mode, keeping.room.limit = "file", 0
+
+    def see_marks(self) -> None:
+        """Take what the hooks have marked in the first batch of this pass."""
+        keeping = self.kept_by
+        if keeping is None or not keeping.marks:
             return
-        split = self.split
-        data = DataSize(
-            samples,
-            self.widths[:split],
-            None if split is None else self.widths[split:],
-            itemsize=itemsize,
-            batch=rows,
-            batches=1 if self._at_once else None,
-            again=self.again,
-            held=self.held,
-            disk=0 if self.held else disk_room(),
-            beside=0 if keeping is None else keeping.meter.most,
-        )
-        self.rates = first_batch_rates(Rates(), keeping, samples, rows)
-        self.size = data
-        self.plan = plan_routes(data, self.memory, kernel=request.kernel, estimator=request.estimator, rates=self.rates)
-        self._planned = samples
-        if self._at_once and not self.plan[ROUTES.index("grams")].fits:
-            raise StartAgainError
-        if not self.plans_only:
-            self.route = best_route(self.plan, "grams" if self._at_once else request.route)
+        self.seen = {(self.sides[side].name, layer): mark for (side, layer), mark in keeping.marks.items()}
+        self.marks = self.marks or self.seen
+        keeping.marks, keeping.looks_only = None, False
 
     def _check(self, layers: list[Held | None]) -> None:
         """Raise ValueError if a layer has another width than before, or no longer returns its input."""
@@ -327,10 +360,10 @@ class DatasetPass:
     def _check_length(self) -> None:
         """Choose again if the data are longer than their length says, so that they may not fit."""
         route = self.route
-        expected = None if self._unknown_length or self.held else self._planned
+        expected = None if self.unknown_length or self.held else self.planned
         if route is None or expected is None or self.samples <= expected:
             return
-        self._unknown_length, self._at_once = True, False
+        self.unknown_length, self.at_once = True, False
         if self.can_restart and route.name not in ("moments", "sketch", "features"):
             self.route, self.passes_done = None, 0
             raise StartAgainError
@@ -340,38 +373,8 @@ class DatasetPass:
         route = self.route
         assert route is not None
         if route.name in ("grams", "disk"):
-            self._end_grams(route)
+            end_grams(self, route)
         self.passes_done += 1
-
-    @property
-    def _left_out(self) -> set[int]:
-        """Units that were left out after the first batch, of which some samples are missing."""
-        kept = [set(side.compared) for side in self.sides]
-        return {
-            u for u in self.units if self.sides[self.rows[u][0]].names[self.rows[u][1]] not in kept[self.rows[u][0]]
-        }
-
-    def _end_grams(self, route: Route) -> None:
-        request = self.request
-        parts = (
-            {self.units[part.place]: part for part in route.groups[self.passes_done]} if route.name == "grams" else {}
-        )
-        if self.stack is None:
-            check_stack(len(self.units), self.samples, request.estimator, self.memory)
-            self.stack = GramStack(self.samples, request.estimator)
-        left_out = self._left_out
-        for unit in self.units:
-            if unit in self._grams:
-                self.stack.add(unit, self._grams.pop(unit))
-            elif unit in self.blocks and unit not in left_out:
-                gram = whole_gram(FeatureBlocks(self.blocks.pop(unit), self.home), request.kernel)
-                if unit in self._in_parts:
-                    gram = self._in_parts.pop(unit) + gram
-                width = self.widths[self.units.index(unit)]
-                if unit in parts and parts[unit].stop < width:
-                    self._in_parts[unit] = gram
-                else:
-                    self.stack.add(unit, gram)
 
     def result(self, notes: Sequence[str], meta: dict[str, Any]) -> SimilarityMatrix:
         """The similarities over all samples.

@@ -19,11 +19,14 @@ PANEL = 2**14
 """Columns that lie together in the file, so that some columns of all samples are read in few pieces."""
 
 
-def disk_room(folder: Path | None = None) -> int:
-    """Bytes that features may take in the folder for temporary files: 0 if that is in memory, or not writable."""
+def disk_room(folder: Path | None = None, *, any_kind: bool = False) -> int:
+    """Bytes that features may take in a folder, that for temporary files when left out.
+
+    0 if it is not writable, or, unless it may be of ``any_kind``, in memory.
+    """
     folder = Path(tempfile.gettempdir()) if folder is None else folder
     try:
-        if not os.access(folder, os.W_OK) or _is_in_memory(folder):
+        if not os.access(folder, os.W_OK) or (not any_kind and _is_in_memory(folder)):
             return 0
         return int(shutil.disk_usage(folder).free * 0.8)
     except OSError:
@@ -41,10 +44,10 @@ def _is_in_memory(folder: Path) -> bool:
 
 
 class FilePart:
-    """Features (n, d) of one batch in a ``FeatureFile``."""
+    """Features (n, d) of one batch in a ``FeatureFile``, from the byte ``start`` on."""
 
     def __init__(self, file: FeatureFile, start: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self._file, self._start = file, start
+        self._file, self.start = file, start
         self.shape, self.dtype = shape, dtype
 
     def read(self, rows: slice, columns: slice) -> torch.Tensor:
@@ -56,27 +59,35 @@ class FilePart:
         for panel in range(columns.start // PANEL * PANEL, columns.stop, PANEL):
             wide = min(PANEL, width - panel)
             a, b = max(panel, columns.start), min(panel + wide, columns.stop)
-            place = self._start + size * (n * panel + first * wide)
+            place = self.start + size * (n * panel + first * wide)
             block = self._file.read(place, (last - first, wide), self.dtype)
             out[:, a - columns.start : b - columns.start] = block[:, a - panel : b - panel]
         return out[::step]
 
 
 class FeatureFile:
-    """A temporary file that features are written to; removed at the end of its ``with`` block.
+    """A file that features are written to: a temporary one, which is removed at the end of its ``with`` block.
 
     Parameters
     ----------
-    folder : path, optional
-        Where it lies; the folder of temporary files when left out.
+    path : path, optional
+        A file that stays, and is made new unless ``size`` is given.
+    size : int
+        Bytes of it that hold features already.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.size = 0
+    def __init__(self, path: Path | None = None, size: int = 0) -> None:
+        self.size = size
         self.seconds = 0.0
         """Time that writing has taken."""
-        handle, name = tempfile.mkstemp(prefix="cka_probe_", suffix=".features", dir=folder)
-        self._file = os.fdopen(handle, "w+b", buffering=0)
+        self.stays = path is not None
+        if path is None:
+            handle, name = tempfile.mkstemp(prefix="cka_probe_", suffix=".features")
+            self._file = os.fdopen(handle, "w+b", buffering=0)
+        else:
+            name = str(path)
+            self._file = path.open("r+b" if size else "w+b", buffering=0)
+            self._file.truncate(size)
         self.path = Path(name)
 
     def __enter__(self) -> Self:
@@ -86,7 +97,12 @@ class FeatureFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self.path.unlink(missing_ok=True)
+        if not self.stays:
+            self.path.unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._file.fileno())
 
     def write(self, features: torch.Tensor) -> FilePart:
         """Append features (n, d), panel by panel.
@@ -98,6 +114,7 @@ class FeatureFile:
         """
         n, width = features.shape
         part = FilePart(self, self.size, (n, width), features.dtype)
+        self._file.seek(self.size)  # what came later in an earlier run is written over
         started = time.perf_counter()
         try:
             for start in range(0, width, PANEL):
@@ -108,8 +125,8 @@ class FeatureFile:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"The features of the data set do not fit into the folder for temporary files ({error.strerror}). Set "
-                "TMPDIR to a folder with more room, or give more memory, fewer layers or a pooling that narrows them",
+                f"The features of the data set do not fit on the disk ({error.strerror}). Set TMPDIR to a folder with "
+                "more room, or give more memory, fewer layers or a pooling that narrows them",
                 str(self.path),
             ) from error
         self.size += n * width * features.dtype.itemsize

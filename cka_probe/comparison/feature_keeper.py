@@ -48,6 +48,10 @@ class Keeping:
         Where features go that have no room.
     coarse : dict of (int, str)
         Layers whose spread is near the rounding of their mean, by side and layer, with what ``coarse_layers`` found.
+    marks : dict of (int, str), or None
+        If not None, the norm of each layer's features and their sum over the root of their number, by side and layer.
+    looks_only : bool
+        Whether nothing is kept but the marks.
     forward_seconds : float
         Time from the first to the last hook in the first batch, without the hooks.
     """
@@ -64,13 +68,16 @@ class Keeping:
         self.coarse: dict[tuple[int, str], tuple[float, torch.dtype]] = {}
         self.slabs = Slabs(home)
         self.meter = ForwardMeter(home)
+        self.marks: dict[tuple[int, str], tuple[float, float]] | None = None
+        self.looks_only = False
         self.forward_seconds = 0.0
         self.first = True
         """Whether the first batch is in work."""
         self.checks = True
         """Whether features may hold NaN or infinity: in the first pass."""
 
-    def _written(self, features: torch.Tensor) -> FilePart | None:
+    def written(self, features: torch.Tensor) -> FilePart | None:
+        """The features in the file; None if there is none."""
         if self.file is None and self.open_file is not None:
             self.file = self.open_file()
         return None if self.file is None else self.file.write(features)
@@ -82,6 +89,11 @@ class Keeping:
         if self.checks and not math.isfinite(float(features.sum())) and not bool(torch.isfinite(features).all()):
             raise NotFiniteError
         held = Held(name, features.shape[1], features.dtype.itemsize)
+        if self.marks is not None:
+            norm, total = torch.linalg.vector_norm(features, dtype=torch.float64), features.sum(dtype=torch.float64)
+            self.marks[side, name] = float(norm), float(total) / math.sqrt(max(1, features.numel()))
+        if self.looks_only:
+            return held
         if self.first:
             self.meter.see(self.room.used)
             if len(features) >= 4:
@@ -100,7 +112,7 @@ class Keeping:
             features = features[:, slice(*span)]
         size = features.numel() * features.dtype.itemsize
         if self.mode in ("survey", "file") and not self.room.take(size):
-            held.features = self._written(features)
+            held.features = self.written(features)
         else:
             if self.mode in ("all", "chosen"):
                 self.room.used += size

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..capture.hooks import check_same_layers
 from ..capture.progress import OtherDataError
@@ -19,7 +18,7 @@ from ..estimators.measures.layer_mmd import row_kernel
 from ..estimators.minibatch import MinibatchCKA
 from ..estimators.minibatch_mmd import mmd_sums, unit_clouds
 from ..similarity.matrix import SimilarityMatrix
-from .checkpoint import Checkpoint
+from .checkpoint import CHECKPOINT_EVERY, Checkpoint
 from .grams.keeper import GramKeeper
 from .minibatch_result import minibatch_result, mmd_result
 from .notes import drift_notes, rows_are_samples
@@ -27,14 +26,11 @@ from .output_answers import Answers
 from .places import filled, places, selected
 from .processes import all_reduce
 from .request import ComparedModel, Request
-from .resumed import FirstBatchError, first_batch_note
-from .run_identity import check_same_run, comparison_identity, data_size, module_settings
+from .resumed import FirstBatchError, first_batch_note, in_half_precision
+from .run_identity import comparison_identity, data_size, settings_of
 from .together import Together, path_of_rank
 
 __all__ = ["CHECKPOINT_EVERY", "MinibatchPass", "centred_rows", "run_minibatch"]
-
-CHECKPOINT_EVERY = 20
-"""Batches between two saves of a comparison with ``checkpoint=``."""
 
 
 def run_minibatch(
@@ -73,7 +69,9 @@ def run_minibatch(
     order = None if path is None else SampleOrder(every_number=True)
     run = request.make_pass(gathered.recorders, gathered.statistics.minimum, order=order, held=[gathered])
     identity = {} if path is None and not together else comparison_identity(gathered.recorders, request, together.world)
-    saved = gathered.load(path, identity) if path is not None and path.exists() else None
+    saved = None
+    if path is not None and path.exists():
+        saved = Checkpoint.of_same_run(path, gathered.home, identity, gathered.sizes, gathered.settings)
     together.start(identity)
 
     def save() -> None:
@@ -161,18 +159,11 @@ class MinibatchPass:
         self._square = request.square or len(models) == 1
         self._models_in_result = request.square
         self.sizes = data_size(request)
-        self.settings = {} if request.checkpoint is None else self._module_settings()
-        self._loose = request.autocast is not None or any(_is_half(recorder.model) for recorder in self.recorders)
+        self.settings = {} if request.checkpoint is None else settings_of(self.recorders)
+        self._loose = in_half_precision(self.recorders, request)
         self._first: dict[str, torch.Tensor] = {}
         """Sums after the first batch, by which a resumed run sees whether it computes the same."""
         self._resumed: list[str] = []
-
-    def _module_settings(self) -> dict[str, str]:
-        return {
-            f"{setting} of {recorder.name}": text
-            for recorder in self.recorders
-            for setting, text in module_settings(recorder.model).items()
-        }
 
     def consume(self, index: int, kept: list[list[Any]], samples: int) -> None:
         """Add batch number ``index``: for each recorder the Gram matrices of its layers."""
@@ -267,34 +258,6 @@ class MinibatchPass:
         )
         return cka if self._row_kernel is None else mmd_result(cka, statistics, self._row_kernel)
 
-    def load(self, path: Path, identity: dict[str, str]) -> Checkpoint:
-        """The checkpoint of an earlier run of this comparison.
-
-        Parameters
-        ----------
-        path : path
-            The file.
-        identity : dict of str to str
-            Of this comparison.
-
-        Raises
-        ------
-        ValueError
-            If the file is not a checkpoint, belongs to another comparison, or cannot be resumed; the message says why.
-        """
-        saved = Checkpoint.load(path, self.home)
-        changed = {name for own in saved.progress.changed for name in own}
-        before, now = (
-            {name: text for name, text in settings.items() if name.partition(" of ")[0] not in changed}
-            for settings in (saved.settings, self.settings)
-        )
-        check_same_run(path, saved.identity, identity, saved.sizes, self.sizes, before, now)
-        if saved.progress.refused:
-            raise ValueError(
-                f"{path} cannot be resumed. {saved.progress.refused}, which no file can hold. Delete it to start again."
-            )
-        return saved
-
     def check_first(self, saved: Checkpoint) -> None:
         """Compare the sums of the first batch with those of the earlier run.
 
@@ -330,7 +293,3 @@ def centred_rows(
     rows = flat_centred(stack, estimator)
     keeper.observe(batch, names, grams, stack, rows)
     return rows.to(device), divisors.to(device)
-
-
-def _is_half(model: nn.Module) -> bool:
-    return any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())

@@ -125,8 +125,9 @@ def compare(
     checkpoint : path, optional
         Save the state to this file every 20 batches and after Ctrl-C. A later call with the same arguments resumes from
         the file and gives the identical result; one with other models, options or data is refused. The file is removed
-        at the end. With ``distributed`` each process has a file of its own: "run.rank0.npz" for "run.npz". For the
-        minibatch scope.
+        at the end. With ``distributed`` each process has a file of its own: "run.rank0.npz" for "run.npz". In the
+        dataset scope, a way that keeps features writes all of them to a second file ("run.npz.features"); if the folder
+        has no room for it, a note says so, and nothing is saved. Of several passes, each is saved when it is over.
     distributed : bool
         Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
         result for all shards. Models and options must be equal in all processes; if one process fails, all raise. For

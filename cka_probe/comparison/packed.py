@@ -11,12 +11,13 @@ import torch
 
 from ..capture.masks import Place
 from ..capture.trial import Trial
+from ..estimators.dataset.routes import Route, Slice
 from .grams.findings import FarSample
 from .grams.measures import Above
 
 __all__ = ["packed", "unpacked"]
 
-RECORDS: dict[str, Any] = {kind.__name__: kind for kind in (Above, FarSample, Place, Trial)}
+RECORDS: dict[str, Any] = {kind.__name__: kind for kind in (Above, FarSample, Place, Route, Slice, Trial)}
 """Small classes of the package that a state may hold, by name."""
 
 CONTAINERS: dict[str, Any] = {kind.__name__: kind for kind in (tuple, set, deque)}

@@ -154,11 +154,8 @@ class Request:
     def _check_dataset_scope(self) -> None:
         if self.backend != "torch" or self.tf32 or self.overlap:
             raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
-        for name, given in (("checkpoint", self.checkpoint is not None), ("distributed", self.distributed)):
-            if given:
-                raise ValueError(
-                    f'`{name}` is for scope="minibatch". scope="dataset" runs in one process, without interruption.'
-                )
+        if self.distributed:
+            raise ValueError('`distributed` is for scope="minibatch". scope="dataset" runs in one process.')
 
     def _check_memory(self) -> None:
         for name, given in (("memory", self.memory), ("route", self.route)):

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-__all__ = ["LIMIT", "LOOSE_LIMIT", "NOISE", "FirstBatchError", "first_batch_note"]
+from ..capture.recorder import LayerRecorder
+from .request import Request
+
+__all__ = [
+    "LIMIT",
+    "LOOSE_LIMIT",
+    "NOISE",
+    "FirstBatchError",
+    "first_batch_note",
+    "in_half_precision",
+    "marks_note",
+]
 
 LIMIT, LOOSE_LIMIT = 1e-3, 3e-2
 """Largest change of a value, or relative change of HSIC, that another machine may cause; the second in half precision.
@@ -65,6 +76,11 @@ def first_batch_note(
     if float(change.max()) > worst:
         worst = float(change.max())
         model, layer = sides[0][int(change.max(1).values.argmax())]
+    return verdict(worst, model, layer, exact=exact, loose=loose)
+
+
+def verdict(worst: float, model: str, layer: str, *, exact: bool, loose: bool) -> str | None:
+    """The note on, or the error for, a first batch of which ``layer`` differs most, by ``worst``; as above."""
     if worst > (LOOSE_LIMIT if loose else LIMIT):
         raise FirstBatchError(
             f"cannot be resumed: on the first batch, {layer!r} of {model} gives other values than before the "
@@ -78,6 +94,37 @@ def first_batch_note(
         f"gave values up to {worst:.0e} away from those before. So the last digits are not those of a run without an "
         "interruption"
     )
+
+
+def marks_note(
+    before: Mapping[tuple[str, str], tuple[float, float]],
+    now: Mapping[tuple[str, str], tuple[float, float]],
+    *,
+    exact: bool,
+    loose: bool,
+) -> str | None:
+    """Compare the features of the first batch of two runs, as ``first_batch_note``.
+
+    Parameters
+    ----------
+    before, now : mapping of (str, str) to (float, float)
+        By model and layer the norm of the features, and their sum divided by the root of their number.
+    exact, loose : bool
+        As in ``first_batch_note``.
+    """
+    worst, where = 0.0, ("", "")
+    for key in before.keys() & now.keys():
+        (norm, mean), (norm_now, mean_now) = before[key], now[key]
+        change = max(abs(norm_now - norm), abs(mean_now - mean)) / max(norm, norm_now, 1e-300)
+        if change > worst:
+            worst, where = change, key
+    return None if not worst else verdict(worst, *where, exact=exact, loose=loose)
+
+
+def in_half_precision(recorders: Sequence[LayerRecorder], request: Request) -> bool:
+    """Whether one of the networks runs in half precision."""
+    halves = (torch.float16, torch.bfloat16)
+    return request.autocast is not None or any(w.dtype in halves for r in recorders for w in r.model.parameters())
 
 
 def _values(sums: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..estimators.dataset.data_size import Rates
+from ..estimators.dataset.data_size import DataSize, Rates
 from ..estimators.dataset.gram_stack import stack_bytes
-from ..estimators.dataset.routes import ADVICE, Route
+from ..estimators.dataset.routes import ADVICE, ROUTES, Route, best_route, plan_routes
 from .feature_blocks import FeatureFile, disk_room
 from .feature_keeper import Keeping
+from .held import Held, StartAgainError
 from .memory import memory_text
 
-__all__ = ["PlannedError", "check_stack", "features_route", "first_batch_rates", "measured_rates"]
+if TYPE_CHECKING:
+    from .dataset_pass import DatasetPass
+
+__all__ = ["PlannedError", "check_stack", "features_route", "first_batch_rates", "measured_rates", "weigh_routes"]
 
 ENOUGH = 2**26
 """Bytes that must have been written before their time says how fast the disk is."""
@@ -23,6 +28,62 @@ ENOUGH = 2**26
 
 class PlannedError(Exception):
     """The routes are weighed, and no more is wanted of the pass."""
+
+
+def weigh_routes(gathered: DatasetPass, layers: Sequence[Held | None], rows: int) -> None:
+    """Weigh all routes by the first batch of ``rows`` rows, and choose one unless a plan is all that is wanted.
+
+    Raises
+    ------
+    ValueError
+        If no route fits into the memory, or the one that was asked for does not.
+    StartAgainError
+        If the Gram matrices that the hooks have computed do not fit.
+    """
+    request, keeping = gathered.request, gathered.kept_by
+    samples = rows if gathered.held else gathered.expected_samples(rows)
+    itemsize = max(held.itemsize for held in layers if held is not None)
+    if request.measure != "cka":
+        size = itemsize * (samples or rows) * sum(gathered.widths)
+        gathered.route = features_route(request.measure, size, None if gathered.held else gathered.memory)
+        _check_room(gathered, size)
+        return
+    split = gathered.split
+    data = DataSize(
+        samples,
+        gathered.widths[:split],
+        None if split is None else gathered.widths[split:],
+        itemsize=itemsize,
+        batch=rows,
+        batches=1 if gathered.at_once else None,
+        again=gathered.again,
+        held=gathered.held,
+        disk=0 if gathered.held else gathered.disk,
+        beside=0 if keeping is None else keeping.meter.most,
+    )
+    gathered.rates = first_batch_rates(Rates(), keeping, samples, rows)
+    gathered.size = data
+    gathered.plan = plan_routes(
+        data, gathered.memory, kernel=request.kernel, estimator=request.estimator, rates=gathered.rates
+    )
+    gathered.planned = samples
+    if gathered.at_once and not gathered.plan[ROUTES.index("grams")].fits:
+        raise StartAgainError
+    if not gathered.plans_only:
+        gathered.route = best_route(gathered.plan, "grams" if gathered.at_once else request.route)
+        _check_room(gathered, data.features or 0)
+
+
+def _check_room(gathered: DatasetPass, size: int) -> None:
+    """Find out whether the features that a checkpoint needs have room beside it."""
+    gathered.no_room = gathered.disk < size
+    if gathered.no_room and gathered.request.checkpoint is not None and gathered.route is not None:
+        if gathered.route.name in ("moments", "sketch") or gathered.route.passes > 1:
+            return
+        gathered.notes.append(
+            f"the folder of the checkpoint has no room for {memory_text(size)} of features, so that a run that is "
+            "stopped begins again"
+        )
 
 
 def features_route(measure: str, size: int, memory: int | None) -> Route:

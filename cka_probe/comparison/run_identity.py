@@ -14,9 +14,10 @@ from ..capture.notes import first_line, listed
 from ..capture.recorder import LayerRecorder
 from ..capture.state import device_of, reduces_products
 from ..identity import UNKNOWN, differences, identity, weights_digest
+from .memory import parsed_memory
 from .request import Request
 
-__all__ = ["check_same_run", "comparison_identity", "data_size", "module_settings", "processes_differ"]
+__all__ = ["check_same_run", "comparison_identity", "data_size", "module_settings", "processes_differ", "settings_of"]
 
 
 def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, processes: int = 1) -> dict[str, str]:
@@ -63,6 +64,9 @@ def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, pr
         "overlap": str(request.overlap),
         "data_y": "none" if request.data_y is None else "given",
         "kind of comparison": "compare_many" if request.square else "compare",
+        "scope": str(request.scope),
+        "memory": "a part of what is free" if request.memory is None else f"{parsed_memory(request.memory)} bytes",
+        "route": request.route or "the fastest",
         "number of processes": str(processes),
     }
 
@@ -110,6 +114,15 @@ def module_settings(model: nn.Module) -> dict[str, str]:
             if key not in NO_SETTINGS and (text := _setting(value)) is not None:
                 found[f"{path}.{key}" if path else key] = text
     return found
+
+
+def settings_of(recorders: Sequence[LayerRecorder]) -> dict[str, str]:
+    """``module_settings`` of the models of all recorders, with their names."""
+    return {
+        f"{setting} of {recorder.name}": text
+        for recorder in recorders
+        for setting, text in module_settings(recorder.model).items()
+    }
 
 
 NO_SETTINGS = frozenset({*vars(nn.Module()), "name_or_path"})

@@ -16,10 +16,16 @@ class OtherSamplesError(Exception):
 
 
 class SameSamples:
-    """The digests of the batches of the first pass, which those of later passes must equal."""
+    """The digests of the batches of the first pass, which those of later passes must equal.
+
+    Attributes
+    ----------
+    digests : list of str
+        After each batch of the first pass.
+    """
 
     def __init__(self) -> None:
-        self._first: list[str] = []
+        self.digests: list[str] = []
         self._place = 0
         self._is_first = True
 
@@ -29,21 +35,25 @@ class SameSamples:
             return
         digest = run.order.hexdigest()
         if self._is_first:
-            self._first.append(digest)
-        elif self._place >= len(self._first) or self._first[self._place] != digest:
+            self.digests.append(digest)
+        elif self._place >= len(self.digests) or self.digests[self._place] != digest:
             raise OtherSamplesError
         self._place += 1
 
     def end_pass(self) -> None:
         """End a pass. Raise OtherSamplesError if a later one was shorter than the first."""
-        if not self._is_first and self._place < len(self._first):
+        if not self._is_first and self._place < len(self.digests):
             raise OtherSamplesError
         self._is_first, self._place = False, 0
+
+    def go_on(self, place: int, *, is_first: bool) -> None:
+        """Go on with restored digests after ``place`` batches of the first pass or a later one."""
+        self._place, self._is_first = place, is_first
 
     def restart(self) -> None:
         """Forget what was seen: the pass begins again."""
         if self._is_first:
-            self._first = []
+            self.digests = []
         self._place = 0
 
 

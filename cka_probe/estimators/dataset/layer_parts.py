@@ -25,6 +25,9 @@ A kernel takes its median bandwidth from at most this number of evenly spaced sa
 WIDE = 128
 """Up to this number of samples, linear Gram matrices are computed in float64: reading the features takes longer."""
 
+CACHED = 2**18
+"""Numbers of the features of a layer that are copied to float64 at once on a CPU."""
+
 SHIFT = 8
 """About this number of evenly spaced samples gives the shift that is subtracted before a product in float64."""
 
@@ -127,7 +130,7 @@ def whole_gram(features: Features, kernel: Kernel) -> WholeGram:
 
 def _linear(features: Features) -> WholeGram:
     n, width = features.shape
-    step = max(1, PART // n)
+    step = max(1, (PART // 4 if n <= WIDE else PART) // n)
     total: Array = None
     rounding, constant = 0.0, True
     for start in range(0, width, step):
@@ -145,14 +148,21 @@ def _linear(features: Features) -> WholeGram:
 
 
 def _wide_gram(xp: ModuleType, x: Array) -> Array:
-    """Gram matrix in float64 of features minus the median of a few samples, which one far sample does not move."""
-    x = xp.astype(x, xp.float64)
-    few = x[:: max(1, x.shape[0] // SHIFT), :]
-    x = x - xp.sort(few, axis=0)[few.shape[0] // 2, :]
-    largest = xp.max(xp.abs(x))
-    largest = xp.where(largest > 0, largest, xp.ones_like(largest))
-    x = x / largest
-    return (x @ xp.matrix_transpose(x)) * (largest * largest)
+    """Gram matrix in float64 of features minus the median of a few samples, which one far sample does not move.
+
+    On a CPU by so few columns at a time that their copies stay in its cache, which is three times as fast.
+    """
+    n, width = x.shape
+    step = max(1, CACHED // n) if "cpu" in str(device(x)) else width
+    total: Array = None
+    for start in range(0, width, step):
+        part = x[:, start : min(start + step, width)]
+        few = xp.sort(part[:: max(1, n // SHIFT), :], axis=0)
+        part = xp.astype(part, xp.float64)
+        part -= xp.astype(few[few.shape[0] // 2, :], xp.float64)
+        gram = part @ xp.matrix_transpose(part)
+        total = gram if total is None else total + gram
+    return total
 
 
 def _of_kernel(features: Features, kernel: Kernel) -> WholeGram:

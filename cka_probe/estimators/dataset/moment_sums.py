@@ -51,15 +51,20 @@ class MomentSums:
         Number of samples to keep, drawn at random from all, for the standard error.
     seed : int
         Seed of that draw.
+    first, stride : int
+        Number of the first batch, and what is added to it for the next one. The draw depends on the numbers, so that
+        processes that share the batches of a data set draw the samples that one process would.
     """
 
-    def __init__(self, layout: Layout, *, unit: int = 0, kept: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, layout: Layout, *, unit: int = 0, kept: int = 0, seed: int = 0, first: int = 0, stride: int = 1
+    ) -> None:
         self.layout = layout
         self.units = UnitSums(unit) if unit else None
         self.kept = kept
         self.seed = seed
         self.samples = 0
-        self.draws = 0
+        self.draws, self.stride = first, stride
         self.shift: Array = None
         self.scale: Array = None
         self.ww: Array = None
@@ -70,14 +75,16 @@ class MomentSums:
         self.largest: Array = None
         self.farthest: Array = None
         self._taken = 0
-        self._pending: list[tuple[Array, bool]] = []
+        self._pending: list[tuple[Array, bool, np.ndarray]] = []
 
     def add(self, x: Array, *, single: bool) -> None:
         """Add samples x (n, columns); ``x`` itself is kept until the next flush. ``single`` allows float32 products."""
         self.check_home(x, "This batch")
-        self._pending.append((x, single))
+        keys = np.random.default_rng([self.seed, self.draws]).random(x.shape[0]) if self.kept else np.empty(0)
+        self.draws += self.stride
+        self._pending.append((x, single, keys))
         self.samples += x.shape[0]
-        if sum(x.shape[0] for x, _ in self._pending) >= self._chunk:
+        if sum(x.shape[0] for x, *_ in self._pending) >= self._chunk:
             self.flush()
 
     @property
@@ -105,7 +112,7 @@ class MomentSums:
         """Add the pending samples to the sums. Small batches are collected, so that each product has many samples."""
         if not self._pending:
             return
-        arrays, singles = zip(*self._pending, strict=True)
+        arrays, singles, keys = zip(*self._pending, strict=True)
         self._pending = []
         xp = array_namespace(*arrays)
         if len({x.dtype for x in arrays}) > 1:
@@ -113,7 +120,8 @@ class MomentSums:
         x = arrays[0] if len(arrays) == 1 else xp.concat(list(arrays), axis=0)
         if self.shift is None:
             self._start(xp, x[: min(self._chunk, x.shape[0]), :])
-        self._keep(xp, x)
+        if self.kept:
+            self._choose(xp, x, np.concatenate(keys))
         for start in range(0, x.shape[0], self._chunk):
             self._take(xp, x[start : min(start + self._chunk, x.shape[0]), :], all(singles))
 
@@ -129,24 +137,19 @@ class MomentSums:
         usual = xp.where(usual > 0, usual, xp.mean(norms, axis=0) / widths)
         power = xp.round(xp.log2(xp.where(usual > 0, usual, xp.ones_like(usual))) / 2)
         self.scale = xp.pow(xp.full_like(power, 2.0), power)
+        self._zeros(xp, x)
+
+    def _zeros(self, xp: ModuleType, like: Array) -> None:
         parts, columns = len(self.layout.part_spans), self.layout.columns
 
         def zeros(rows: int, columns: int) -> Array:
-            return xp.zeros((rows, columns), dtype=xp.float64, device=x.device)
+            return xp.zeros((rows, columns), dtype=xp.float64, device=like.device)
 
         self.ww, self.wu = zeros(1 + parts, 1 + parts), zeros(1 + parts, columns)
         self.strips = [zeros(r[1] - r[0], c[1] - c[0]) for r, c in self.layout.strips]
 
-    def _keep(self, xp: ModuleType, x: Array) -> None:
-        """Give each sample a random key; keep those with the smallest keys. Such a uniform draw can be merged."""
-        if not self.kept:
-            return
-        keys = np.random.default_rng([self.seed, self.draws]).random(x.shape[0])
-        self.draws += 1
-        self._choose(xp, x, keys)
-
     def _choose(self, xp: ModuleType, x: Array, keys: np.ndarray) -> None:
-        """Keep the samples with the smallest keys among those kept before and ``x``."""
+        """Keep the samples with the smallest random keys among those kept before and ``x``: a draw that can merge."""
         before = len(self.keys)
         every = np.concatenate([self.keys, keys])
         chosen = np.sort(np.argsort(every, kind="stable")[: self.kept])
@@ -193,7 +196,7 @@ class MomentSums:
                 self.strips[i] += xp.matrix_transpose(u[:, slice(*rows)]) @ u[:, slice(*columns)]
 
     def _compare_farthest(self, xp: ModuleType, squares: Array) -> None:
-        """Keep the largest squared distance (layers,) from the shift, and its sample. They are not merged or saved."""
+        """Keep the largest squared distance (layers,) from the shift, and its sample. They are not merged."""
         largest, place = xp.max(squares, axis=0), xp.argmax(squares, axis=0) + self._taken
         self._taken += squares.shape[0]
         if self.largest is not None:
@@ -230,6 +233,25 @@ class MomentSums:
             self._choose(xp, other.rows, other.keys)
         self.samples += other.samples
         self.draws += other.draws
+
+    def rebase(self, shift: Array, scale: Array) -> None:
+        """Express the sums by another shift (columns,) and scale (layers,), in place; without samples they become 0."""
+        self.flush()
+        xp = array_namespace(shift)
+        if self.shift is None:
+            self.shift, self.scale = _copy(shift), _copy(scale)
+            self._zeros(xp, shift)
+            return
+        delta = (self.shift - shift) / self.layout.spread(xp, scale)
+        factor = self.scale / scale
+
+        def receive(index: int, products: Array) -> None:
+            self.strips[index] = products
+
+        self.ww, self.wu = self.moved(factor, delta, receive)
+        if self.units is not None:
+            self.units = self.units.moved(self.layout.spread(xp, factor), delta)
+        self.shift, self.scale = _copy(shift), _copy(scale)
 
     def moved(self, factor: Array | None, delta: Array, receive: Callable[[int, Array], None]) -> tuple[Array, Array]:
         """Sums of w w' and w u' for factor * u + delta; ``receive`` is called with each index and strip of u u'.
@@ -277,9 +299,15 @@ class MomentSums:
         cut, d = self.layout.cut(spans, c), delta[slice(*c)] * weights
         mixed[cut.first : cut.last, slice(*r)] += xp.stack([products[:, k] @ d[k] for k in cut.slices], axis=0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """State from which another process can continue; arrays are copies."""
-        self.flush()
+    def state_dict(self, *, live: bool = False) -> dict[str, Any]:
+        """State from which another process can continue.
+
+        ``live`` gives the arrays themselves, and the samples that wait for the next product: to be written at once, so
+        that what continues from the file has the same bits.
+        """
+        taken = _same if live else _copy
+        if not live:
+            self.flush()
         return {
             "widths": list(self.layout.widths),
             "split": self.layout.split,
@@ -289,29 +317,38 @@ class MomentSums:
             "seed": self.seed,
             "samples": self.samples,
             "draws": self.draws,
-            "shift": _copy(self.shift),
-            "scale": _copy(self.scale),
-            "ww": _copy(self.ww),
-            "wu": _copy(self.wu),
-            "strips": [_copy(products) for products in self.strips],
-            "units": None if self.units is None else _copy(self.units.products),
-            "rows": _copy(self.rows),
+            "stride": self.stride,
+            **{name: taken(getattr(self, name)) for name in ARRAYS},
+            "strips": [taken(products) for products in self.strips],
+            "units": None if self.units is None else taken(self.units.products),
             "keys": self.keys.tolist(),
+            "taken": self._taken,
+            "pending": [(taken(x), single, keys.tolist()) for x, single, keys in self._pending],
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> MomentSums:
-        """Make sums from a ``state_dict()``."""
+    def from_state(cls, state: dict[str, Any], *, live: bool = False) -> MomentSums:
+        """Make sums from a ``state_dict()``; with ``live`` its arrays become theirs."""
+        taken = _same if live else _copy
         layout = Layout(tuple(state["widths"]), state["split"], state["parts"])
-        sums = cls(layout, unit=state["unit"], kept=state["kept"], seed=state["seed"])
-        sums.samples, sums.draws = state["samples"], state["draws"]
-        for name in ("shift", "scale", "ww", "wu", "rows"):
-            setattr(sums, name, _copy(state[name]))
-        sums.strips = [_copy(products) for products in state["strips"]]
+        sums = cls(layout, unit=state["unit"], kept=state["kept"], seed=state["seed"], stride=state.get("stride", 1))
+        sums.samples, sums.draws, sums._taken = state["samples"], state["draws"], state.get("taken", 0)
+        for name in ARRAYS:
+            setattr(sums, name, taken(state.get(name)))
+        sums.strips = [taken(products) for products in state["strips"]]
         sums.keys = np.asarray(state["keys"], dtype=np.float64)
+        sums._pending = [(taken(x), single, np.asarray(keys)) for x, single, keys in state.get("pending", ())]
         if sums.units is not None:
-            sums.units.products = _copy(state["units"])
+            sums.units.products = taken(state["units"])
         return sums
+
+
+ARRAYS = ("shift", "scale", "ww", "wu", "rows", "largest", "farthest")
+"""Attributes that are arrays or None."""
+
+
+def _same(array: Array) -> Array:
+    return array
 
 
 def _copy(array: Array) -> Array:

@@ -37,6 +37,9 @@ class MomentCKA:
         Number of samples to keep for ``standard_error``, drawn at random from all; 0 for none.
     seed : int
         Seed of that draw.
+    first, stride : int
+        Number of the first batch in the whole data set, and the step to the next one, for a process that gets every
+        ``stride``-th batch: merged, they then hold the samples that one process would draw.
 
     Attributes
     ----------
@@ -64,11 +67,12 @@ class MomentCKA:
     True
     """
 
-    def __init__(self, *, error_samples: int = 512, seed: int = 0) -> None:
+    def __init__(self, *, error_samples: int = 512, seed: int = 0, first: int = 0, stride: int = 1) -> None:
         if error_samples < 0:
             raise ValueError(f"`error_samples` must not be negative, got {error_samples}.")
         self.error_samples = error_samples
         self.seed = seed
+        self.first, self.stride = first, stride
         self.batches = 0
         self.sums: MomentSums | None = None
 
@@ -95,11 +99,15 @@ class MomentCKA:
         """
         layout, features = checked_layers(xs, ys)
         if self.sums is None:
-            self.sums = MomentSums(layout, kept=self.error_samples, seed=self.seed)
+            self.sums = self.empty_sums(layout)
         check_layout(layout, self.sums.layout)
         single, joined = join(features)
         self.sums.add(joined, single=single)
         self.batches += 1
+
+    def empty_sums(self, layout: Layout) -> MomentSums:
+        """Sums of no samples, with the settings of this accumulator."""
+        return MomentSums(layout, kept=self.error_samples, seed=self.seed, first=self.first, stride=self.stride)
 
     def merge(self, other: MomentCKA) -> None:
         """Add all samples of ``other``, for example those of another process.
@@ -116,7 +124,7 @@ class MomentCKA:
         if other.sums is None:
             return
         if self.sums is None:
-            self.sums = MomentSums(other.sums.layout, kept=self.error_samples, seed=self.seed)
+            self.sums = self.empty_sums(other.sums.layout)
         check_layout(other.sums.layout, self.sums.layout, "the statistics to merge")
         self.sums.merge(other.sums)
         self.batches += other.batches
@@ -272,16 +280,16 @@ class MomentCKA:
         """Degrees of freedom of Student's t for ``standard_error``: the number of kept samples minus 1."""
         return max(0, min(self.samples, self.error_samples) - 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """State from which another process can continue."""
+    def state_dict(self, *, live: bool = False) -> dict[str, Any]:
+        """State from which another process can continue; ``live`` as in ``MomentSums.state_dict``."""
         return {
             "error_samples": self.error_samples,
             "seed": self.seed,
             "batches": self.batches,
-            "sums": None if self.sums is None else self.sums.state_dict(),
+            "sums": None if self.sums is None else self.sums.state_dict(live=live),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, live: bool = False) -> None:
         """Continue from a ``state_dict()``.
 
         Raises
@@ -295,7 +303,7 @@ class MomentCKA:
                 "Make it with the same number."
             )
         self.seed, self.batches = state["seed"], state["batches"]
-        self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])
+        self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"], live=live)
 
 
 def jackknife_error(xp: ModuleType, without: Array, n: int) -> Array:

@@ -22,13 +22,13 @@ COLUMNS = 4096
 class _Projection:
     """Product of features (n, width) with a fixed random matrix (width, size), accurate even for a large mean."""
 
-    def __init__(self, x: Array, matrix: np.ndarray, divisor: float) -> None:
+    def __init__(self, x: Array, matrix: np.ndarray, divisor: float, shift: Array | None) -> None:
         xp = array_namespace(x)
         self.matrix = xp.asarray(matrix, device=x.device)
         self.divisor = divisor
         # The shift makes float32 products accurate; its own product is added back in float64. Subtracting the first
         # sample before the mean is exact if all samples are equal.
-        self.shift = x[0, :] + xp.mean(x - x[:1, :], axis=0)
+        self.shift = x[0, :] + xp.mean(x - x[:1, :], axis=0) if shift is None else shift
         self.offset = self._times(xp, xp.astype(self.shift, xp.float64)[None, :])
 
     def _times(self, xp: ModuleType, z: Array) -> Array:
@@ -59,18 +59,20 @@ class Signs(_Projection):
         Number of projections.
     seed : sequence of int
         Seed of the signs.
+    shift : array (width,), optional
+        That of an earlier run; from ``x`` when left out.
 
     References
     ----------
     Achlioptas, Database-friendly random projections, JCSS 2003.
     """
 
-    def __init__(self, x: Array, size: int, seed: Sequence[int]) -> None:
+    def __init__(self, x: Array, size: int, seed: Sequence[int], shift: Array | None = None) -> None:
         count = x.shape[1] * size
         # The raw bits of a bit generator are the same in every version of numpy.
         raw = np.random.PCG64(list(seed)).random_raw(-(-count // 64)).astype("<u8")
         bits = np.unpackbits(raw.view(np.uint8), count=count)
-        super().__init__(x, (2 * bits.astype(np.int8) - 1).reshape(-1, size), 1.0)
+        super().__init__(x, (2 * bits.astype(np.int8) - 1).reshape(-1, size), 1.0, shift)
 
     def __call__(self, x: Array) -> Array:
         """Projections (n, size) of x (n, width), in float64."""
@@ -92,15 +94,17 @@ class Frequencies(_Projection):
         Seed of the frequencies.
     bandwidth : float
         Bandwidth of the kernel. NaN makes all features NaN.
+    shift : array (width,), optional
+        That of an earlier run; from ``x`` when left out.
 
     References
     ----------
     Rahimi and Recht, Random Features for Large-Scale Kernel Machines, NIPS 2007.
     """
 
-    def __init__(self, x: Array, size: int, seed: Sequence[int], bandwidth: float) -> None:
+    def __init__(self, x: Array, size: int, seed: Sequence[int], bandwidth: float, shift: Array | None = None) -> None:
         normal = np.random.Generator(np.random.PCG64(list(seed))).standard_normal((x.shape[1], size), dtype=np.float32)
-        super().__init__(x, normal, bandwidth)
+        super().__init__(x, normal, bandwidth, shift)
 
     def __call__(self, x: Array) -> Array:
         """Features (n, 2 * size) in float64: cosine and sine side by side for each frequency."""

@@ -94,6 +94,7 @@ class SketchCKA:
         self.bandwidths: list[float] = []
         self.sums: MomentSums | None = None
         self._projections: list[Signs | Frequencies] = []
+        self._shifts: list[Array] = []
 
     @property
     def samples(self) -> int:
@@ -150,9 +151,10 @@ class SketchCKA:
 
     def _projection(self, layer: int, x: Array) -> Signs | Frequencies:
         seed = (self.seed, layer)
+        shift = self._shifts[layer] if self._shifts else None
         if isinstance(self.kernel, RBF):
-            return Frequencies(x, self.size, seed, self.bandwidths[layer])
-        return Signs(x, self.size, seed)
+            return Frequencies(x, self.size, seed, self.bandwidths[layer], shift)
+        return Signs(x, self.size, seed, shift)
 
     def merge(self, other: SketchCKA) -> None:
         """Add all samples of ``other``, which must have the same projections.
@@ -318,8 +320,11 @@ class SketchCKA:
             return of_cross + value**2 * (of_own[:, None] + of_own[None, :])
         return of_cross[:split, split:] + value**2 * (of_own[:split, None] + of_own[None, split:])
 
-    def state_dict(self) -> dict[str, Any]:
-        """State from which another process can continue; the projections follow from the seed."""
+    def state_dict(self, *, live: bool = False) -> dict[str, Any]:
+        """State from which another process can continue; the projections follow from the seed.
+
+        ``live`` as in ``MomentSums.state_dict``.
+        """
         return {
             "size": self.size,
             "kernel": repr(self.kernel),
@@ -328,10 +333,11 @@ class SketchCKA:
             "widths": None if self.features is None else list(self.features.widths),
             "split": None if self.features is None else self.features.split,
             "bandwidths": list(self.bandwidths),
-            "sums": None if self.sums is None else self.sums.state_dict(),
+            "sums": None if self.sums is None else self.sums.state_dict(live=live),
+            "shifts": [project.shift for project in self._projections] if live else [],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, live: bool = False) -> None:
         """Continue from the ``state_dict()`` of an accumulator with the same settings.
 
         Raises
@@ -345,8 +351,9 @@ class SketchCKA:
                     f"The saved state has {name}={state[name]}, this SketchCKA {mine}. Make it with the same {name}."
                 )
         self.batches, self.bandwidths, self._projections = state["batches"], list(state["bandwidths"]), []
+        self._shifts = list(state.get("shifts", ()))
         self.features = None if state["widths"] is None else Layout(tuple(state["widths"]), state["split"])
-        self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"])
+        self.sums = None if state["sums"] is None else MomentSums.from_state(state["sums"], live=live)
 
 
 def _number(width: Array | float) -> float:
