@@ -1,7 +1,6 @@
 """atomic_write: the whole file or the old one, clear errors, nothing left behind."""
 
 import errno
-import multiprocessing
 import os
 import stat
 import sys
@@ -9,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from quick_processes import CONTEXT
 
 from cka_probe import atomic_write as module
 from cka_probe.atomic_write import atomic_write
@@ -146,8 +146,7 @@ def _write_often(path, byte):
 
 def test_two_writers_of_one_path_never_mix(tmp_path):
     path = tmp_path / "x.npy"
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_often, args=(path, 1))]
+    writers = [CONTEXT.Process(target=_write_often, args=(path, 1))]
     writers += [threading.Thread(target=_write_often, args=(path, byte)) for byte in (2, 3)]
     for writer in writers:
         writer.start()

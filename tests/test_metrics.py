@@ -2,15 +2,14 @@
 
 import os
 import pickle
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from gloo_threads import gloo_threads
+from quick_processes import free_port, start_processes
 from torchmetrics import MetricCollection
 
 from cka_probe import RBF, MinibatchCKA
@@ -127,10 +126,7 @@ def worker(rank, port, folder):
 
 
 def test_two_processes_give_the_value_of_one(tmp_path):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    start_processes(worker, (free_port(), str(tmp_path)), 2)
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for value, _ in both:
         assert float(value) == pytest.approx(expected(batches()), rel=1e-12)

@@ -1,11 +1,11 @@
 """Threads and processes that write the same path never leave a file that cannot be read."""
 
-import multiprocessing
 import threading
 
 import numpy as np
 import pandas as pd
 import pytest
+from quick_processes import CONTEXT
 
 import cka_probe as cp
 from cka_probe.comparison.signature_files import Signature
@@ -58,7 +58,6 @@ def write_often(name, folder, number, times=8):
 def test_what_is_read_is_what_one_of_them_wrote(name, tmp_path):
     write, read = FILES[name]
     write(tmp_path, 1)
-    context = multiprocessing.get_context("spawn")
     errors = []
 
     def in_thread(number):
@@ -67,7 +66,7 @@ def test_what_is_read_is_what_one_of_them_wrote(name, tmp_path):
         except BaseException as error:
             errors.append(error)
 
-    process = context.Process(target=write_often, args=(name, tmp_path, 2))
+    process = CONTEXT.Process(target=write_often, args=(name, tmp_path, 2))
     writers = [process, *(threading.Thread(target=in_thread, args=(number,)) for number in (3, 4))]
     for writer in writers:
         writer.start()

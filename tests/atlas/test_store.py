@@ -1,10 +1,10 @@
 """The folder of an atlas: opened again, shared by processes, and read safely."""
 
 import json
-import multiprocessing
 
 import numpy as np
 import pytest
+from quick_processes import CONTEXT
 from small_networks import image_batches, small_network
 
 import cka_probe as cp
@@ -85,8 +85,7 @@ def _add(folder, seed):
 
 
 def test_several_processes_add_at_the_same_time(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=_add, args=(tmp_path / "shared", seed)) for seed in (0, 1)]
+    jobs = [CONTEXT.Process(target=_add, args=(tmp_path / "shared", seed)) for seed in (0, 1)]
     for job in jobs:
         job.start()
     for job in jobs:

@@ -1,14 +1,13 @@
 """Two and three processes on shards of the data give the result of one process."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from gloo_threads import gloo_threads
+from quick_processes import free_port, start_processes
 from small_networks import image_batches, small_network
 
 import cka_probe as cp
@@ -16,12 +15,6 @@ import cka_probe as cp
 
 def batches():
     return [*image_batches(5), *image_batches(1, size=7, seed=1)]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def worker(rank: int, world: int, port: int, folder: str, per_rank: list[list[int]]) -> None:
@@ -43,7 +36,7 @@ def worker(rank: int, world: int, port: int, folder: str, per_rank: list[list[in
     ids=["every other batch", "a rank without data", "uneven shards"],
 )
 def test_shards_give_the_result_of_one_process(world, per_rank, tmp_path):
-    mp.spawn(worker, args=(world, free_port(), str(tmp_path), per_rank), nprocs=world)
+    start_processes(worker, (world, free_port(), str(tmp_path), per_rank), world)
     alone = cp.compare(small_network(0), small_network(1), batches(), progress=False)
     for rank in range(world):
         result = cp.SimilarityMatrix.load(tmp_path / f"{rank}.npz")

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from quick_processes import free_port, start_processes
 from small_networks import image_batches, small_network
 from torch import nn
 
@@ -187,12 +186,6 @@ def test_ctrl_c_at_random_moments(tmp_path):
     assert stopped >= 3
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def rank_of_two(rank, port, folder, kind):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -229,7 +222,7 @@ def rank_of_two(rank, port, folder, kind):
 )
 def test_processes_that_differ_or_fail_tell_each_other(tmp_path, kind, messages):
     started = time.monotonic()
-    mp.spawn(rank_of_two, args=(free_port(), tmp_path, kind), nprocs=2)
+    start_processes(rank_of_two, (free_port(), tmp_path, kind), 2)
     for rank, message in enumerate(messages):
         assert (tmp_path / str(rank)).read_text().startswith(message)
     assert time.monotonic() - started < 60

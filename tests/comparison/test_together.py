@@ -2,14 +2,13 @@
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from quick_processes import free_port, start_processes
 from small_networks import image_batches, small_network
 
 import cka_probe as cp
@@ -17,12 +16,6 @@ from cka_probe.comparison import minibatch
 from cka_probe.comparison.together import Together, path_of_rank
 
 NUMBERS = ("values", "standard_error", "p_value")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class Slow:
@@ -83,7 +76,7 @@ def rank_of_several(rank, world, port, folder, kind):
 
 def run(folder, kind, world=2):
     """What each process says at its end, and after how many seconds. A dead one says nothing."""
-    context = mp.spawn(rank_of_several, args=(world, free_port(), folder, kind), nprocs=world, join=False)
+    context = start_processes(rank_of_several, (world, free_port(), folder, kind), world, join=False)
     for process in context.processes:
         process.join(timeout=90)
         assert process.exitcode is not None, "a process hangs"
@@ -117,12 +110,12 @@ def test_ctrl_c_in_one_process_stops_all_with_a_partial_result(tmp_path):
     results = [cp.SimilarityMatrix.load(tmp_path / f"press{rank}.npz") for rank in range(2)]
     assert results[0].values.tobytes() == results[1].values.tobytes()
     assert results[0].notes == results[1].notes
-    assert sum("stopped by the user after" in note for note in results[0].notes) == 2
+    assert any("stopped by the user after" in note for note in results[0].notes)  # one if both had as many batches
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run.rank0.npz", "run.rank1.npz"]
 
 
 def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
-    assert run(tmp_path, "killed") == []
+    assert all("has ended" in message for _, message in run(tmp_path, "killed"))  # the later one may see it
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run.rank0.npz", "run.rank1.npz"]
     before = {path: path.read_bytes() for path in tmp_path.glob("run*")}
     for _, message in run(tmp_path, "resumed", world=3):

@@ -1,17 +1,14 @@
-"""Two gloo processes of a training run: ``start`` starts this file twice, as torchrun would."""
+"""Two gloo processes of a training run: ``start`` starts them with the environment that torchrun gives."""
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from quick_processes import CONTEXT, free_port
 from small_runs import images, network, run
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -117,28 +114,23 @@ def nearer(student, teacher, target=None):
     return (student.logits - teacher.logits).abs().mean()
 
 
+def in_process(rank, port, folder, what):
+    """What process ``rank`` does; what it says is in the file ``said`` of the folder."""
+    said = os.open(folder / f"said{rank}", os.O_CREAT | os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    os.environ.update(shared, MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    all_kinds(folder) if what == "equal" else lose(what, folder)
+
+
 def start(folder, what="equal"):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, folder, what],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    port = free_port()
+    processes = [CONTEXT.Process(target=in_process, args=(rank, port, folder, what)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def lose(what, folder):
@@ -159,11 +151,7 @@ def lose(what, folder):
     go(accelerator=accelerator if what == "silent" else None)
 
 
-def main():
-    folder, what = Path(sys.argv[1]), sys.argv[2]
-    if what != "equal":
-        lose(what, folder)
-        return
+def all_kinds(folder):
     plain = go(folder / "plain")
     exact = go(folder / "exact", accumulation_steps=2)
     teacher_cache.SIGN_EVERY = 0.0
@@ -176,7 +164,3 @@ def main():
     regress(folder / "regression")
     segment(folder / "segmenter")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

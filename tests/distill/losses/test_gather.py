@@ -5,7 +5,8 @@ import gc
 import pytest
 import torch
 from gloo_threads import gloo_threads
-from torch import distributed, multiprocessing, nn
+from quick_processes import start_processes
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cka_probe.distill.baselines import CCLoss, DISTLoss, PKDLoss, RKDLoss, SPLoss
@@ -83,7 +84,7 @@ def results_of(rank):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
-    multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    start_processes(worker, (str(folder),), 2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

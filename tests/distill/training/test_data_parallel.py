@@ -16,11 +16,13 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     processes = start(folder)
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        for process in processes:
+            process.join(timeout=240)
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    said = [(folder / f"said{rank}").read_text() for rank in range(2)]
+    assert [process.exitcode for process in processes] == [0, 0], "\n".join(said)
     return folder
 
 
@@ -72,12 +74,13 @@ def test_tokens_and_numbers_are_learned_as_by_one_process(two, task, kind):
 def test_one_process_that_is_lost_ends_the_other(tmp_path, what):
     processes = start(tmp_path, what)
     try:
-        output, _ = processes[0].communicate(timeout=120)
+        processes[0].join(timeout=120)
         seconds = time.time() - (tmp_path / "lost").stat().st_mtime
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-    assert processes[0].returncode == 1, output
+            process.join()
+    output = (tmp_path / "said0").read_text()
+    assert processes[0].exitcode == 1, output
     assert "Another process of this run has ended, or did not answer in time" in output
     assert seconds < 20
