@@ -3,7 +3,7 @@
 study_table.csv, .md and .tex have a line for each data set, method, weight and ramp: mean and standard deviation of the
 test accuracy over the seeds, and the difference to KD and to DIST with its 95 % interval (paired over the seeds,
 Student's t) and Holm's p-value over all lines of the data set. "chosen" (bold) marks the weight of each method with the
-best validation accuracy of seed 0.
+best validation accuracy of seed 0. The usual settings go into docs/distill.md too, between two marks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from study_probe import PROBED
 from cka_probe.atomic_write import atomic_write
 from cka_probe.distill.recipes.tables import summarise
 
-__all__ = ["chosen", "label", "summary", "table_text"]
+__all__ = ["PAGE", "chosen", "label", "on_page", "page_text", "summary", "table_text"]
 
 RIVALS = ("kd", "dist")
+PAGE = Path(__file__).parents[1] / "docs" / "distill.md"
+MARKS = ("<!-- benchmarks/study_tables.py writes the lines from here -->\n", "<!-- to here -->\n")
+TITLES = {"fashion": "Fashion-MNIST", "glyphs": "characters of fonts"}
 
 
 def chosen(known: Mapping[Any, float], data: str, images: int) -> list[Any]:
@@ -121,6 +124,32 @@ def table_text(table: pd.DataFrame, *, latex: bool) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def page_text(table: pd.DataFrame, most: int = 14) -> str:
+    """The lines with the most seeds, as a table in Markdown for each data set and number of images, the best first."""
+    parts = []
+    for (data, images), part in table.groupby(["data", "images"], sort=False):
+        shown = part.sort_values("seeds", ascending=False, kind="stable").head(most)
+        shown = shown[shown["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
+        rows = [["method", "seeds", "test accuracy", "minus KD (95 %)", "minus DIST (95 %)"], ["---", *["---:"] * 4]]
+        for line in shown.itertuples():
+            row = [line.method, str(line.seeds), f"{line.test:.2f} ± {line.sd:.2f}"]
+            for rival in RIVALS:
+                mean, low, high, p = (getattr(line, f"{name}_{rival}") for name in ("minus", "low", "high", "p"))
+                text = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
+                row.append(f"{text} \\*" if p < 0.05 else text)
+            rows.append(row)
+        lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        parts.append(f"**{TITLES[str(data)]}, {images:,} images**\n\n{lines}")
+    return "\n".join(parts)
+
+
+def on_page(page: str, table: pd.DataFrame) -> str:
+    """The page with its tables written anew."""
+    before, _, rest = page.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return f"{before}{MARKS[0]}\n{page_text(table)}\n{MARKS[1]}{after}"
+
+
 def main() -> None:
     results = Path(__file__).parent / "results"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,6 +160,8 @@ def main() -> None:
     atomic_write(options.output / "study_table.csv", table.to_csv(index=False, float_format="%.6g"))
     atomic_write(options.output / "study_table.md", table_text(table, latex=False))
     atomic_write(options.output / "study_table.tex", table_text(table, latex=True))
+    if options.output == results:
+        atomic_write(PAGE, on_page(PAGE.read_text(), table))
     print(table_text(table, latex=False))
 
 

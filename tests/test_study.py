@@ -110,6 +110,15 @@ def test_the_table_as_text():
     assert "| fashion | 10,000 | KD | 1 | 88.50 |  |  |" in study_tables.table_text(one, latex=False)
 
 
+def test_the_page_has_the_tables_of_the_finished_cells():
+    page = study_tables.PAGE.read_text()
+    assert study_tables.on_page(page, study_tables.summary(pd.read_csv(study.RESULTS))) == page
+    text = study_tables.page_text(study_tables.summary(lines()))
+    assert text.startswith("**Fashion-MNIST, 10,000 images**\n\n| method |")
+    assert "| RCKA 3 | 3 | 89.07 ± 0.31 | +0.53 (" in text
+    assert text.index("| DIST |") < text.index("| CE |") < text.index("| RCKA 15, ramp |")  # the best first
+
+
 def test_the_figure(tmp_path):
     mpl.use("Agg")
     study_tables.summary(lines()).to_csv(tmp_path / "table.csv", index=False)
