@@ -47,8 +47,8 @@ def gallery() -> str:
     """Every figure with its script."""
     parts = [
         "# Gallery",
-        "Every figure of the project and the code that draws it. `figures/README.md` says which claim each one tests, "
-        "and what was found. `python -m figures NAME` draws one again.",
+        "Every figure of the project and the code that draws it. [What the figures show](pictures/README.md) says which "
+        "claim each one tests, and what was found. `python -m figures NAME` draws one again.",
     ]
     for picture in sorted((ROOT / "figures").glob("*.png")):
         title = picture.stem.replace("_", " ").capitalize()
