@@ -49,6 +49,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "methods_table": ("data/methods.csv",),
     "grams": ("data/grams.npz",),
     "detections": ("data/detections.*", "data/detectors.csv", "data/segmenters.csv", ".cache/dense-*"),
+    "all_measures": ("data/all_measures.csv",),
     "cka_and_mmd": ("data/cka_and_mmd.csv",),
 }
 

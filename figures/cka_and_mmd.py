@@ -51,7 +51,7 @@ def measured_pairs(networks: list[nn.Module], samples: int | None) -> pd.DataFra
 
 def draw(table: pd.DataFrame) -> Figure:
     """Heatmaps of CKA and of MMD, and MMD over CKA with the two bounds."""
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.4), layout="constrained", width_ratios=(1, 1, 1.1))
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.4), layout="constrained", width_ratios=(1, 1, 0.8))
     layers = [list(dict.fromkeys(sorted(table[side], key=_depth))) for side in ("row", "column")]
     for ax, name, title in ((axes[0], "cka", "CKA"), (axes[1], "mmd", "MMD², quadratic kernel")):
         values = table.pivot(index="row", columns="column", values=name).loc[layers[0], layers[1]].to_numpy()
@@ -60,12 +60,14 @@ def draw(table: pd.DataFrame) -> Figure:
         plot_heatmap(
             cp.SimilarityMatrix(values, *layers, measure=name, meta=meta), ax=ax, limits=limits, annotate=False
         )
-        ax.set(title=title, xlabel="seed 1", ylabel="seed 0" if name == "cka" else "")
+        ax.set(title=title, xlabel="resnet20, seed 1", ylabel="resnet20, seed 0" if name == "cka" else "")
+        if ax is axes[1]:  # the names of the first map are those of this one
+            ax.set_yticklabels([])
     ax = axes[2]
     c = np.linspace(table["cka"].min() - 0.03, 1, 200)
     ax.plot(c, 2 * (1 - c**2), color="black", linewidth=0.8)
     ax.plot(c, 4 * (1 - c) ** 2 / (BATCH - 1), color="black", linewidth=0.8)
-    ax.text(0.82, 0.75, "upper bound")
+    ax.text(0.81, 0.85, "upper bound")
     ax.text(c[0] + 0.01, 0.035, "lower bound")
     ax.errorbar(
         table["cka"], table["mmd"], xerr=table["cka standard_error"], yerr=table["mmd standard_error"],

@@ -1,4 +1,4 @@
-"""Figure 14: test accuracy of the students of each method on Fashion-MNIST, from the finished cells of `make study`."""
+"""Figure 13: test accuracy of the students of each method on Fashion-MNIST, from the finished cells of `make study`."""
 
 from __future__ import annotations
 

@@ -47,11 +47,12 @@ def gallery() -> str:
     """Every figure with its script."""
     parts = [
         "# Gallery",
-        "Every figure of the project and the code that draws it. [What the figures show](pictures/README.md) says which "
-        "claim each one tests, and what was found. `python -m figures NAME` draws one again.",
+        "Every figure of the project and the code that draws it. [What the figures show](pictures/README.md) says "
+        "which claim each one tests, and what was found. `python -m figures NAME` draws one again.",
     ]
     for picture in sorted((ROOT / "figures").glob("*.png")):
         title = picture.stem.replace("_", " ").capitalize()
+        title = re.sub(r"\b(cka|mmd)\b", lambda word: word[0].upper(), title, flags=re.IGNORECASE)
         parts += [f"## {title}", f"![{title}](pictures/{picture.name})"]
         script = next((p for p in _scripts(picture.stem)), None)
         if script is not None:
