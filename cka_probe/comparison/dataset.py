@@ -20,12 +20,15 @@ from ..capture.streaming import Consume, Pass
 from ..similarity.matrix import SimilarityMatrix
 from .dataset_checkpoint import DatasetCheckpoint
 from .dataset_pass import DatasetPass
+from .dataset_together import end_pass_together
 from .feature_blocks import FeatureFile
 from .feature_keeper import FeatureKeeper
 from .held import StartAgainError
 from .output_answers import Answers
 from .request import ComparedModel, Request
+from .route_choice import weigh_routes
 from .same_samples import OtherSamplesError, OwnGenerators, SameSamples
+from .together import Ended, Together
 
 __all__ = ["batches_of", "can_be_read_again", "run_dataset"]
 
@@ -34,8 +37,15 @@ OTHER_SAMPLES = (
     "let the layers take several passes, turn shuffling and random augmentation off"
 )
 
+OTHER_IN_PROCESS = (
+    "`data` gives other samples, or another order, each time it is read, but some layers at a time take several "
+    "passes. Turn shuffling and random augmentation off, or give more `memory`"
+)
 
-def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[str, Any]) -> SimilarityMatrix:
+
+def run_dataset(
+    models: Sequence[ComparedModel], request: Request, meta: dict[str, Any], together: Together
+) -> SimilarityMatrix:
     """Similarities of the models over all samples.
 
     The first batch shows how wide the layers are, and how long the forward passes take. By that the route is chosen:
@@ -49,6 +59,8 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
         The options.
     meta : dict
         Added to ``meta`` of the result.
+    together : Together
+        The processes that compare together, inside its ``with`` block.
 
     Returns
     -------
@@ -64,8 +76,10 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
     """
     with ExitStack() as files:
         home = device_of(models[0].model) if request.device is None else torch.device(request.device)
-        kept = DatasetCheckpoint(models, request, home)
-        gathered = DatasetPass(request, home, again=can_be_read_again(request), batches=batches_of(request))
+        kept = DatasetCheckpoint(models, request, home, together.world)
+        together.start(kept.identity)
+        again, batches = can_be_read_again(request), batches_of(request)
+        gathered = DatasetPass(request, home, again=again, batches=batches, together=together)
         order, generators = SameSamples(), OwnGenerators(request.data, request.data_y)
         notes: dict[str, None] = {}
         names: list[list[str]] = []
@@ -103,6 +117,7 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
                     kept.check_first(gathered)
                 if kept.is_due(run, gathered):
                     save()
+                together.look()
 
             try:
                 progress = kept.saved.progress if goes_on and kept.saved is not None else None
@@ -117,28 +132,43 @@ def run_dataset(models: Sequence[ComparedModel], request: Request, meta: dict[st
             except OtherSamplesError:
                 if kept.saved is not None:
                     raise ValueError(f"{kept.path} {OTHER_ORDER}") from None
+                if together:
+                    raise ValueError(OTHER_IN_PROCESS) from None
                 gathered.read_once(OTHER_SAMPLES)
                 order = SameSamples()
                 continue
             except OtherDataError as error:
                 raise ValueError(f"{kept.path} {error}") from None
-            run.require_batches()
+            if not together:
+                run.require_batches()
+            elif gathered.route is None:  # no batch in this process
+                weigh_routes(gathered, [], 0)
+                if gathered.route is not None and gathered.route.name == "moments":
+                    gathered.start_statistics()
+            if run.interrupted:
+                together.stop()
             if run.interrupted and gathered.lasting:
                 save()
-            notes |= dict.fromkeys(run.notes)
+            ended = Ended(run.interrupted, run.notes)
+            if together:
+                last = gathered.passes_done + 1 >= gathered.passes
+                ended = end_pass_together(gathered, interrupted=run.interrupted, notes=run.notes, last=last)
+            notes |= dict.fromkeys(ended.notes)
             if not names:
                 names = [list(recorder.names) for recorder in recorders]
             for recorder, before in zip(recorders, names, strict=True):
                 check_same_layers(recorder.name, before, recorder.names)
             kept.saved, earlier, goes_on = None, None, False
-            if run.interrupted and gathered.passes_done == 0 and gathered.passes > 1:
+            if ended.interrupted and gathered.passes_done == 0 and gathered.passes > 1:
                 raise KeyboardInterrupt
-            if not (run.interrupted and gathered.passes_done):
+            if not (ended.interrupted and gathered.passes_done):
                 gathered.end_pass()  # else this pass has seen a part of the samples only
-            if run.interrupted or gathered.passes_done >= gathered.passes:
-                meta = {**meta, **answers.found(), "partial": run.interrupted}
+            if ended.interrupted or gathered.passes_done >= gathered.passes:
+                if together:
+                    answers.all_reduce()
+                meta = {**meta, **answers.found(), "partial": ended.interrupted}
                 found = gathered.result([*notes, *answers.notes()], meta)
-                if not run.interrupted:
+                if not ended.interrupted:
                     kept.remove()
                 return found
             gathered.batches = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ from ..estimators.dataset.data_size import DataSize, Rates
 from ..estimators.dataset.gram_stack import GramStack
 from ..estimators.dataset.layer_parts import FEW, WholeGram
 from ..estimators.dataset.moments import MomentCKA
-from ..estimators.dataset.routes import Route, Slice
+from ..estimators.dataset.routes import Route
 from ..similarity.matrix import SimilarityMatrix
+from .dataset_together import join_statistics
 from .feature_blocks import FilePart, disk_room
 from .feature_keeper import Keeping
 from .gram_pass import end_grams
-from .held import Held, Room, Side, StartAgainError, let_go, some_columns
+from .held import Held, Side, StartAgainError, let_go, some_columns
+from .keeping import keeping_of, wanted_columns
 from .memory import checked_memory
 from .request import Request
 from .route_choice import PlannedError, weigh_routes
+from .together import Together
 
 __all__ = ["DatasetPass"]
 
@@ -43,6 +47,8 @@ class DatasetPass:
         Number of batches, if it is certain.
     held : bool
         Whether the features of all samples are in memory already.
+    together : Together, optional
+        The processes that compare together, each a shard of the data.
 
     Attributes
     ----------
@@ -59,13 +65,24 @@ class DatasetPass:
     """
 
     def __init__(
-        self, request: Request, home: torch.device, *, again: bool, batches: int | None, held: bool = False
+        self,
+        request: Request,
+        home: torch.device,
+        *,
+        again: bool,
+        batches: int | None,
+        held: bool = False,
+        together: Together | None = None,
     ) -> None:
         self.request = request
         self.home = home
-        self.again = self.can_restart = again
+        self.together = Together(False) if together is None else together
+        self.again = again
+        self.can_restart = again and not self.together
         self.held = held
         self.memory = checked_memory(request.memory, home)
+        if self.together and request.memory is None and home.type == "cpu":
+            self.memory //= int(os.environ.get("LOCAL_WORLD_SIZE", self.together.world))
         self.route: Route | None = None
         self.plan: list[Route] = []
         self.size: DataSize | None = None
@@ -75,6 +92,8 @@ class DatasetPass:
         self.passes_done = 0
         self.samples = self.batches = 0
         self.sizes: list[int] = []
+        self.sizes_of: list[list[int]] = []
+        """Rows of each batch, by process."""
         self.notes: list[str] = []
         self.sides: Sequence[Side] = ()
         self.statistics: Any = None
@@ -88,6 +107,7 @@ class DatasetPass:
         self.units: list[int] = []
         """The layers that are their own owners."""
         self.widths: list[int] = []
+        self.dtypes: list[torch.dtype] = []
         self.coarse: dict[tuple[int, str], tuple[float, torch.dtype]] = {}
         self.marks: dict[tuple[str, str], tuple[float, float]] = {}
         """Norm and mean of the features of the first batch by model and layer, with ``checkpoint=``."""
@@ -108,10 +128,15 @@ class DatasetPass:
     def _is_one_small_batch(self) -> bool:
         """Whether the Gram matrices can be computed inside the hooks, because one batch holds all samples."""
         request = self.request
-        if self.held or self.expected_batches != 1 or request.measure != "cka" or request.route not in (None, "grams"):
+        if (
+            self.held
+            or self.together
+            or self.expected_batches != 1
+            or request.measure != "cka"
+            or request.route not in (None, "grams")
+        ):
             return False
-        samples = self.expected_samples(None)
-        return samples is not None and samples <= FEW
+        return (self.expected_samples(None) or FEW + 1) <= FEW
 
     def expected_samples(self, first: int | None) -> int | None:
         """Number of rows of all batches, given that of the first; None if it is not known."""
@@ -162,34 +187,10 @@ class DatasetPass:
 
     def keeping(self) -> Keeping:
         """What the hooks of the coming pass keep."""
-        keeping = self._keeping()
+        keeping = keeping_of(self)
         if self.request.checkpoint is not None:
             keeping.marks = {}
         return keeping
-
-    def _keeping(self) -> Keeping:
-        kernel, route = self.request.kernel, self.route
-        if self.at_once:
-            return Keeping("gram", Room(0), kernel, self.home)
-        if self.persists:
-            return Keeping("file", Room(0), kernel, self.home)
-        if route is None and self.request.measure == "cka":
-            return Keeping("survey", Room(self.memory // 2), kernel, self.home)
-        if route is not None and route.name == "grams":
-            keeping = Keeping("chosen", Room(0), kernel, self.home)
-            keeping.first = keeping.checks = self.passes_done == 0
-            keeping.wanted = self._wanted(route.groups[self.passes_done])
-            return keeping
-        if route is not None and route.name == "disk":
-            return Keeping("file", Room(route.room), kernel, self.home)
-        return Keeping("all", Room(self.memory), kernel, self.home)
-
-    def _wanted(self, group: Sequence[Slice]) -> dict[tuple[int, str], tuple[int, int]]:
-        found = {}
-        for part in group:
-            side, place = self.rows[self.units[part.place]]
-            found[side, self.names[side][place]] = part.start, part.stop
-        return found
 
     def begin(self, sides: Sequence[Side], keeping: Keeping | None = None, *, goes_on: bool = False) -> None:
         """Begin a pass with these recorders, or go on in the middle of one."""
@@ -274,7 +275,8 @@ class DatasetPass:
         first: dict[int, int] = {}
         self.owners = [first.setdefault(id(held), place) for place, held in enumerate(layers)]
         self.units = [place for place, owner in enumerate(self.owners) if place == owner]
-        self.widths = [held.width for place in self.units if (held := layers[place]) is not None]
+        of_units = [held for place in self.units if (held := layers[place]) is not None]
+        self.widths, self.dtypes = [held.width for held in of_units], [held.dtype for held in of_units]
         keeping = self.kept_by
         if keeping is not None:
             keeping.first = False
@@ -292,7 +294,7 @@ class DatasetPass:
             xs = [held.features for unit in self.units if (held := layers[unit]) is not None]
             self.flat = [isinstance(x, torch.Tensor) and bool((x == x[:1]).all()) for x in xs]
         elif name == "grams" and keeping is not None and not self.at_once:
-            keeping.mode, keeping.wanted = "chosen", self._wanted(self.route.groups[0])
+            keeping.mode, keeping.wanted = "chosen", wanted_columns(self, self.route.groups[0])
             taken = {self.units[part.place]: part for part in self.route.groups[0]}
             for unit in self.units:
                 held, part = layers[unit], taken.get(unit)
@@ -317,7 +319,7 @@ class DatasetPass:
         """Make the statistics of the route, without a sample."""
         assert self.route is not None
         if self.route.name == "moments":
-            self.statistics = MomentCKA()
+            self.statistics = MomentCKA(first=self.together.rank, stride=self.together.world)
             return
         from ..estimators.dataset.sketch import SketchCKA
 
@@ -375,6 +377,8 @@ class DatasetPass:
         if route.name in ("grams", "disk"):
             end_grams(self, route)
         self.passes_done += 1
+        if self.together and self.passes_done == self.passes:
+            join_statistics(self)
 
     def result(self, notes: Sequence[str], meta: dict[str, Any]) -> SimilarityMatrix:
         """The similarities over all samples.

@@ -88,7 +88,7 @@ class Keeping:
         # A sum reads the features once and makes no copy. It may overflow where they do not.
         if self.checks and not math.isfinite(float(features.sum())) and not bool(torch.isfinite(features).all()):
             raise NotFiniteError
-        held = Held(name, features.shape[1], features.dtype.itemsize)
+        held = Held(name, features.shape[1], features.dtype)
         if self.marks is not None:
             norm, total = torch.linalg.vector_norm(features, dtype=torch.float64), features.sum(dtype=torch.float64)
             self.marks[side, name] = float(norm), float(total) / math.sqrt(max(1, features.numel()))

@@ -118,7 +118,7 @@ def compare_features(
     gathered = DatasetPass(request, first.device, again=False, batches=1, held=True)
     gathered.begin(sides)
     kept: list[list[Held | None]] = [
-        [Held(name, x.shape[1], x.dtype.itemsize, x) for name, x in side.features.items()] for side in sides
+        [Held(name, x.shape[1], x.dtype, x) for name, x in side.features.items()] for side in sides
     ]
     if len(first) >= 4:
         gathered.coarse = {

@@ -52,6 +52,8 @@ class Held:
         The layer.
     width : int
         Number of columns of its features.
+    dtype : torch.dtype
+        Of its features.
     features : tensor, FilePart or None
         Its features (n, d), or the columns that this pass takes.
     gram : WholeGram or None
@@ -60,7 +62,7 @@ class Held:
 
     name: str
     width: int
-    itemsize: int
+    dtype: torch.dtype
     features: torch.Tensor | FilePart | None = None
     gram: WholeGram | None = None
 

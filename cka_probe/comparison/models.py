@@ -130,8 +130,9 @@ def compare(
         has no room for it, a note says so, and nothing is saved. Of several passes, each is saved when it is over.
     distributed : bool
         Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
-        result for all shards. Models and options must be equal in all processes; if one process fails, all raise. For
-        the minibatch scope.
+        result for all shards. Models and options must be equal in all processes; if one process fails, all raise. In
+        the dataset scope for CKA by sums ("moments") or by Gram matrices ("grams", "disk"), whose layers are dealt out
+        to the processes; without ``checkpoint``.
     backend : "torch" or "cupy"
         Library that computes Gram matrices on an NVIDIA GPU. Torch is faster (benchmarks/results/gpu.md). For the
         minibatch scope.
@@ -352,7 +353,7 @@ def _run(models: list[ComparedModel], request: Request, meta: dict[str, Any], to
     notes = sharing_notes(networks)
     if request.scope == "minibatch":
         return with_notes(run_minibatch(models, request, meta, together), notes)
-    return with_notes(run_dataset(models, request, meta), notes)
+    return with_notes(run_dataset(models, request, meta, together), notes)
 
 
 def _by_text(models: Mapping[Any, nn.Module]) -> dict[str, nn.Module]:

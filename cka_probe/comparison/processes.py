@@ -59,6 +59,9 @@ class Shard:
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.data), self.rank, None, self.world)
 
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.data), self.world))  # type: ignore[arg-type]  # an error if it has none
+
 
 def all_reduce(statistics: MinibatchCKA, recorders: Sequence[LayerRecorder], device: torch.device) -> None:
     """Add up the statistics of all processes of torch.distributed, so that every process holds those of all data.

@@ -154,8 +154,15 @@ class Request:
     def _check_dataset_scope(self) -> None:
         if self.backend != "torch" or self.tf32 or self.overlap:
             raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
-        if self.distributed:
-            raise ValueError('`distributed` is for scope="minibatch". scope="dataset" runs in one process.')
+        if self.distributed and self.measure != "cka":
+            raise ValueError(
+                f"{self.measure!r} needs the features of all samples in one process. Leave `distributed` out, or "
+                "compare by CKA."
+            )
+        if self.distributed and self.checkpoint is not None:
+            raise ValueError(
+                'scope="dataset" in several processes has no checkpoint. Leave `checkpoint` or `distributed` out.'
+            )
 
     def _check_memory(self) -> None:
         for name, given in (("memory", self.memory), ("route", self.route)):

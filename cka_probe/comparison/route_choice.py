@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..estimators.dataset.data_size import DataSize, Rates
 from ..estimators.dataset.gram_stack import stack_bytes
 from ..estimators.dataset.routes import ADVICE, ROUTES, Route, best_route, plan_routes
+from .dataset_together import join_layers
 from .feature_blocks import FeatureFile, disk_room
 from .feature_keeper import Keeping
 from .held import Held, StartAgainError
@@ -33,6 +34,8 @@ class PlannedError(Exception):
 def weigh_routes(gathered: DatasetPass, layers: Sequence[Held | None], rows: int) -> None:
     """Weigh all routes by the first batch of ``rows`` rows, and choose one unless a plan is all that is wanted.
 
+    Of several processes all weigh the same, also one without a batch (and without layers).
+
     Raises
     ------
     ValueError
@@ -42,30 +45,46 @@ def weigh_routes(gathered: DatasetPass, layers: Sequence[Held | None], rows: int
     """
     request, keeping = gathered.request, gathered.kept_by
     samples = rows if gathered.held else gathered.expected_samples(rows)
-    itemsize = max(held.itemsize for held in layers if held is not None)
+    itemsize = max((held.dtype.itemsize for held in layers if held is not None), default=0)
     if request.measure != "cka":
         size = itemsize * (samples or rows) * sum(gathered.widths)
         gathered.route = features_route(request.measure, size, None if gathered.held else gathered.memory)
         _check_room(gathered, size)
         return
+    rates = first_batch_rates(Rates(), keeping, samples, rows)
+    found: dict[str, Any] = {
+        "samples": samples,
+        "itemsize": itemsize,
+        "batch": rows,
+        "again": gathered.again,
+        "disk": 0 if gathered.held else gathered.disk,
+        "beside": 0 if keeping is None else keeping.meter.most,
+        "memory": gathered.memory,
+        "forward": rates.forward,
+    }
+    every = join_layers(gathered, found if layers else None) if gathered.together else [found]
+    counts = [one["samples"] for one in every]
     split = gathered.split
     data = DataSize(
-        samples,
+        None if None in counts else sum(counts),
         gathered.widths[:split],
         None if split is None else gathered.widths[split:],
-        itemsize=itemsize,
-        batch=rows,
+        itemsize=max(one["itemsize"] for one in every),
+        batch=max(one["batch"] for one in every),
         batches=1 if gathered.at_once else None,
-        again=gathered.again,
+        again=all(one["again"] for one in every),
         held=gathered.held,
-        disk=0 if gathered.held else gathered.disk,
-        beside=0 if keeping is None else keeping.meter.most,
+        disk=min(one["disk"] for one in every),
+        beside=max(one["beside"] for one in every),
+        processes=gathered.together.world,
+        most=None if None in counts else max(counts),
     )
-    gathered.rates = first_batch_rates(Rates(), keeping, samples, rows)
+    gathered.rates = rates = replace(rates, forward=max(one["forward"] for one in every))
+    if gathered.together:
+        gathered.rates = rates = replace(Rates(), forward=rates.forward)  # the same in all
+    gathered.memory = min(one["memory"] for one in every)
     gathered.size = data
-    gathered.plan = plan_routes(
-        data, gathered.memory, kernel=request.kernel, estimator=request.estimator, rates=gathered.rates
-    )
+    gathered.plan = plan_routes(data, gathered.memory, kernel=request.kernel, estimator=request.estimator, rates=rates)
     gathered.planned = samples
     if gathered.at_once and not gathered.plan[ROUTES.index("grams")].fits:
         raise StartAgainError

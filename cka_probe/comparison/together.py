@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from ..capture.notes import first_line
 from .run_identity import processes_differ
 
-__all__ = ["Ended", "Together", "path_of_rank"]
+__all__ = ["Ended", "Together", "joined_notes", "path_of_rank"]
 
 LOOK_EVERY = 1.0
 """Seconds between two looks whether another process has failed."""
@@ -29,9 +29,9 @@ class Ended(NamedTuple):
 class Together:
     """The processes of torch.distributed that compare together, seen from this one.
 
-    They meet twice: before the first batch and after the last. A process that fails takes part in its next meeting and
-    says so, and then all raise. It also leaves a word in the store of the process group, where the others look about
-    once a second between their batches.
+    They meet before the first batch and after the last, over a whole data set also between. A process that fails takes
+    part in its next meeting and says so, and then all raise. It also leaves a word in the store of the process group,
+    where the others look about once a second between their batches.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Together:
     def __init__(self, distributed: bool) -> None:
         self.rank, self.world = 0, 1
         self._active = distributed and _is_initialised()
-        self._meetings = 2
+        self._open = self._active
         self._key = ""
         self._told: RuntimeError | None = None
         """The error of another process, which this one raises."""
@@ -68,7 +68,7 @@ class Together:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self._active or not self._meetings:
+        if error is None or not self._open:
             return
         text = f"{type(error).__name__}: {error}"
         self._leave_word(f"process {self.rank} failed: {text}")
@@ -95,7 +95,7 @@ class Together:
         gathered = self._meet((dict(identity), secrets.token_hex(8)))
         self._key = f"cka_probe/{gathered[0][1]}"
         if (problem := processes_differ([one for one, _ in gathered])) is not None:
-            self._meetings = 0  # all raise here
+            self._open = False  # all raise here
             raise ValueError(problem)
 
     def look(self) -> None:
@@ -150,8 +150,20 @@ class Together:
         """
         if not self._active:
             return Ended(interrupted, list(notes))
-        gathered = self._meet((interrupted, list(notes)))
-        return Ended(any(one for one, _ in gathered), _joined([own for _, own in gathered]))
+        gathered = self.meet((interrupted, list(notes)), last=True)
+        return Ended(any(one for one, _ in gathered), joined_notes([own for _, own in gathered]))
+
+    def meet(self, word: Any, *, last: bool = False) -> list[Any]:
+        """Exchange words with all processes, between the first meeting and the ``last``.
+
+        Raises
+        ------
+        RuntimeError
+            If another process has failed.
+        """
+        if last:
+            self._open = False
+        return self._meet(word)
 
     def _other(self, message: str) -> RuntimeError:
         self._told = RuntimeError(message)
@@ -170,18 +182,17 @@ class Together:
         """Exchange words with all processes. Raise RuntimeError if one has failed or is gone."""
         import torch.distributed as dist
 
-        self._meetings -= 1
         gathered: list[Any] = [None] * self.world
         try:
             dist.all_gather_object(gathered, (word, failed))
         except Exception as error:  # of the library
-            self._meetings = 0
+            self._open = False
             raise self._other(
                 f"A process of the comparison has ended, or cannot be reached ({first_line(error)})."
             ) from error
         failures = [(rank, text) for rank, (_, text) in enumerate(gathered) if text is not None]
         if failures or any(one is None for one, _ in gathered):
-            self._meetings = 0
+            self._open = False
             rank, text = failures[0] if failures else (self.rank, "it has left")
             raise self._other(f"The comparison was stopped because process {rank} failed: {text}")
         return [one for one, _ in gathered]
@@ -201,7 +212,7 @@ def path_of_rank(path: Path, together: Together) -> Path:
     return path.with_name(f"{path.stem}.rank{together.rank}{path.suffix}") if together else path
 
 
-def _joined(notes: Sequence[Sequence[str]]) -> list[str]:
+def joined_notes(notes: Sequence[Sequence[str]]) -> list[str]:
     """The notes of all processes, each once."""
     found: dict[str, None] = {}
     for rank, own in enumerate(notes):

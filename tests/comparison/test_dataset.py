@@ -124,7 +124,5 @@ def test_errors_for_options_that_do_not_fit(networks):
         cp.compare(*networks, data, measure="procrustes", scope="minibatch", progress=False)
     with pytest.raises(ValueError, match="does not use a kernel"):
         cp.compare(*networks, data, measure="procrustes", kernel=cp.RBF(), progress=False)
-    with pytest.raises(ValueError, match="`distributed` is for scope="):
-        cp.compare(*networks, data, scope="dataset", distributed=True, progress=False)
     with pytest.raises(cp.CaptureError, match="gave NaN or infinity in batch 1"):
         cp.compare(*networks, [data[0], data[1] * float("nan")], scope="dataset", progress=False)

@@ -55,6 +55,10 @@ class DataSize:
         Bytes that may be written to the disk.
     beside : int
         Bytes that the forward passes take.
+    processes : int
+        Number of processes that share the samples.
+    most : int or None
+        Largest number of samples of a process; all of them when left out.
     """
 
     samples: int | None
@@ -67,11 +71,18 @@ class DataSize:
     held: bool = False
     disk: int = 0
     beside: int = 0
+    processes: int = 1
+    most: int | None = None
 
     @property
     def widths(self) -> list[int]:
         """Widths of all layers."""
         return [*self.widths_x, *(self.widths_y or ())]
+
+    @property
+    def own(self) -> int:
+        """Largest number of samples of a process, 0 if it is not known."""
+        return self.samples or 0 if self.most is None else self.most
 
     @property
     def features(self) -> int | None:

@@ -5,14 +5,14 @@ w = [1, a_1 .. a_L], the sums of w w', w u', and of u u' for the pairs of layers
 exactly. Another shift changes u to u + d and a_l to a_l + 2 d_l.u_l + |d_l|^2, so the new sums follow from the old
 ones: accumulators that started with different shifts can merge, and at the end the shift becomes the mean.
 
-float32 features are multiplied in float32 and added up in float64. Samples at more than 8 times the usual distance are
-multiplied in float64: the closed form subtracts fourth powers of single samples from squares of sums, and in float32
-one sample at 300 standard deviations would cause an error of 1e-3.
+float32 features of many columns are multiplied in float32 and added up in float64. Samples at more than 8 times the
+usual distance are multiplied in float64: the closed form subtracts fourth powers of single samples from squares of
+sums, and in float32 one sample at 300 standard deviations would cause an error of 1e-3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +31,7 @@ ROWS = 1024
 NUMBERS = 2**24
 """Largest size of the float64 copy of the samples of one product; wide layers take fewer samples at a time."""
 
-NARROW = 256
+NARROW = 2048
 """Up to this number of columns all products are in float64: they are a small part of the work."""
 
 FAR = 64.0
@@ -166,6 +166,12 @@ class MomentSums:
             rows, taken = xp.astype(rows, xp.float64), xp.astype(taken, xp.float64)
         self.rows = xp.concat([rows, taken], axis=0)
 
+    def keep_some(self, rows: Sequence[Array], keys: Sequence[np.ndarray]) -> None:
+        """Keep the samples with the smallest keys among ``rows``, instead of those kept before."""
+        self.rows, self.keys = None, np.empty(0)
+        for some, own in zip(rows, keys, strict=True):
+            self._choose(array_namespace(some), some, own)
+
     def scaled(self, xp: ModuleType, x: Array) -> Array:
         """Samples minus the shift, each layer divided by its scale, in float64."""
         return (xp.astype(x, xp.float64) - self.shift) / self.layout.spread(xp, self.scale)
@@ -251,6 +257,8 @@ class MomentSums:
         self.ww, self.wu = self.moved(factor, delta, receive)
         if self.units is not None:
             self.units = self.units.moved(self.layout.spread(xp, factor), delta)
+        if self.largest is not None:
+            self.largest = self.largest * factor * factor
         self.shift, self.scale = _copy(shift), _copy(scale)
 
     def moved(self, factor: Array | None, delta: Array, receive: Callable[[int, Array], None]) -> tuple[Array, Array]:

@@ -213,6 +213,8 @@ class _Plan:
         self.linear = isinstance(kernel, Linear)
         self.samples = data.samples or 0
         self.small = data.samples is not None and data.samples <= WIDE
+        self.sent = 0 if data.processes == 1 else 2 * data.itemsize * (data.samples or 0) * max(data.widths)
+        """Bytes of the features of one layer that come from all processes, and of what they send."""
 
     def _over(self, name: str, needed: float, what: str) -> Route | None:
         """A route that does not fit, if ``needed`` bytes are too many."""
@@ -246,7 +248,8 @@ class _Plan:
         cubes = min(n, 1024) ** 3 * self.layers / self.rates.wide_products
         errors = n * n * self.layers**2 / self.rates.wide_products
         pairs = n * n * self.layers**2 / 2 / self.rates.products
-        return n * n * self.total / rate + touched / self.rates.memory + pairs + errors + cubes
+        of_layers = n * n * self.total / rate + touched / self.rates.memory + cubes
+        return of_layers / self.data.processes + pairs + errors
 
     def grams(self) -> Route:
         data, n = self.data, self.samples
@@ -254,21 +257,21 @@ class _Plan:
             return Route("grams", "the number of samples is not known", fits=False)
         widest = max(data.widths)
         kept = self._kept_grams()
-        fixed = kept + part_bytes(n, widest, self.kernel) + data.beside
+        fixed = kept + part_bytes(n, widest, self.kernel) + data.beside + self.sent
         if (over := self._over("grams", fixed, f"{self.layers} Gram matrices of {n} samples")) is not None:
             return over
         if data.held or data.batches == 1:
             groups: tuple[tuple[Slice, ...], ...] = (tuple(Slice(i, 0, w) for i, w in enumerate(data.widths)),)
         else:
             room = int(PART * (self.memory - fixed))
-            groups = _packed(data.widths, room // (data.itemsize * n), divisible=self.linear)
+            groups = _packed(data.widths, room // (data.itemsize * max(1, data.own)), divisible=self.linear)
         if not groups or len(groups) > MOST_PASSES:
             return Route("grams", f"the widest layer, {_text(data.itemsize * n * widest)}, does not fit", fits=False)
         passes = len(groups)
         if passes > 1 and not data.again:
             return Route("grams", f"{passes} passes are needed, but the data can be read only once", fits=False)
         most = max(sum(part.stop - part.start for part in group) for group in groups)
-        features = 0 if data.held or data.batches == 1 else data.itemsize * n * most
+        features = 0 if data.held or data.batches == 1 else data.itemsize * data.own * most
         reason = f"{self.layers} Gram matrices of {n} samples take {_text(kept)}"
         if features:
             reason += f", and the features {_text(features)}"
@@ -287,19 +290,23 @@ class _Plan:
         if not data.disk:
             return Route("disk", "the folder of temporary files has no room", fits=False)
         fixed = self._kept_grams() + part_bytes(max(n, data.batch), max(data.widths), self.kernel) + data.beside
+        fixed += self.sent
         if (over := self._over("disk", fixed, f"{self.layers} Gram matrices of {n} samples")) is not None:
             return over
         room = int(PART * (self.memory - fixed))
         if data.features is None:
             why = "the number of samples is not known: features are kept in memory, and on the disk beyond it"
             return Route("disk", why, memory=fixed + room, disk=data.disk, seconds=math.inf, room=room)
-        written = max(0, data.features - room)
+        own = data.itemsize * data.own * self.total
+        written = max(0, own - room)
         seconds = self.rates.forward + self._gram_seconds() + 2 * written / self.rates.disk
         reason = f"features of {_text(data.features)} in one pass, of which {_text(written)} go to the disk"
-        return Route("disk", reason, memory=fixed + min(room, data.features), disk=written, seconds=seconds, room=room)
+        return Route("disk", reason, memory=fixed + min(room, own), disk=written, seconds=seconds, room=room)
 
     def blocks(self) -> Route:
         data, n = self.data, self.samples
+        if data.processes > 1:
+            return Route("blocks", "it runs in one process only", fits=False)
         if data.samples is None or data.features is None:
             return Route("blocks", "the number of samples is not known", fits=False)
         block = min(n, 512)
@@ -317,6 +324,8 @@ class _Plan:
     def sketch(self) -> Route:
         if not isinstance(self.kernel, Linear | RBF):
             return Route("sketch", f"{self.kernel!r} has no sketch", fits=False)
+        if self.data.processes > 1:
+            return Route("sketch", "it runs in one process only", fits=False)
         if self.estimator != "unbiased":
             why = 'the sketch has the unbiased estimator only; use estimator="unbiased"'
             return Route("sketch", why, fits=False)

@@ -202,7 +202,8 @@ class TestAccuracy:
         return np.abs(to_numpy(found) - definition(double[:split], "unbiased", ys)).max()
 
     @pytest.fixture
-    def xs(self, rng):
+    def xs(self, rng, monkeypatch):
+        monkeypatch.setattr(moment_sums, "NARROW", 256)  # so that these are wide, and multiplied in float32
         return layers(rng, n=400, widths=(200, 120))
 
     @pytest.mark.parametrize("mean", [0.0, 1.0, 1e3, 1e5])

@@ -1,0 +1,43 @@
+"""What the hooks keep in each pass of a comparison over a whole data set, by its route."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..estimators.dataset.routes import Slice
+from .feature_keeper import Keeping
+from .held import Room
+
+if TYPE_CHECKING:
+    from .dataset_pass import DatasetPass
+
+__all__ = ["keeping_of", "wanted_columns"]
+
+
+def keeping_of(gathered: DatasetPass) -> Keeping:
+    """What the hooks of the coming pass keep."""
+    kernel, home, route = gathered.request.kernel, gathered.home, gathered.route
+    if gathered.at_once:
+        return Keeping("gram", Room(0), kernel, home)
+    if gathered.persists:
+        return Keeping("file", Room(0), kernel, home)
+    if route is None and gathered.request.measure == "cka":
+        return Keeping("survey", Room(gathered.memory // 2), kernel, home)
+    if route is not None and route.name == "grams":
+        keeping = Keeping("chosen", Room(0), kernel, home)
+        keeping.first = keeping.checks = gathered.passes_done == 0
+        keeping.wanted = wanted_columns(gathered, route.groups[gathered.passes_done])
+        return keeping
+    if route is not None and route.name == "disk":
+        return Keeping("file", Room(route.room), kernel, home)
+    return Keeping("all", Room(gathered.memory), kernel, home)
+
+
+def wanted_columns(gathered: DatasetPass, group: Sequence[Slice]) -> dict[tuple[int, str], tuple[int, int]]:
+    """The range of columns that a pass takes of each layer, by side and name."""
+    found = {}
+    for part in group:
+        side, place = gathered.rows[gathered.units[part.place]]
+        found[side, gathered.names[side][place]] = part.start, part.stop
+    return found
