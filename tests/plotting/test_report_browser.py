@@ -140,6 +140,10 @@ def test_two_hundred_layers_stay_responsive(browser, tmp_path):
         *shape, standard_error=np.full(shape, 0.02), p_value=np.full(shape, 0.004), chance=np.full(shape, 0.1)
     )
     open_report(browser, matrix, tmp_path / "r.html")
+    # The lines fill the box as soon as the page is there.
+    filled = "const box = byId('scroll'), last = [...box.querySelectorAll('tr:not(.space)')].at(-1);"
+    filled += "return last.getBoundingClientRect().bottom >= box.getBoundingClientRect().bottom"
+    assert browser.execute_script(filled)
     # Milliseconds that the page is busy, measured inside it. The limits are wide, because the machine may be shared.
     busy = "const start = performance.now(); {}; return performance.now() - start"
     assert browser.execute_script(busy.format("draw()")) < 5000
