@@ -103,8 +103,9 @@ class DistillationResult:
 
     def __repr__(self) -> str:
         where = "" if self.output_dir is None else f", in {self.output_dir}"
+        epochs = f"{len(self.history)} epoch{'' if len(self.history) == 1 else 's'}"
         if self.score_column is None:
-            return f"<DistillationResult: {len(self.history)} epochs, no score{where}>"
+            return f"<DistillationResult: {epochs}, no score{where}>"
         name = self.score_column.replace("_", " ")
         last, best, *teacher = (
             f"{value:.2%}" if self.score_column == "test_accuracy" else f"{value:.4g}"
@@ -113,8 +114,7 @@ class DistillationResult:
         )
         taught = f", teacher {teacher[0]}" if teacher else ""
         return (
-            f"<DistillationResult: {len(self.history)} epochs, {name} last {last}, best {best} "
-            f"(epoch {self.best_epoch}){taught}{where}>"
+            f"<DistillationResult: {epochs}, {name} last {last}, best {best} (epoch {self.best_epoch}){taught}{where}>"
         )
 
 

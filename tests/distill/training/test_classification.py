@@ -1,6 +1,7 @@
 """distill(): the loop, restored states, errors for wrong input, and weights that the seed decides."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,6 +51,7 @@ def test_history_has_the_terms_and_their_sum():
     assert history["epoch"].tolist() == [1, 2]
     assert result.best_accuracy == history["test_accuracy"].max()
     assert "2 epochs" in repr(result)
+    assert ": 1 epoch," in repr(replace(result, history=result.history[:1]))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
