@@ -114,13 +114,13 @@ def mean_over_spread(grams: Array) -> Array:
     xp = array_namespace(grams)
     n = grams.shape[-1]
     eps = float(xp.finfo(grams.dtype).eps)
-    off = ~_diagonal(xp, grams)
+    # The largest and the smallest entry tell it much faster than all entries.
+    finite = xp.isfinite(xp.max(grams, axis=(-2, -1))) & xp.isfinite(xp.min(grams, axis=(-2, -1)))
     # Zeros instead of a subtraction: the squares of one far sample would leave only the rounding of all others.
-    finite = xp.all(xp.isfinite(grams), axis=(-2, -1))
-    grams = xp.where(off & finite[:, None, None], grams, xp.zeros_like(grams))
-    rows = xp.sum(grams, axis=-1, dtype=xp.float64)
+    off = xp.where(~_diagonal(xp, grams) & finite[:, None, None], grams, xp.zeros_like(grams))
+    rows = xp.astype(xp.sum(off, axis=-1), xp.float64)
     total = xp.sum(rows, axis=-1)
-    squares = xp.sum(grams * grams, axis=(-2, -1), dtype=xp.float64)
+    squares = xp.astype(xp.linalg.vector_norm(off, axis=(-2, -1)), xp.float64) ** 2
     spread = _spread(squares, xp.sum(rows * rows, axis=-1), total, n)
     told = spread > 64 * eps * squares
     ratio = xp.abs(total) / n / n / xp.sqrt(xp.where(told, spread, xp.ones_like(spread))) * (eps / EPS32)

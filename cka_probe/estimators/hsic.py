@@ -168,7 +168,7 @@ def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Arr
     scale = _largest(xp, gram)
     resolution = 16 * float(xp.finfo(gram.dtype).eps)
     noise = xp.max(xp.abs(constant(centred)), axis=(-2, -1), keepdims=True) <= resolution * scale
-    return xp.where(noise, xp.zeros_like(centred), centred), scale
+    return centred * xp.astype(~noise, centred.dtype), scale
 
 
 def scaled_features(x: Array) -> tuple[Array, Array]:
