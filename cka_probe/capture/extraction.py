@@ -11,10 +11,11 @@ from torch import nn
 
 from .batches import Forward, expected_samples
 from .buffers import Budget, FeatureBuffer, as_cupy, require_cupy
+from .keeping import NotFiniteError
 from .layers import Layers
 from .networks import check_device
 from .pooling import Pooling
-from .recorder import LayerRecorder, NotFiniteError
+from .recorder import LayerRecorder
 from .streaming import Pass
 
 __all__ = ["Features", "extract"]

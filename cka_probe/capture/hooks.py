@@ -195,11 +195,11 @@ class Probe(Resumable):
 
     def _records(self) -> bool:
         """Whether a call belongs to a pass."""
-        alone = not self._outputs and (self._depth > 0 or not self._whole)
-        return self._in_thread() and (self._managed or alone)
+        return (self._managed or (not self._outputs and (self._depth > 0 or not self._whole))) and self._in_thread()
 
     def _hook(self, path: str) -> Callable[..., None]:
         only, never = self.selection.only.get(path), self.selection.never.get(path, ())
+        first = self.selection.name(path)
 
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
             if not self._records():
@@ -208,7 +208,7 @@ class Probe(Resumable):
             self._calls[path] = count
             if (only is not None and count not in only) or count in never:
                 return
-            name = self.selection.name(path, count)
+            name = first if count == 1 else self.selection.name(path, count)
             if self._outputs:
                 self._give(name, module, output)
                 return

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 
 from .batches import Forward, call_model
 from .hooks import CaptureError, Probe, check_same_layers
+from .keeping import Keep, NotFiniteError, ReviewingKeep
 from .layers import Layers, unwrap
 from .masks import TokenMasks
 from .networks import check_network, check_weights
@@ -27,6 +26,7 @@ from .outputs import (
     not_finite,
     of_dtype,
 )
+from .plain_outputs import LastOutput, PlainOutputs
 from .pooling import Pooling, check_pooling, pool, reads_positions
 from .progress import Resumable
 from .state import device_of, full_precision, reduces_products
@@ -35,39 +35,7 @@ from .trial import ChanceLengths, loose_lengths, without_trace
 from .unchanged import UNCHANGED, UnchangedOutputs
 from .wrappers import called_model
 
-__all__ = ["Keep", "LayerRecorder", "NotFiniteError", "ReviewingKeep"]
-
-Keep = Callable[[str, torch.Tensor], Any]
-"""Maps a layer's name and its features (n, d) to the result that is kept: a Gram matrix, a copy."""
-
-
-class NotFiniteError(ValueError):
-    """Features hold NaN or infinity."""
-
-
-@runtime_checkable
-class ReviewingKeep(Protocol):
-    """A ``keep`` that checks its results after each forward of the model and may request a second forward.
-
-    Attributes
-    ----------
-    takes_half : bool
-        Whether features may come in half precision; a recorder casts them to float32 for any other ``keep``.
-    takes_any_order : bool
-        Whether the features of a layer may come in any order, as they lie in memory.
-    reviewed : bool
-        The recorder sets it to True: ``review`` will be called after every forward.
-    """
-
-    takes_half: bool
-    takes_any_order: bool
-    reviewed: bool
-
-    def __call__(self, name: str, features: torch.Tensor) -> Any:
-        """Return what is kept of one layer."""
-
-    def review(self, kept: Mapping[str, Any]) -> bool:
-        """Return whether the results of this forward are valid. If not, the model runs on the same batch again."""
+__all__ = ["LayerRecorder"]
 
 
 class LayerRecorder(Resumable):
@@ -145,6 +113,7 @@ class LayerRecorder(Resumable):
         embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
         self._doubtful = embeds or self._reader.has_time_first or sample_axis != 0
         self._loose = loose_lengths(self.model)
+        self._plain = PlainOutputs(self._any_order) if pooling in ("auto", "flatten") and sample_axis == 0 else None
         self._unchanged = UnchangedOutputs()
         self._lengths = ChanceLengths(sample_axis)
         self._trial: dict[str, tuple[int, ...]] | None = None
@@ -156,10 +125,9 @@ class LayerRecorder(Resumable):
         self.left_out: dict[str, str] = {}
         self._kept: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
-        self._batch, self._reduced = 0, False
+        self._batch, self._reduced, self._close = 0, False, True
         self._samples: int | None = None
-        self._previous: weakref.ref[torch.Tensor] | None = None
-        self._previous_name, self._previous_version = "", 0
+        self._last = LastOutput()
 
     def run(self, batch: Any, index: int, samples: int | None) -> tuple[list[Any], int]:
         """Run the model on one batch.
@@ -235,8 +203,10 @@ class LayerRecorder(Resumable):
             self._trial, self._samples = None, own
 
     def _pass(self, batch: Any) -> None:
-        self._kept, self._rows, self._previous = {}, {}, None
+        self._kept, self._rows = {}, {}
+        self._last.forget()
         self._unchanged.begin_pass()
+        self._close = self._fresh or self._reduced or self._unchanged.watching or bool(self._masks.masks)
         with self.probe.one_pass():
             # A forward may change its input, and a minibatch may run twice.
             output = self.forward(self.called, copied(batch))
@@ -288,27 +258,40 @@ class LayerRecorder(Resumable):
             return
         if name in self.left_out:
             return
-        previous = self._previous() if self._previous is not None else None
-        version = _version(output)
-        if output is previous and version is not None and version == self._previous_version:
-            # Dropout in eval mode and Identity return their input: the result of the previous layer holds.
-            self._kept[name], self._rows[name] = self._kept[self._previous_name], self._rows[self._previous_name]
-            self._unchanged.repeat(name, self._previous_name)
+        if self._last.is_same(output):
+            self._repeat(name)
             return
+        mask = features = None
         try:
-            tensor, mask = self._read(name, module, output)
-            self._check(name, tensor)
-            # The hook runs inside the caller's autocast, which would compute the Gram matrix in half precision too.
-            if self._reduced or torch.is_autocast_enabled(tensor.device.type):
-                with full_precision(tensor.device):
+            if self._plain is not None and not self._close:
+                features = self._plain.features(name, output, self._samples)
+            if features is None:
+                tensor, mask = self._read(name, module, output)
+                self._check(name, tensor)
+                # The hook runs inside the caller's autocast, which would compute the Gram matrix in half precision too.
+                if self._reduced or torch.is_autocast_enabled(tensor.device.type):
+                    with full_precision(tensor.device):
+                        self._record(name, module, tensor, mask)
+                else:
                     self._record(name, module, tensor, mask)
+            elif self._last.is_viewed_by(output):
+                self._repeat(name)
+                return
             else:
-                self._record(name, module, tensor, mask)
+                tensor = output
+                self._hold(name, module, output, features)
         except UnfitOutputError as error:
             self._leave_out(name, str(error))
             return
-        if tensor is output and version is not None and self._kept[name] is not None:
-            self._previous, self._previous_name, self._previous_version = weakref.ref(tensor), name, version
+        if tensor is output and self._kept[name] is not None:
+            self._last.take(name, tensor)
+            if features is None and mask is None and self._plain is not None:
+                self._plain.learn(name, tensor)
+
+    def _repeat(self, name: str) -> None:
+        """Keep for a layer the result of the layer before."""
+        self._kept[name], self._rows[name] = self._kept[self._last.name], self._rows[self._last.name]
+        self._unchanged.repeat(name, self._last.name)
 
     def _read(self, name: str, module: nn.Module, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         try:
@@ -329,6 +312,18 @@ class LayerRecorder(Resumable):
         features = self._features(name, module, tensor, mask)
         if features.dtype not in (torch.float32, torch.float64) and not self._takes_half:
             features = features.float()
+        self._hold(name, module, tensor, features, mask)
+        if self._unchanged.watching:
+            self._unchanged.see(name, features)
+
+    def _hold(
+        self,
+        name: str,
+        module: nn.Module,
+        tensor: torch.Tensor,
+        features: torch.Tensor,
+        mask: torch.Tensor | None = None,
+    ) -> None:
         try:
             if self._fresh and features.device.type != "cpu" and not bool(torch.isfinite(features).all()):
                 raise NotFiniteError  # most keepers find it only at the end on a GPU
@@ -338,8 +333,6 @@ class LayerRecorder(Resumable):
                 raise UnfitOutputError("its output holds -inf, as that of a mask does") from None
             raise CaptureError(not_finite(name, self.name, self._batch, mask)) from None
         self._rows[name] = features.shape[0]
-        if self._unchanged.watching:
-            self._unchanged.see(name, features)
 
     def _features(self, name: str, module: nn.Module, tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Pool an activation. Raise UnfitOutputError if what comes out cannot be compared."""
@@ -389,8 +382,3 @@ class LayerRecorder(Resumable):
         if self._lengths.is_chance(name, shape) or self._masks.keeps_length(name, shape):
             raise UnfitOutputError(by_chance(shape[0]))
         self._lengths.see(name, shape)
-
-
-def _version(output: Any) -> int | None:
-    """Number of changes of a tensor in place; None in inference mode, where torch does not count them."""
-    return output._version if isinstance(output, torch.Tensor) and not output.is_inference() else None

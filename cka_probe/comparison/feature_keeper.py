@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from ..capture.recorder import NotFiniteError
+from ..capture.keeping import NotFiniteError
 from ..estimators.dataset.layer_parts import FEW, ArrayFeatures, whole_gram
 from ..estimators.kernels import Kernel
 from .feature_blocks import FeatureFile, FilePart

@@ -12,12 +12,13 @@ from torch import nn
 
 from ..capture.batches import Forward
 from ..capture.buffers import require_cupy
+from ..capture.keeping import Keep
 from ..capture.layers import Layers
 from ..capture.nearest import nearest_hint
 from ..capture.networks import check_device
 from ..capture.pooling import Pooling, check_pooling
 from ..capture.progress import HasState
-from ..capture.recorder import Keep, LayerRecorder
+from ..capture.recorder import LayerRecorder
 from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
 from ..capture.streaming import Pass

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 import cka_probe as cp
-from cka_probe.capture.recorder import ReviewingKeep
+from cka_probe.capture.keeping import ReviewingKeep
 from cka_probe.comparison.feature_keeper import FeatureKeeper
 from cka_probe.comparison.grams.keeper import GramKeeper
 from cka_probe.comparison.request import Request

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ...capture.keeping import NotFiniteError
 from ...capture.progress import Resumable
-from ...capture.recorder import NotFiniteError
 from ...capture.trees import move
 from ...estimators.gram_accuracy import MEAN_LIMIT, mean_over_spread
 from ...estimators.hsic import flat_centred
