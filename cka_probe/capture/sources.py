@@ -15,10 +15,16 @@ from torch.utils.data import Dataset, IterableDataset, RandomSampler
 from .batches import batch_size
 from .trees import alike, copied, parts
 
-__all__ = ["ROWS", "checked_samples", "cut", "is_one_batch", "one_batch", "paired"]
+__all__ = ["PIECE", "ROWS", "checked_samples", "cut", "is_one_batch", "one_batch", "paired", "smaller_batches"]
 
 ROWS = 512
 """Largest number of samples of a single tensor that is one minibatch; a larger one is cut."""
+
+PIECE = 256
+"""Largest number of samples of the minibatches that a batch of a loader with more than ``ROWS`` samples is cut into.
+
+The Gram matrices of all layers cost as much for each sample as the batch has samples; smaller batches make the network
+slower on a GPU."""
 
 _END = object()
 
@@ -136,6 +142,23 @@ def cut(batch: Any, rows: int = ROWS) -> list[Any]:
     if samples is None or samples <= rows or not _can_be_cut(batch, samples):
         return [batch]
     return _cut(batch, samples, -(-samples // rows))
+
+
+def smaller_batches(batches: Iterable[tuple[Any, int]], notes: list[str]) -> Iterator[tuple[Any, int]]:
+    """Yield batches with the number of items in each; ``cut`` those of more than ``ROWS`` samples, with one note."""
+    noted = False
+    for batch, items in batches:
+        samples = batch_size(batch)
+        pieces = cut(batch, PIECE) if samples is not None and samples > ROWS else [batch]
+        if len(pieces) > 1 and not noted:
+            noted = True
+            notes.append(
+                f"batches of more than {ROWS} samples were cut into minibatches of at most {PIECE}, because the Gram "
+                "matrices of the layers grow with the square of the batch. The unbiased value stays the same on "
+                "average. To keep the batches whole, pass forward=lambda model, batch: model(batch)"
+            )
+        for piece in pieces:
+            yield piece, items
 
 
 def _can_be_cut(tree: Any, samples: int) -> bool:

@@ -26,7 +26,7 @@ from .progress import HasState, OtherDataError, Progress
 from .random_draws import RandomDraws
 from .recorder import LayerRecorder
 from .sample_order import SampleOrder
-from .sources import checked_samples, cut, is_one_batch, one_batch, paired
+from .sources import checked_samples, cut, is_one_batch, one_batch, paired, smaller_batches
 from .state import borrowed, device_of, full_precision, random_states_restored
 from .trees import copied, move, shape_text, tensors
 from .trial import copies_of_one, without_trace
@@ -63,6 +63,8 @@ class Pass(Boundaries):
         Digest that is updated with every batch.
     held : sequence of HasState
         What ``consume`` changes. Their states belong to ``progress``.
+    cuts : bool
+        Whether large batches may be cut, because the result does not depend on their size.
 
     Attributes
     ----------
@@ -88,8 +90,10 @@ class Pass(Boundaries):
         label: str = "compare",
         order: SampleOrder | None = None,
         held: Sequence[HasState] = (),
+        cuts: bool = False,
     ) -> None:
         super().__init__(recorders, order, held)
+        self.cuts = cuts
         self.recorders = recorders
         self.minimum = minimum
         self.device = device
@@ -173,6 +177,8 @@ class Pass(Boundaries):
                 joined: Iterable[tuple[Any, int]] = ((batch, 1) for batch in shown)
             else:
                 joined = joined_batches(shown, self.minimum, self.notes, self._size_of, self._axis)
+            if self.cuts and self._understood and self._axis == 0 and data_y is None:
+                joined = smaller_batches(joined, self.notes)
             batches = iter(joined)
             try:
                 self.take_mark()

@@ -13,6 +13,7 @@ from ..capture.progress import OtherDataError
 from ..capture.sample_order import SampleOrder
 from ..capture.state import device_of
 from ..estimators.hsic import flat_centred
+from ..estimators.kernels import Linear
 from ..estimators.layer_grams import LayerGram, unit_stack
 from ..estimators.measures.layer_mmd import row_kernel
 from ..estimators.minibatch import MinibatchCKA
@@ -67,7 +68,10 @@ def run_minibatch(
     answers = gathered.answers
     path = None if request.checkpoint is None else path_of_rank(Path(request.checkpoint), together)
     order = None if path is None else SampleOrder(every_number=True)
-    run = request.make_pass(gathered.recorders, gathered.statistics.minimum, order=order, held=[gathered])
+    # A bandwidth from the median of a batch, the biased estimator and distances depend on its size.
+    cuts = isinstance(request.kernel, Linear) and request.estimator == "unbiased" and request.measure == "cka"
+    minimum = gathered.statistics.minimum
+    run = request.make_pass(gathered.recorders, minimum, order=order, held=[gathered], cuts=cuts)
     identity = {} if path is None and not together else comparison_identity(gathered.recorders, request, together.world)
     saved = None
     if path is not None and path.exists():

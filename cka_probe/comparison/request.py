@@ -214,6 +214,7 @@ class Request:
         order: SampleOrder | None = None,
         held: Sequence[HasState] = (),
         label: str = "compare",
+        cuts: bool = False,
     ) -> Pass:
         """Return a ``Pass`` of the recorders with the options of this request; see ``Pass`` for the parameters."""
         return Pass(
@@ -226,4 +227,5 @@ class Request:
             label=label,
             order=order,
             held=held,
+            cuts=cuts,
         )
