@@ -80,7 +80,8 @@ class LastOutput:
 
     def is_same(self, output: Any) -> bool:
         """Whether an output is that tensor, unchanged."""
-        return self._tensor is not None and self._tensor() is output and self._unchanged(output)
+        last = None if self._tensor is None else self._tensor()
+        return last is not None and last is output and self._unchanged(last)
 
     def is_viewed_by(self, output: torch.Tensor) -> bool:
         """Whether a dense output holds the numbers of that tensor in another shape of equally many samples."""

@@ -103,6 +103,7 @@ class TestLastOutput:
         last = self.taken(x)
         del x
         assert not last.is_viewed_by(torch.randn(4, 6))
+        assert not last.is_same(None)  # a layer may return None
 
     def test_in_inference_mode_nothing_is_known(self):
         with torch.inference_mode():

@@ -309,8 +309,8 @@ SET_ANEW = {
     "Probe": None,  # all but its parts
     "LayerRecorder": {"model", "called", "name", "pooling", "keep", "forward", "probe", "sample_axis", "_reviewer",
         "_takes_half", "_reader", "_masks", "_doubtful", "_loose", "_unchanged", "_lengths", "_trial", "_kept",
-        "_any_order", "_rows", "_batch", "_reduced", "_samples", "first_output", "_previous", "_previous_name",
-        "_previous_version", "keeps_output", "output"},
+        "_any_order", "_rows", "_batch", "_reduced", "_samples", "first_output", "_close", "_last", "_plain",
+        "keeps_output", "output"},
     "OutputReader": {"sample_axis", "_batch_first"},
     "TokenMasks": {"two_sided", "masks"},
     "UnchangedOutputs": {"_input", "_first", "_now"},  # while it watches, the first batch is repeated
