@@ -14,6 +14,7 @@ from .dataset_pass import DatasetPass
 from .dataset_state import pass_state, restore_pass
 from .feature_blocks import FeatureFile
 from .held import let_go
+from .keeping import see_batch
 from .output_answers import Answers
 from .request import ComparedModel, Request
 from .resumed import FirstBatchError, in_half_precision, marks_note
@@ -114,7 +115,7 @@ class DatasetCheckpoint:
                 consume(index, kept, samples)
                 return
             let_go([held for side in kept for held in side])
-            gathered.see_marks()
+            see_batch(gathered, index)
             self.check_first(gathered)
 
         return first

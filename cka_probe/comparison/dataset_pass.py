@@ -21,7 +21,7 @@ from .feature_blocks import FilePart, disk_room
 from .feature_keeper import Keeping
 from .gram_pass import end_grams
 from .held import Held, Side, StartAgainError, let_go, some_columns
-from .keeping import keeping_of, wanted_columns
+from .keeping import keeping_of, see_batch, wanted_columns
 from .memory import checked_memory
 from .request import Request
 from .route_choice import PlannedError, weigh_routes
@@ -218,18 +218,20 @@ class DatasetPass:
         """Begin the pass again, with the route that was chosen or is to be chosen."""
         self.at_once = False
 
-    def consume(self, _index: int, kept: list[list[Held | None]], samples: int) -> None:
+    def consume(self, index: int, kept: list[list[Held | None]], samples: int) -> None:
         """Add one batch: for each side what is held of its layers; None for a layer that was left out since.
 
         Raises
         ------
         ValueError
             If the width of a layer changes, or no route fits into the memory.
+        CaptureError
+            If a layer gave NaN or infinity, on a device that is asked once a batch.
         StartAgainError
             If the pass must begin again.
         """
         layers = [held for side in kept for held in side]
-        self.see_marks()
+        see_batch(self, index)
         if self.batches == 0 and self.passes_done == 0:
             try:
                 self._first_batch(kept, layers, samples)
@@ -331,15 +333,6 @@ class DatasetPass:
             if held is not None and isinstance(held.features, torch.Tensor):
                 held.features = keeping.written(held.features)
         keeping.mode, keeping.room.limit = "file", 0
-
-    def see_marks(self) -> None:
-        """Take what the hooks have marked in the first batch of this pass."""
-        keeping = self.kept_by
-        if keeping is None or not keeping.marks:
-            return
-        self.seen = {(self.sides[side].name, layer): mark for (side, layer), mark in keeping.marks.items()}
-        self.marks = self.marks or self.seen
-        keeping.marks, keeping.looks_only = None, False
 
     def _check(self, layers: list[Held | None]) -> None:
         """Raise ValueError if a layer has another width than before, or no longer returns its input."""

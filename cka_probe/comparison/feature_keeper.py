@@ -22,6 +22,9 @@ __all__ = ["FeatureKeeper", "Keeping"]
 SOME = 2**20
 """Numbers of a layer, evenly spaced in the first batch, that show how coarsely its dtype holds it."""
 
+DEFERS = frozenset({"cuda"})
+"""Devices that are asked once a batch whether features hold NaN or infinity, because each answer waits for them."""
+
 Mode = Literal["survey", "all", "chosen", "file", "gram"]
 
 
@@ -73,6 +76,7 @@ class Keeping:
         self.forward_seconds = 0.0
         self.first = True
         """Whether the first batch is in work."""
+        self._sums: list[tuple[int, str, torch.Tensor]] = []
         self.checks = True
         """Whether features may hold NaN or infinity: in the first pass."""
 
@@ -85,8 +89,11 @@ class Keeping:
     def keep(self, side: int, name: str, features: torch.Tensor) -> Held:
         """What is kept of one layer. Raise NotFiniteError if its features hold NaN or infinity."""
         features = features.detach()
+        if self.checks and features.device.type in DEFERS and features.dtype == torch.float32:
+            # The sum of float32 does not overflow in float64.
+            self._sums.append((side, name, features.sum(dtype=torch.float64)))
         # A sum reads the features once and makes no copy. It may overflow where they do not.
-        if self.checks and not math.isfinite(float(features.sum())) and not bool(torch.isfinite(features).all()):
+        elif self.checks and not math.isfinite(float(features.sum())) and not bool(torch.isfinite(features).all()):
             raise NotFiniteError
         held = Held(name, features.shape[1], features.dtype)
         if self.marks is not None:
@@ -119,6 +126,14 @@ class Keeping:
             # A copy, because a later layer may change the activation in place.
             held.features = self.slabs.copy(features)
         return held
+
+    def not_finite(self) -> tuple[int, str] | None:
+        """Side and name of the first layer of this batch that holds NaN or infinity, of those not checked at once."""
+        waiting, self._sums = self._sums, []
+        if not waiting:
+            return None
+        finite = torch.stack([total.to(waiting[0][2].device) for *_, total in waiting]).isfinite().tolist()
+        return next(((side, name) for (side, name, _), good in zip(waiting, finite, strict=True) if not good), None)
 
 
 class FeatureKeeper:

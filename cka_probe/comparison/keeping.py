@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..capture.hooks import CaptureError
+from ..capture.outputs import not_finite
 from ..estimators.dataset.routes import Slice
 from .feature_keeper import Keeping
 from .held import Room
@@ -12,7 +14,7 @@ from .held import Room
 if TYPE_CHECKING:
     from .dataset_pass import DatasetPass
 
-__all__ = ["keeping_of", "wanted_columns"]
+__all__ = ["keeping_of", "see_batch", "wanted_columns"]
 
 
 def keeping_of(gathered: DatasetPass) -> Keeping:
@@ -32,6 +34,25 @@ def keeping_of(gathered: DatasetPass) -> Keeping:
     if route is not None and route.name == "disk":
         return Keeping("file", Room(route.room), kernel, home)
     return Keeping("all", Room(gathered.memory), kernel, home)
+
+
+def see_batch(gathered: DatasetPass, index: int) -> None:
+    """Take what the hooks have marked in the first batch of this pass, and check batch number ``index``.
+
+    Raises
+    ------
+    CaptureError
+        If a layer gave NaN or infinity, on a device that is asked once a batch.
+    """
+    keeping, sides = gathered.kept_by, gathered.sides
+    if keeping is None:
+        return
+    if (bad := keeping.not_finite()) is not None:
+        raise CaptureError(not_finite(bad[1], sides[bad[0]].name, index, None))
+    if keeping.marks:
+        gathered.seen = {(sides[side].name, layer): mark for (side, layer), mark in keeping.marks.items()}
+        gathered.marks = gathered.marks or gathered.seen
+        keeping.marks, keeping.looks_only = None, False
 
 
 def wanted_columns(gathered: DatasetPass, group: Sequence[Slice]) -> dict[tuple[int, str], tuple[int, int]]:

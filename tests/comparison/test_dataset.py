@@ -8,6 +8,7 @@ from small_networks import image_batches, small_network
 from torch.utils.data import DataLoader, TensorDataset
 
 import cka_probe as cp
+from cka_probe.comparison import feature_keeper
 
 
 def expected(x_features, y_features, hsic):
@@ -126,3 +127,14 @@ def test_errors_for_options_that_do_not_fit(networks):
         cp.compare(*networks, data, measure="procrustes", kernel=cp.RBF(), progress=False)
     with pytest.raises(cp.CaptureError, match="gave NaN or infinity in batch 1"):
         cp.compare(*networks, [data[0], data[1] * float("nan")], scope="dataset", progress=False)
+
+
+@pytest.mark.parametrize("route", ["moments", "grams", "disk"])
+def test_nan_that_is_looked_for_once_a_batch_names_layer_and_batch(networks, route, monkeypatch):
+    monkeypatch.setattr(feature_keeper, "DEFERS", frozenset({"cpu"}))
+    data = image_batches(3)
+    exact = cp.compare(*networks, data, scope="dataset", route=route, progress=False)
+    data[1] = data[1] * float("nan")
+    with pytest.raises(cp.CaptureError, match=r"Layer '0' of model_x \(Sequential\) gave NaN or infinity in batch 1"):
+        cp.compare(*networks, data, scope="dataset", route=route, progress=False)
+    assert np.isfinite(exact.values).all()
