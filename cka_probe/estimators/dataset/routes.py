@@ -37,6 +37,12 @@ LEAST_COLUMNS = 64
 
 MOST_PASSES = 1000
 
+ENTRY = 200
+"""Bytes that ``Rates.memory`` counts for each entry of a Gram matrix: to centre it, pack it and leave samples out."""
+
+PRODUCT = 250
+"""The same for each product of two features of the moments: to add it up in parts, and to move it to the mean."""
+
 PART = 0.75
 """Part of the free memory that features may take. The rest is for what the allocator cannot use."""
 
@@ -151,8 +157,8 @@ def best_route(routes: Sequence[Route], asked: str | None = None) -> Route:
         return route
     exact = [route for route in routes if route.fits and route.name != "sketch"]
     if exact:
-        # Blocks give no errors, so they must be far faster.
-        return min(exact, key=lambda route: route.seconds * (2 if route.name == "blocks" else 1))
+        # Blocks give no errors, so they must be far faster, and by more than a moment.
+        return min(exact, key=lambda route: 2 * route.seconds + 0.1 if route.name == "blocks" else route.seconds)
     sketch = next(route for route in routes if route.name == "sketch")
     if sketch.fits:
         return sketch
@@ -235,6 +241,7 @@ class _Plan:
             return over
         rate = self.rates.wide_products if self.total <= NARROW else self.rates.products
         seconds = self.rates.forward + self.samples * (pairs / rate + 8 * self.total * 6 / self.rates.memory)
+        seconds += PRODUCT * pairs / self.rates.memory
         reason = f"sums of a total width of {self.total} take {_text(8 * pairs)} for any number of samples"
         return Route("moments", reason, memory=int(needed), seconds=seconds)
 
@@ -244,7 +251,7 @@ class _Plan:
     def _gram_seconds(self) -> float:
         n = self.samples
         rate = self.rates.wide_products if self.small or not self.linear else self.rates.products
-        touched = (24 if self.small else 12) * n * self.total
+        touched = (24 if self.small else 12) * n * self.total + ENTRY * n * n * self.layers
         cubes = min(n, 1024) ** 3 * self.layers / self.rates.wide_products
         errors = n * n * self.layers**2 / self.rates.wide_products
         pairs = n * n * self.layers**2 / 2 / self.rates.products
@@ -317,7 +324,7 @@ class _Plan:
             return over
         rate = self.rates.products if self.linear else self.rates.wide_products / 3
         seconds = self.rates.forward + n * n * (self.total / 2 + self.layers**2 / 2) / rate
-        seconds += 24 * n * self.total / self.rates.memory + 24 * n * n * self.layers / self.rates.memory
+        seconds += 24 * n * self.total / self.rates.memory + 100 * n * n * self.layers / self.rates.memory
         reason = f"the features take {_text(data.features)}; Gram matrices are made block by block"
         return Route("blocks", reason, memory=needed, seconds=seconds)
 
