@@ -97,7 +97,9 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
         ratios = [t / b for t, b in zip(times[name], base, strict=False)]
         if name in once:
             ratios = [times[name][0] / statistics.median(base)]
-        memory = floor_peak if name == "forward alone" else peak_memory(name, case_name, options)
+        memory = floor_peak
+        if name != "forward alone":
+            memory = None if name in once else peak_memory(name, case_name, options)
         row |= {
             "rounds": len(times[name]),
             "seconds": f"{statistics.median(times[name]):.4f}",
@@ -112,7 +114,7 @@ def measure(case_name: str, options: argparse.Namespace) -> list[dict[str, Any]]
             worst, wrong, cells = errors(table, true)
             row |= {"largest_error": f"{worst:.1e}", "cells_off_by_0.001": f"{wrong} of {cells}"}
         if name in once:
-            row["note"] = "one pass only: it takes too long"
+            row["note"] = "one pass only, and no peak: it takes too long"
         found.append(row)
     show(found)
     return found
