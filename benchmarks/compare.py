@@ -157,7 +157,7 @@ def main() -> None:
     rows = []
     for name in options.case or [name for name in CASES if name != "quick"]:
         rows += measure(name, options)
-    write(options.output, COLUMNS, rows)
+        write(options.output, COLUMNS, rows)  # a run that is stopped leaves the cases that are done
     print(f"\nwritten to {options.output}")
 
 

@@ -3,12 +3,12 @@
 python benchmarks/routes.py [--output FILE] [--memory 4GiB] [--most GIB] [--all-below GIB]
 python benchmarks/routes.py --accept [efficientnet] [resnet]
 
-Wide features come from scaled and bent images of 128 x 128, narrow ones from layers of 256 or 1,024 units. Each
+Wide features come from scaled and bent images of 128 x 128, narrow ones from layers of 256 to 1,024 units. Each
 comparison runs in a process of its own, whose largest memory is that of the operating system. Up to ``--all-below``
 each route that fits is forced too. The error is the largest difference from the n x n definition in float64, whose
 Gram matrices are made one layer at a time. ``--accept`` runs all leaves of two networks, each against itself with other
-weights: EfficientNet-Lite0 (timm) on 48 images of 160, ResNet-50 (torchvision) on 64 images of 224, within 4 GiB. The
-first took 23 GB at once without routes; the second has 15 GiB of features.
+weights, within 4 GiB: EfficientNet-Lite0 (timm) on 48 images of 160, which took 23 GB without routes, and ResNet-50
+(torchvision) on 64 images of 224, 15 GiB of features. Their table is routes_accept.csv, beside the output.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import cka_probe as cp
 
 CASES = [
     ("images", 16, 1),
-    ("units of 256", 8192, 8),
+    ("units of 512", 4096, 8),
     ("units of 1024", 2048, 8),
     ("images", 32, 4),
     ("units of 256", 65536, 8),
@@ -44,7 +44,7 @@ CASES = [
 
 ROUTES = ("moments", "grams", "disk", "blocks")
 CHANNELS, SIDE = 64, 128
-BATCH = {"images": 16, "units of 256": 256, "units of 1024": 256}
+BATCH = {"images": 16, "units of 256": 256, "units of 512": 256, "units of 1024": 256}
 PAIRS = 3
 """Layers of rows and of columns whose pairs are compared with the definition."""
 
@@ -180,8 +180,12 @@ def main() -> None:
         print(json.dumps(one(kind, int(count), int(blocks), options.memory, None if route == "chosen" else route)))
         return
     if options.accept is not None:
+        found = {}
         for name in options.accept or ("efficientnet", "resnet"):
-            print(name, child("--memory", options.memory, "--one", name), flush=True)
+            found[name] = child("--memory", options.memory, "--one", name)
+            print(name, found[name], flush=True)
+        frame = pd.DataFrame([{"network": name, **row} for name, row in found.items() if isinstance(row, dict)])
+        write_frame(options.output.with_name("routes_accept.csv"), frame)
         return
     rows: list[dict[str, Any]] = []
     for kind, count, blocks in CASES:
