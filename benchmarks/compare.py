@@ -28,10 +28,13 @@ import torch
 from accuracy import errors, truth
 from cases import CASES, Case, Table
 from memory import peak_in_a_process, peak_of
-from tables import version, write
+from tables import on_page, version, write
 from tools import TOOLS, available, run
 
+from cka_probe.atomic_write import atomic_write
+
 RESULTS = Path(__file__).parent / "results" / "compare.csv"
+PAGE, SCRIPT = Path(__file__).parents[1] / "docs" / "peers.md", "benchmarks/compare.py"
 
 TOO_LONG = 12.0
 """A tool whose first pass takes more seconds is not run again; that one time is listed."""
@@ -133,6 +136,29 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
+OURS = {"cka_probe": "**cka_probe**", "channels_last": "**cka_probe**, channels_last"}
+
+
+def page_text(rows: list[dict[str, Any]]) -> str:
+    """The table in Markdown, of rows as they are in the CSV."""
+    lines = ["| case | tool | time | memory | largest error | cells off by 0.001 |", "|---|---|---|---|---|---|"]
+    case = ""
+    for row in rows:
+        tool, title = row["tool"], "" if row["case"] == case else row["case"].replace(" x ", " × ")
+        case = row["case"]
+        name = OURS.get(tool, f"{tool} {row['version']}".strip())
+        if tool == "forward alone":
+            cells = [f"*{tool}*", f"*{float(row['seconds']):.2f} s*", f"*{float(row['peak_mib']):.0f} MiB*", "", ""]
+        elif not row.get("seconds"):
+            cells = [name, "failed", "", "", ""]
+        else:
+            memory = f"{row['peak_times_floor']} ×" if row["peak_times_floor"] else ""
+            wrong = row.get("cells_off_by_0.001", "").replace("of", "/")
+            cells = [name, f"{float(row['times_floor']):.2f} ×", memory, row.get("largest_error", ""), wrong]
+        lines.append(f"| {' | '.join([title, *cells])} |")
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, action="append", help="only this case; may be given several times")
@@ -159,6 +185,8 @@ def main() -> None:
         rows += measure(name, options)
         write(options.output, COLUMNS, rows)  # a run that is stopped leaves the cases that are done
     print(f"\nwritten to {options.output}")
+    if options.output == RESULTS:
+        atomic_write(PAGE, on_page(PAGE.read_text(), SCRIPT, page_text(rows)))
 
 
 if __name__ == "__main__":

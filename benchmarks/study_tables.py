@@ -18,15 +18,16 @@ import pandas as pd
 from scipy import stats
 from study_methods import METHODS
 from study_probe import PROBED
+from tables import on_page
 
 from cka_probe.atomic_write import atomic_write
 from cka_probe.distill.recipes.tables import summarise
 
-__all__ = ["PAGE", "chosen", "label", "on_page", "page_text", "summary", "table_text"]
+__all__ = ["PAGE", "SCRIPT", "chosen", "label", "page_text", "summary", "table_text"]
 
 RIVALS = ("kd", "dist")
 PAGE = Path(__file__).parents[1] / "docs" / "distill.md"
-MARKS = ("<!-- benchmarks/study_tables.py writes the lines from here -->\n", "<!-- to here -->\n")
+SCRIPT = "benchmarks/study_tables.py"
 TITLES = {"fashion": "Fashion-MNIST", "glyphs": "characters of fonts"}
 
 
@@ -143,13 +144,6 @@ def page_text(table: pd.DataFrame, most: int = 14) -> str:
     return "\n".join(parts)
 
 
-def on_page(page: str, table: pd.DataFrame) -> str:
-    """The page with its tables written anew."""
-    before, _, rest = page.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{page_text(table)}\n{MARKS[1]}{after}"
-
-
 def main() -> None:
     results = Path(__file__).parent / "results"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,7 +155,7 @@ def main() -> None:
     atomic_write(options.output / "study_table.md", table_text(table, latex=False))
     atomic_write(options.output / "study_table.tex", table_text(table, latex=True))
     if options.output == results:
-        atomic_write(PAGE, on_page(PAGE.read_text(), table))
+        atomic_write(PAGE, on_page(PAGE.read_text(), SCRIPT, page_text(table)))
     print(table_text(table, latex=False))
 
 

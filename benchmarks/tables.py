@@ -88,3 +88,19 @@ def write_frame(path: Path, table: pd.DataFrame) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, table.assign(machine=machine, command=command()).to_csv(index=False))
+
+
+def on_page(page: str, script: str, text: str) -> str:
+    """The page with the lines written anew that ``script`` writes into it, which two comments enclose.
+
+    Raises
+    ------
+    ValueError
+        If the page does not have the comments.
+    """
+    first, last = f"<!-- {script} writes the lines from here -->\n", "<!-- to here -->\n"
+    before, found, rest = page.partition(first)
+    _, also, after = rest.partition(last)
+    if not (found and also):
+        raise ValueError(f"The page has no lines of {script}: {first.strip()} ... {last.strip()}")
+    return f"{before}{first}\n{text}\n{last}{after}"

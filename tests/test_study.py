@@ -21,6 +21,7 @@ import study_probe  # noqa: E402
 import study_runs  # noqa: E402
 import study_signs  # noqa: E402
 import study_tables  # noqa: E402
+import tables  # noqa: E402
 
 from cka_probe.distill import Outputs, RCKALoss  # noqa: E402
 from cka_probe.distill.baselines import KDLoss  # noqa: E402
@@ -112,7 +113,8 @@ def test_the_table_as_text():
 
 def test_the_page_has_the_tables_of_the_finished_cells():
     page = study_tables.PAGE.read_text()
-    assert study_tables.on_page(page, study_tables.summary(pd.read_csv(study.RESULTS))) == page
+    text = study_tables.page_text(study_tables.summary(pd.read_csv(study.RESULTS)))
+    assert tables.on_page(page, study_tables.SCRIPT, text) == page
     text = study_tables.page_text(study_tables.summary(lines()))
     assert text.startswith("**Fashion-MNIST, 10,000 images**\n\n| method |")
     assert "| RCKA 3 | 3 | 89.07 ± 0.31 | +0.53 (" in text
