@@ -14,6 +14,7 @@ from types import ModuleType
 
 from .centring import center_gram, u_center_gram
 from .closed_form import SampleTerms, unbiased_inner, unbiased_share
+from .gram_accuracy import has_far_sample
 from .kernels import Kernel, Linear, center_features, check_defined, given_kernel
 from .traceable import array_namespace
 from .validation import Array, check_estimator, check_grams, check_pair, constant
@@ -200,14 +201,16 @@ def both_sides(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel, estimator: 
 
 
 def wide_unless_linear(x: Array, y: Array, kernel: Kernel, kernel_y: Kernel) -> tuple[Array, Array]:
-    """Both features in float64 if one kernel is not linear, else unchanged.
+    """Both features in float64 if one kernel is not linear, or if a sample lies far from all others; else unchanged.
 
     A kernel cannot be centred before it is computed. In float32 the cosines of features with a large mean keep few
-    digits, and the powers of a polynomial overflow.
+    digits, and the powers of a polynomial overflow. The squares of a far sample leave only the rounding of all others.
     """
-    if isinstance(kernel, Linear) and isinstance(kernel_y, Linear):
-        return x, y
     xp = array_namespace(x)
+    linear = isinstance(kernel, Linear) and isinstance(kernel_y, Linear)
+    sides = [x] if y is x else [x, y]
+    if linear and not any(z.dtype != xp.float64 and has_far_sample(constant(z)) for z in sides):
+        return x, y
     wide = xp.astype(x, xp.float64)
     return wide, wide if y is x else xp.astype(y, xp.float64)
 

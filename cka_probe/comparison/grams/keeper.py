@@ -30,6 +30,9 @@ __all__ = ["COST", "HALF_LIMIT", "KERNEL_ERROR", "GramKeeper"]
 COST = 6e-7 / MEAN_LIMIT
 """float32 error of CKA per unit of ``mean_over_spread``."""
 
+NEAR_LIMIT = 0.7 * MEAN_LIMIT
+"""Above this ``mean_over_spread`` a layer gets a new decision in every minibatch on a CPU."""
+
 KERNEL_ERROR = 1e-5
 """Largest relative error of a centred Gram matrix in float32 for which a GPU may compute a kernel so."""
 
@@ -253,6 +256,8 @@ class GramKeeper(Resumable):
             self._far[name] = result.far
         if name not in self.modes and self.reviewed and result.by_sample < MEAN_LIMIT / 2:  # others may lie farther
             self._by_first.add(name)
+        if result.over_spread > NEAR_LIMIT:
+            self._careful.add(name)  # a decision costs less than another forward when a later minibatch is beyond
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.
