@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from .gram_accuracy import FAR, MEAN_LIMIT, in_range, lost_ratio, middle_sample, over_spread
+from .gram_accuracy import FAR, MEAN_LIMIT, far_in_diagonal, in_range, lost_ratio, middle_sample, over_spread
 from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_layer_features, constant
@@ -89,7 +89,10 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
         gram, mean_square = less_mean(x)
         known, square = constant(gram), float(mean_square)
         size = float(xp.sum(xp.linalg.diagonal(known))) / n
-        if in_range(xp, gram.dtype, size) and size > lost_ratio(xp, gram.dtype) * square:
+        fine = in_range(xp, gram.dtype, size) and size > lost_ratio(xp, gram.dtype) * square
+        if fine and bool(far_in_diagonal(known)):
+            return _less_median(xp, x, xp.ones_like(known[0, 0]))
+        if fine:
             raw, shifted = over_spread(xp, known, size, square)
             if raw < limit and shifted > max(raw, limit / 4):
                 # One far sample has moved the mean away from all others.
