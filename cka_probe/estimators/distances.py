@@ -8,16 +8,46 @@ from .traceable import array_namespace
 from .validation import Array, constant
 
 __all__ = [
-    "SHIFT_SAMPLES",
     "median_distance",
     "median_of_squared",
+    "middle_sample",
     "safe_sqrt",
     "scaled_distances",
     "squared_distances",
 ]
 
-SHIFT_SAMPLES = 8
-"""About this number of evenly spaced samples gives the shift that is subtracted before distances are taken."""
+
+def middle_sample(x: Array) -> Array:
+    """For each feature the median of three samples, or of the medians of three times three, which no far sample moves.
+
+    It takes no sort, and is not the median of all samples.
+
+    Parameters
+    ----------
+    x : array (..., n, p)
+        Features, n >= 1.
+
+    Returns
+    -------
+    array (..., 1, p)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> middle_sample(np.array([[1.0], [1e9], [3.0], [4.0]])).tolist()
+    [[3.0]]
+    """
+    xp = array_namespace(x)
+    n = x.shape[-2]
+
+    def median(a: Array, b: Array, c: Array) -> Array:
+        return xp.maximum(xp.minimum(a, b), xp.minimum(xp.maximum(a, b), c))
+
+    places = [0, n // 2, n - 1] if n < 9 else [(2 * i + 1) * n // 18 for i in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
+    few = [x[..., place : place + 1, :] for place in places]
+    while len(few) > 1:
+        few = [median(*few[i : i + 3]) for i in range(0, len(few), 3)]
+    return few[0]
 
 
 def _off_diagonal(xp: ModuleType, n: int, like: Array) -> Array:
@@ -42,9 +72,8 @@ def scaled_distances(x: Array, y: Array | None = None) -> tuple[Array, Array]:
     """
     xp = array_namespace(x)
     # A shared shift does not change distances, and it keeps float32 accurate when the mean is far above the spread. The
-    # median of a few samples makes a constant layer exactly 0, and one sample far from all others does not move it.
-    few = constant(x)[..., :: max(1, x.shape[-2] // SHIFT_SAMPLES), :]
-    shift = xp.sort(few, axis=-2)[..., few.shape[-2] // 2, :][..., None, :]
+    # middle one of a few samples makes a constant layer exactly 0, and one far from all others does not move it.
+    shift = middle_sample(constant(x))
     a = x - shift
     b = a if y is None else y - shift
     scale = xp.max(xp.abs(constant(a)), axis=(-2, -1), keepdims=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from .distances import middle_sample
 from .validation import Array
 
 __all__ = [
@@ -16,13 +17,11 @@ __all__ = [
     "FAR_IN_SINGLE",
     "MEAN_LIMIT",
     "doubtful",
-    "far_from_first",
     "far_in_diagonal",
     "has_far_sample",
     "in_range",
     "lost_ratio",
     "mean_over_spread",
-    "middle_sample",
     "over_spread",
     "resolution",
 ]
@@ -196,63 +195,6 @@ def far_in_diagonal(grams: Array) -> Array:
     squares = xp.sort(xp.linalg.diagonal(grams), axis=-1)
     n = squares.shape[-1]
     return squares[..., -1] > min(FAR, 0.7 * (n - 1)) ** 2 * squares[..., n // 2]
-
-
-def far_from_first(grams: Array) -> Array:
-    """Whether one sample of a layer may be far from all others, so that the result needs a note.
-
-    Parameters
-    ----------
-    grams : array (layers, n, n)
-        Gram matrices of features minus those of the first sample, n >= 3.
-
-    Returns
-    -------
-    array (layers,) of bool
-        True also where most samples equal the first one.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> far_from_first(np.stack([np.diag([0.0, 1.0, 2.0, 4.0]), np.diag([0.0, 1.0, 2.0, 1e6])])).tolist()
-    [False, True]
-    """
-    xp = array_namespace(grams)
-    squares = xp.sort(xp.linalg.diagonal(grams)[:, 1:], axis=-1)
-    return squares[:, -1] > FAR * FAR * squares[:, squares.shape[1] // 2]
-
-
-def middle_sample(x: Array) -> Array:
-    """For each feature the median of three samples, or of the medians of three times three, which no far sample moves.
-
-    It takes no sort, and is not the median of all samples.
-
-    Parameters
-    ----------
-    x : array (..., n, p)
-        Features, n >= 1.
-
-    Returns
-    -------
-    array (..., 1, p)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> middle_sample(np.array([[1.0], [1e9], [3.0], [4.0]])).tolist()
-    [[3.0]]
-    """
-    xp = array_namespace(x)
-    n = x.shape[-2]
-
-    def median(a: Array, b: Array, c: Array) -> Array:
-        return xp.maximum(xp.minimum(a, b), xp.minimum(xp.maximum(a, b), c))
-
-    places = [0, n // 2, n - 1] if n < 9 else [(2 * i + 1) * n // 18 for i in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
-    few = [x[..., place : place + 1, :] for place in places]
-    while len(few) > 1:
-        few = [median(*few[i : i + 3]) for i in range(0, len(few), 3)]
-    return few[0]
 
 
 def has_far_sample(x: Array) -> bool:

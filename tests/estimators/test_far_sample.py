@@ -7,7 +7,8 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.estimators import cka, cka_matrix, cka_with_error, hsic
-from cka_probe.estimators.gram_accuracy import has_far_sample, middle_sample
+from cka_probe.estimators.distances import middle_sample
+from cka_probe.estimators.gram_accuracy import has_far_sample
 from cka_probe.estimators.layer_grams import layer_gram
 
 

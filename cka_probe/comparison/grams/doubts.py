@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from ...estimators.gram_accuracy import doubtful, far_from_first
+from ...estimators.gram_accuracy import doubtful
 
 __all__ = ["doubted_layers"]
 
 
-def doubted_layers(
-    grams: Mapping[str, torch.Tensor], mean_squares: Mapping[str, torch.Tensor | None], by_first: Collection[str]
-) -> list[str]:
-    """Names of layers whose Gram matrices may be inaccurate, by the criteria of ``layer_gram``.
+def doubted_layers(grams: Mapping[str, torch.Tensor], mean_squares: Mapping[str, torch.Tensor | None]) -> list[str]:
+    """Names of layers whose Gram matrices may be inaccurate, or hold a far sample, by the criteria of ``layer_gram``.
 
     Parameters
     ----------
@@ -22,19 +20,14 @@ def doubted_layers(
         Linear Gram matrices of layers.
     mean_squares : mapping of str to tensor () or None
         The squared length of the mean that was subtracted from the features of a layer; None if none was.
-    by_first : collection of str
-        Layers from which the first sample was subtracted. They are named also if one sample lies far from all others:
-        the Gram matrix is accurate, but the result needs a note.
     """
-    groups: dict[tuple[torch.dtype, bool, bool], list[str]] = {}
+    groups: dict[tuple[torch.dtype, bool], list[str]] = {}
     for name, square in mean_squares.items():
-        groups.setdefault((grams[name].dtype, square is not None, name in by_first), []).append(name)
+        groups.setdefault((grams[name].dtype, square is not None), []).append(name)
     found: list[str] = []
-    for (_, less_a_mean, less_a_sample), names in groups.items():
+    for (_, less_a_mean), names in groups.items():
         stack = torch.stack([grams[name] for name in names])
         squares = [square for name in names if (square := mean_squares[name]) is not None]
         doubts = doubtful(stack, torch.stack(squares) if less_a_mean else None)
-        if less_a_sample:
-            doubts = doubts | far_from_first(stack)
         found += [name for name, doubt in zip(names, doubts.tolist(), strict=True) if doubt]
     return found

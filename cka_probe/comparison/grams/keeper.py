@@ -218,7 +218,7 @@ class GramKeeper(Resumable):
         if self._side_stream is not None and not self._side_stream.end_forward():
             return False
         asked, self._mean_squares = self._mean_squares, {}
-        doubted = doubted_layers({name: kept[name].gram for name in asked}, asked, self._by_first)
+        doubted = doubted_layers({name: kept[name].gram for name in asked}, asked)
         self._careful.update(doubted)
         return not doubted
 

@@ -12,6 +12,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from ..alignment import ratio
+from ..distances import middle_sample
 from ..hsic import pairwise_inner, scaled_features
 from ..kernels import Kernel, Linear, given_kernel
 from ..validation import (
@@ -124,11 +125,11 @@ def _one_is_far(z: Array) -> bool:
     return bool(xp.max(norms) > xp.sum(norms) / 2)
 
 
-def _less_median(x: Array) -> Array:
-    """Features in float64 minus their median, divided by their largest magnitude."""
+def _less_middle(x: Array) -> Array:
+    """Features in float64 minus the middle of a few samples, divided by their largest magnitude."""
     xp = array_namespace(x)
     x = xp.astype(x, xp.float64)
-    x = x - xp.sort(constant(x), axis=0)[x.shape[0] // 2, :]
+    x = x - middle_sample(constant(x))
     largest = xp.max(xp.abs(constant(x)))
     return x / xp.where(largest > 0, largest, xp.ones_like(largest))
 
@@ -150,7 +151,7 @@ class _Layer:
         self.x = scaled_features(x)[0] if self.linear else x
         if self.linear and _one_is_far(self.x):
             # As for other kernels, in float64: in float32 the square of that sample would leave nothing of the others.
-            self.x, self.linear = _less_median(x), False
+            self.x, self.linear = _less_middle(x), False
         fixed = getattr(kernel, "fixed", None)
         self.constant = not bool(array_namespace(x).any(x != x[:1, :]))
         # Samples from all over the data: its first block may hold one class only.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol
 
 from array_api_compat import array_namespace, device
 
 from ..kernels import Kernel, Linear
-from ..layer_grams import layer_gram
+from ..layer_grams import layer_gram, wide_gram
 from ..validation import Array
 
 __all__ = ["FEW", "PART", "WIDE", "ArrayFeatures", "Features", "WholeGram", "part_bytes", "whole_gram"]
@@ -24,12 +23,6 @@ A kernel takes its median bandwidth from at most this number of evenly spaced sa
 
 WIDE = 128
 """Up to this number of samples, linear Gram matrices are computed in float64: reading the features takes longer."""
-
-CACHED = 2**18
-"""Numbers of the features of a layer that are copied to float64 at once on a CPU."""
-
-SHIFT = 8
-"""About this number of evenly spaced samples gives the shift that is subtracted before a product in float64."""
 
 
 class Features(Protocol):
@@ -138,31 +131,13 @@ def _linear(features: Features) -> WholeGram:
         xp = array_namespace(x)
         constant = constant and not bool(xp.any(x != x[:1, :]))
         if n <= WIDE:
-            gram, eps = _wide_gram(xp, x), float(xp.finfo(xp.float64).eps)
+            gram, eps = wide_gram(x), float(xp.finfo(xp.float64).eps)
         else:
             part = layer_gram(x)
             gram, eps = xp.astype(part.gram, xp.float64) * part.factor, float(xp.finfo(part.gram.dtype).eps)
         rounding = max(rounding, eps)
         total = gram if total is None else total + gram
     return WholeGram(total, rounding, constant)
-
-
-def _wide_gram(xp: ModuleType, x: Array) -> Array:
-    """Gram matrix in float64 of features minus the median of a few samples, which one far sample does not move.
-
-    On a CPU by so few columns at a time that their copies stay in its cache, which is three times as fast.
-    """
-    n, width = x.shape
-    step = max(1, CACHED // n) if "cpu" in str(device(x)) else width
-    total: Array = None
-    for start in range(0, width, step):
-        part = x[:, start : min(start + step, width)]
-        few = xp.sort(part[:: max(1, n // SHIFT), :], axis=0)
-        part = xp.astype(part, xp.float64)
-        part -= xp.astype(few[few.shape[0] // 2, :], xp.float64)
-        gram = part @ xp.matrix_transpose(part)
-        total = gram if total is None else total + gram
-    return total
 
 
 def _of_kernel(features: Features, kernel: Kernel) -> WholeGram:
