@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -60,7 +60,7 @@ class Shard:
         return islice(iter(self.data), self.rank, None, self.world)
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.data), self.world))  # type: ignore[arg-type]  # an error if it has none
+        return len(range(self.rank, len(cast(Sized, self.data)), self.world))  # TypeError if it has none
 
 
 def all_reduce(statistics: MinibatchCKA, recorders: Sequence[LayerRecorder], device: torch.device) -> None:

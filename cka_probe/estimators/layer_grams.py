@@ -119,7 +119,7 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
 def wide_gram(x: Array, scale: Array | float = 1.0) -> Array:
     """The Gram matrix in float64 of features minus the middle of a few samples, which one far sample does not move.
 
-    On a CPU by so few columns at a time that their copies stay in its cache, which is three times as fast.
+    On a CPU by so few columns at a time that their copies stay in its cache.
 
     Parameters
     ----------
@@ -240,9 +240,8 @@ def less_mean(x: Array) -> tuple[Array, Array]:
 def less_first(x: Array) -> Array:
     """The Gram matrix of the features minus those of the first sample.
 
-    This takes a fifth to a half less time than ``less_mean``, and a constant layer gives exactly zero. The mean of what
-    is left is about as long as the distance of two samples. So check the result with ``doubtful``, as that of raw
-    features.
+    This takes less time than ``less_mean``, and a constant layer gives exactly zero. The mean of what is left is about
+    as long as the distance of two samples. So check the result with ``doubtful``, as that of raw features.
 
     Parameters
     ----------
