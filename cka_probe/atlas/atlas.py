@@ -133,7 +133,10 @@ class Atlas:
         for stem, stamp in self._store.stamps().items():
             entry = known.get(stem)
             if entry is None or entry.stamp != stamp:
-                entry = self._store.entry(stem, stamp)
+                try:
+                    entry = self._store.entry(stem, stamp)
+                except FileNotFoundError:  # another process has removed it since it was listed
+                    continue
             if found:
                 check_same(next(iter(found.values())), entry.header, f"The file of {entry.name!r}")
             found[entry.name] = entry

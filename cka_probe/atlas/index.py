@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,9 @@ CELLS = 64
 
 BLOCK = 8192
 """Layers that are read at once."""
+
+UNFINISHED_S = 86_400
+"""Seconds after which an index that lacks its catalogue is one that a crash left."""
 
 FIELDS = ("stem", "header", "metadata", "exact", "stamp")
 
@@ -150,6 +154,8 @@ class LayerIndex:
             centres, cells = _cells(coarse)
             np.save(folder / "centres.npy", centres)
             np.save(folder / "cells.npy", cells)
+            # Opened before the catalogue makes it an old one to other processes, which delete those.
+            found = cls(folder, entries, _read_arrays(folder))
             catalogue = [{field: getattr(entry, field) for field in FIELDS} for entry in entries]
             atomic_write(folder / "catalogue.json", json.dumps(catalogue))
             atomic_write(store.cache / "current", name)
@@ -157,11 +163,8 @@ class LayerIndex:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         for other in store.cache.iterdir():
-            if other.is_dir() and other != folder:
+            if other.is_dir() and other != folder and _is_old(other):
                 shutil.rmtree(other, ignore_errors=True)  # open files stay readable where the system allows it
-        found = cls.open(store)
-        if found is None:
-            raise OSError(f"the index in {folder} was deleted while it was built")
         return found
 
     @classmethod
@@ -174,14 +177,23 @@ class LayerIndex:
             folder = store.cache / name
             catalogue = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
             entries = [_entry(one) for one in catalogue]
-            arrays = {
-                part: read_npy(folder / f"{part}.npy", mapped=True)
-                for part in ("sketches", "coarse", "centres", "cells")
-            }
+            arrays = _read_arrays(folder)
             _check(arrays, sum(len(entry.layers) for entry in entries))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return cls(folder, entries, arrays)
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    return {part: read_npy(folder / f"{part}.npy", mapped=True) for part in ("sketches", "coarse", "centres", "cells")}
+
+
+def _is_old(folder: Path) -> bool:
+    """Whether an index is finished, or was begun so long ago that nobody builds it any more."""
+    try:
+        return (folder / "catalogue.json").is_file() or time.time() - folder.stat().st_mtime > UNFINISHED_S
+    except FileNotFoundError:  # another process has deleted it
+        return False
 
 
 def _check(arrays: dict[str, np.ndarray], total: int) -> None:

@@ -33,6 +33,7 @@ FORMAT = "cka_probe.atlas"
 VERSION = 1
 SAME = ("kernel", "estimator", "order", "samples")
 """Fields that all signatures of an atlas share."""
+NO_FILE = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Entry:
     exact : bool
         Whether its exact vectors are there.
     stamp : tuple of int
-        Size and time of its file, by which a changed file is noticed.
+        Size and time of its file, by which a changed file is noticed; ``NO_FILE`` if another process has removed it.
     """
 
     stem: str
@@ -97,38 +98,44 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{self.folder} is a file, not the folder of an atlas.")
         about = self.folder / "atlas.json"
-        if about.is_file():
-            self.sketch = _read_about(about)
-            if sketch is not None and sketch != self.sketch:
-                raise ValueError(
-                    f"The atlas {self.folder} was made with {self.sketch}, not {sketch}. Leave `sketch` out, or choose "
-                    "another folder."
-                )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        if not about.is_file():
+            self._create(about, sketch or Sketch())
+        self.sketch = _read_about(about)
+        if sketch is not None and sketch != self.sketch:
+            raise ValueError(
+                f"The atlas {self.folder} was made with {self.sketch}, not {sketch}. Leave `sketch` out, or choose "
+                "another folder."
+            )
+
+    def _create(self, about: Path, sketch: Sketch) -> None:
+        """Describe a new atlas, unless another process does so at this moment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with os.scandir(self.folder) as found:
+            others = [one.name for one in found if not one.name.startswith(f".{about.name}.")]
+        if not others:
+            text = {"format": FORMAT, "version": VERSION, "size": sketch.size, "seed": sketch.seed}
+            atomic_write(about, json.dumps(text, indent=1) + "\n")
+        elif not about.is_file():
             raise ValueError(
                 f"{self.folder} holds other files and no atlas. Choose an empty folder, or one that does not exist yet."
             )
-        else:
-            self.sketch = sketch or Sketch()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = {"format": FORMAT, "version": VERSION, "size": self.sketch.size, "seed": self.sketch.seed}
-            atomic_write(about, json.dumps(text, indent=1) + "\n")
 
     def stamps(self) -> dict[str, tuple[int, int]]:
         """Size and time of the file of each model, by its stem."""
         if not self.models.is_dir():
             return {}
-        with os.scandir(self.models) as found:
-            files = [(one.name, one.stat()) for one in found if one.name.endswith(".npz") and one.name[0] != "."]
-        return {name.removesuffix(".npz"): (stat.st_size, stat.st_mtime_ns) for name, stat in sorted(files)}
+        files = sorted(path for path in self.models.glob("*.npz") if path.name[0] != ".")
+        return {path.stem: stamp for path in files if (stamp := _stamp(path))}
 
     def entry(self, stem: str, stamp: tuple[int, int]) -> Entry:
         """What the file of a model says of it.
 
         Raises
         ------
+        FileNotFoundError
+            If another process has removed the file.
         ValueError
-            If the file is no sketch of the kind of this atlas, or is damaged.
+            If it is no sketch of the kind of this atlas, or is damaged.
         """
         path = self.models / f"{stem}.npz"
         try:
@@ -143,6 +150,8 @@ class Store:
             if model_stem(fields["name"]) != stem:
                 raise ValueError(f"it is called {fields['name']!r}, to which another file belongs")
             return Entry(stem, fields, metadata, self._exact_path(stem).is_file(), stamp)
+        except FileNotFoundError:
+            raise
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no model of this atlas, or is damaged: {error}. Delete it.") from error
 
@@ -182,8 +191,7 @@ class Store:
             "metadata": metadata,
         }
         atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), vectors=sketch.vectors))
-        stat = path.stat()
-        return Entry(stem, _tuples(header_of(sketch)), metadata, exact, (stat.st_size, stat.st_mtime_ns))
+        return Entry(stem, _tuples(header_of(sketch)), metadata, exact, _stamp(path) or NO_FILE)
 
     def remove(self, entry: Entry) -> None:
         """Delete the files of a model."""
@@ -286,6 +294,15 @@ def check_same(first: Entry, fields: Mapping[str, Any], what: str) -> None:
             f"{what} comes from other samples, another order or another batch size than the models of the atlas, "
             f"such as {first.name!r}. Make all from the same data without shuffling."
         )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None if another process has removed it."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _read_about(path: Path) -> Sketch:

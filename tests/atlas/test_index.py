@@ -1,14 +1,16 @@
 """The index finds the nearest layers, follows the files of the atlas, and its own files are read safely."""
 
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 from small_networks import image_batches, small_network
 
 import cka_probe as cp
-from cka_probe.atlas import search
+from cka_probe.atlas import index, search
 from cka_probe.atlas.index import LayerIndex
 from cka_probe.comparison.signature_files import SketchedSignature
 
@@ -135,6 +137,34 @@ def test_a_damaged_index_is_built_again(atlas, harm):
     assert LayerIndex.open(again._store) is None
     assert pairs(again.nearest(("m1", "l1"), 5)) == before
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [(cache / "current").read_text()]
+
+
+@pytest.mark.parametrize("when", ["while it is built", "when it is finished"])
+def test_two_processes_build_at_the_same_time(atlas, monkeypatch, when):
+    other = cp.Atlas(atlas.folder)
+    part = "_cells" if when == "while it is built" else "atomic_write"
+    found, own = [], getattr(index, part)
+
+    def and_the_other_too(*arguments):
+        monkeypatch.setattr(index, part, own)
+        found.append(pairs(other.nearest(("m1", "l1"), 5)))
+        return own(*arguments)
+
+    monkeypatch.setattr(index, part, and_the_other_too)
+    found.append(pairs(atlas.nearest(("m1", "l1"), 5)))
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert pairs(cp.Atlas(atlas.folder).nearest(("m1", "l1"), 5)) == found[0]
+
+
+def test_what_a_crash_left_of_an_index_goes_after_a_day(atlas):
+    for name, age in (("fresh", 60), ("crashed", 2 * 86_400)):
+        folder = atlas.folder / "cache" / name
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age,) * 2)
+    atlas.nearest(("m1", "l1"), 5)
+    cache = atlas.folder / "cache"
+    assert {path.name for path in cache.iterdir()} == {"fresh", "current", (cache / "current").read_text()}
 
 
 def test_without_faiss_all_layers_are_compared(atlas, sketches, monkeypatch):

@@ -1,6 +1,7 @@
 """The folder of an atlas: opened again, shared by processes, and read safely."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from quick_processes import CONTEXT
 from small_networks import image_batches, small_network
 
 import cka_probe as cp
-from cka_probe.atlas.store import model_stem
+from cka_probe.atlas.store import Store, model_stem
 
 SKETCH = cp.Sketch(128)
 
@@ -80,18 +81,55 @@ def test_what_others_add_and_remove_is_seen_after_a_refresh(folder):
     assert mine.nearest((signature_of(5), "4"), 1)["model"].tolist() == ["net0"]
 
 
-def _add(folder, seed):
-    cp.Atlas(folder, sketch=SKETCH).add(signature_of(seed))
+def _add_many(folder, seed, rounds):
+    mine, both = signature_of(seed), signature_of(seed, "both")
+    for _ in range(rounds):
+        atlas = cp.Atlas(folder, sketch=SKETCH)
+        for signature in (mine, both):
+            atlas.add(signature, overwrite=True)
+        atlas.refresh()
+        if "both" in atlas:
+            atlas.remove("both")
 
 
-def test_several_processes_add_at_the_same_time(tmp_path):
-    jobs = [CONTEXT.Process(target=_add, args=(tmp_path / "shared", seed)) for seed in (0, 1)]
+@pytest.mark.parametrize("rounds", [1, 12])
+def test_several_processes_add_and_remove_at_the_same_time(tmp_path, rounds):
+    jobs = [CONTEXT.Process(target=_add_many, args=(tmp_path / "shared", seed, rounds)) for seed in (0, 1)]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join()
     assert [job.exitcode for job in jobs] == [0, 0]
-    assert cp.Atlas(tmp_path / "shared").models == ("net0", "net1")
+    assert {"net0", "net1"} <= set(cp.Atlas(tmp_path / "shared").models)
+
+
+def test_another_process_that_makes_the_same_atlas_at_this_moment(tmp_path, monkeypatch):
+    (tmp_path / ".atlas.json.17.abcd.tmp").touch()
+    cp.Atlas(tmp_path, sketch=SKETCH)
+    listed = os.scandir
+
+    def listed_later(folder):
+        monkeypatch.undo()
+        cp.Atlas(folder, sketch=SKETCH).add(signature_of(0))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", listed_later)
+    assert cp.Atlas(tmp_path / "late").models == ("net0",)
+    monkeypatch.setattr(os, "scandir", listed_later)
+    with pytest.raises(ValueError, match="was made with"):
+        cp.Atlas(tmp_path / "other", sketch=cp.Sketch(64))
+
+
+def test_a_model_that_goes_while_the_folder_is_read(folder, monkeypatch):
+    stamps = Store.stamps
+
+    def and_then_removed(store):
+        found = stamps(store)
+        model_file(folder, "net0").unlink()
+        return found
+
+    monkeypatch.setattr(Store, "stamps", and_then_removed)
+    assert cp.Atlas(folder).models == ("net1",)
 
 
 class TestRefused:
