@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "remove_leftovers"]
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[BinaryIO], Any]) -> None:
@@ -55,9 +56,22 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
         raise type(error)(error.errno, _explain(asked, target, error)) from error
 
 
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of writers of ``path`` that were killed. Nobody may be writing it now."""
+    target = Path(os.path.realpath(path))
+    named = re.compile(re.escape(_beginning(target)) + r"\d+\.[0-9a-f]{8}\.tmp")
+    for found in target.parent.iterdir() if target.parent.is_dir() else ():
+        if named.fullmatch(found.name):
+            found.unlink(missing_ok=True)
+
+
+def _beginning(target: Path) -> str:
+    return f".{target.name[:60]}."
+
+
 def _replace(target: Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
     # File systems allow names of at most 255 bytes.
-    temporary = target.with_name(f".{target.name[:60]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f"{_beginning(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         # With 0o666 the umask of the process decides who may read the file, as for any new file.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)

@@ -11,7 +11,7 @@ import pytest
 from quick_processes import CONTEXT
 
 from cka_probe import atomic_write as module
-from cka_probe.atomic_write import atomic_write
+from cka_probe.atomic_write import atomic_write, remove_leftovers
 
 
 def _names(folder):
@@ -160,3 +160,19 @@ def test_two_writers_of_one_path_never_mix(tmp_path):
     for writer in writers:
         writer.join()
     assert _names(tmp_path) == ["x.npy"]
+
+
+def test_leftovers_of_killed_writers_are_told_from_other_files(tmp_path):
+    path = tmp_path / "run.ckpt"
+    kept = [
+        ".run.ckpt.17.tmp",
+        ".run.ckpt.17.0123abcd.tmp.gz",
+        ".run.ckpts.17.0123abcd.tmp",
+        "run.ckpt.17.0123abcd.tmp",
+    ]
+    gone = [".run.ckpt.17.0123abcd.tmp", ".run.ckpt.4.ffffffff.tmp"]
+    for name in (path.name, *kept, *gone):
+        (tmp_path / name).touch()
+    remove_leftovers(path)
+    assert _names(tmp_path) == sorted([path.name, *kept])
+    remove_leftovers(tmp_path / "nowhere" / "x")

@@ -11,13 +11,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..atomic_write import atomic_write
+from ..atomic_write import atomic_write, remove_leftovers
 from ..capture.progress import Progress
 from ..safe_read import open_npz
 from .packed import packed, unpacked
 from .run_identity import check_same_run
 
-__all__ = ["CHECKPOINT_EVERY", "FORMAT", "Checkpoint"]
+__all__ = ["CHECKPOINT_EVERY", "FORMAT", "Checkpoint", "remove_checkpoint"]
 
 CHECKPOINT_EVERY = 20
 """Batches between two saves of a comparison with ``checkpoint=``."""
@@ -129,3 +129,9 @@ class Checkpoint:
                 f"{path} is not a checkpoint of a comparison, or is damaged ({error}). Give another path as "
                 "`checkpoint`, or delete it if you do not need it."
             ) from error
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove the file of a comparison that is done, and what a kill in the middle of writing it has left."""
+    path.unlink(missing_ok=True)
+    remove_leftovers(path)

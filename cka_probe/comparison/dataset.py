@@ -127,6 +127,7 @@ def run_dataset(
             except StartAgainError:
                 gathered.restart()
                 order.restart()
+                kept.remove()  # what was saved does not fit the file of features that is made new
                 kept.saved, earlier, goes_on = None, None, False
                 continue
             except OtherSamplesError:
@@ -134,6 +135,7 @@ def run_dataset(
                     raise ValueError(f"{kept.path} {OTHER_ORDER}") from None
                 if together:
                     raise ValueError(OTHER_IN_PROCESS) from None
+                kept.remove()
                 gathered.read_once(OTHER_SAMPLES)
                 order = SameSamples()
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..capture.streaming import Consume, Pass
-from .checkpoint import CHECKPOINT_EVERY, Checkpoint
+from .checkpoint import CHECKPOINT_EVERY, Checkpoint, remove_checkpoint
 from .dataset_pass import DatasetPass
 from .dataset_state import pass_state, restore_pass
 from .feature_blocks import FeatureFile
@@ -162,7 +162,7 @@ class DatasetCheckpoint:
         Checkpoint(run.progress(), self.identity, self._sizes, self._settings, state).save(self.path)
 
     def remove(self) -> None:
-        """Remove the files: the comparison is done."""
+        """Remove the files: the comparison is done, or begins again."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            remove_checkpoint(self.path)
             self._beside().unlink(missing_ok=True)

@@ -66,7 +66,10 @@ class FilePart:
 
 
 class FeatureFile:
-    """A file that features are written to: a temporary one, which is removed at the end of its ``with`` block.
+    """A file that features are written to: a temporary one, which is gone after its ``with`` block.
+
+    Where the system allows it (not Windows), the temporary one has no name, so that it is gone too if this process is
+    killed.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ class FeatureFile:
         if path is None:
             handle, name = tempfile.mkstemp(prefix="cka_probe_", suffix=".features")
             self._file = os.fdopen(handle, "w+b", buffering=0)
+            if os.name == "posix":
+                Path(name).unlink()
         else:
             name = str(path)
             self._file = path.open("r+b" if size else "w+b", buffering=0)

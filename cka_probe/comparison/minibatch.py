@@ -19,7 +19,7 @@ from ..estimators.measures.layer_mmd import row_kernel
 from ..estimators.minibatch import MinibatchCKA
 from ..estimators.minibatch_mmd import mmd_sums, unit_clouds
 from ..similarity.matrix import SimilarityMatrix
-from .checkpoint import CHECKPOINT_EVERY, Checkpoint
+from .checkpoint import CHECKPOINT_EVERY, Checkpoint, remove_checkpoint
 from .grams.keeper import GramKeeper
 from .minibatch_result import minibatch_result, mmd_result
 from .notes import drift_notes, rows_are_samples
@@ -111,7 +111,7 @@ def run_minibatch(
     if path is not None and others.interrupted and not run.interrupted and run.done:
         save()
     elif path is not None and not others.interrupted:
-        path.unlink(missing_ok=True)
+        remove_checkpoint(path)
     notes = [*others.notes, *answers.notes()]
     return gathered.result(notes, {**meta, **answers.found(), "partial": others.interrupted})
 

@@ -129,6 +129,7 @@ def test_ctrl_c_saves_the_batches_until_then(path):
         ({"outputs": True}, r"outputs was 'False' and is now 'True'"),
         ({"layers": LAYERS}, r"layers of model_x"),
         ({"data": image_batches(30, seed=5)}, "made from other samples, or in another order"),
+        ({"data": [*DATA[:7], DATA[8], DATA[7], *DATA[9:]]}, "made from other samples, or in another order"),
         ({"data": DATA[:22]}, r"batches in `data` was 30 and is now 22"),
         ({"networks": (small_network(0), small_network(2))}, r"weights of model_y"),
         ({"scope": "minibatch", "memory": None, "route": None}, r"scope was 'dataset' and is now 'minibatch'"),

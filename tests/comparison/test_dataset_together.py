@@ -1,13 +1,12 @@
 """scope="dataset" in two processes gives the result of one process, on each route that they share."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from quick_processes import free_port, start_processes
 from small_networks import image_batches, small_network
 from torch import nn
 
@@ -75,12 +74,6 @@ def compared(case, data, **more):
     return cp.compare(*make(), data, scope="dataset", progress=False, **options, **more)
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def worker(rank, port, folder):
     torch.set_num_threads(1)
     small_parts()
@@ -108,7 +101,7 @@ def worker(rank, port, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    mp.spawn(worker, args=(free_port(), folder), nprocs=2)
+    start_processes(worker, (free_port(), folder), 2)
     return folder
 
 

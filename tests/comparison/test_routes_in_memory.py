@@ -1,5 +1,6 @@
 """compare(scope="dataset") within a memory: passes over the data, features on the disk, refusals; all exact."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -162,16 +163,21 @@ class TestDisk:
         assert found.meta["route"] == "disk"
         same(found, exact)
 
-    def test_the_file_is_gone_after_an_error(self, networks, data, tmp_path, monkeypatch):
+    def test_the_file_has_no_name_so_that_a_killed_process_leaves_none(self, networks, data, tmp_path, monkeypatch):
         monkeypatch.setattr(feature_blocks.tempfile, "tempdir", str(tmp_path))
+        sizes, seen = [], []
+        write = feature_blocks.FeatureFile.write
+        monkeypatch.setattr(feature_blocks.FeatureFile, "write", lambda self, x: sizes.append(len(x)) or write(self, x))
 
         def broken():
             yield from data[:3]
-            assert list(tmp_path.iterdir())
+            seen.extend(tmp_path.iterdir())
             raise RuntimeError("the disk of the data is gone")
 
         with pytest.raises(RuntimeError, match="the disk of the data is gone"):
             over(networks, broken(), memory="1MiB", route="disk")
+        assert sizes
+        assert bool(seen) == (os.name != "posix")
         assert list(tmp_path.iterdir()) == []
 
     def test_no_room_on_the_disk_is_said(self, networks, data, monkeypatch):
