@@ -15,8 +15,8 @@ __all__ = ["UNCHANGED", "UnchangedOutputs"]
 UNCHANGED = "its output is the same in every batch, so it does not depend on the input"
 """The reason to leave such a layer out."""
 
-COLUMNS = 512
-"""At most twice as many numbers of each row are read."""
+RUNS, RUN = 32, 16
+"""Of a longer row so many runs of neighbouring numbers are read: a number alone costs as much as its cache line."""
 
 PATIENCE = 4
 """After this many equal batches the search ends."""
@@ -84,8 +84,10 @@ def _digest(tensor: torch.Tensor) -> torch.Tensor | None:
     if bits is None or not tensor.numel():
         return None
     rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1)
-    few = rows[:, :: max(1, rows.shape[1] // COLUMNS)]
-    return few.view(bits).sum(1, dtype=torch.int64)
+    step = rows.shape[1] // RUNS
+    if step > RUN:
+        rows = rows[:, : step * RUNS].unflatten(1, (RUNS, step))[:, :, :RUN].flatten(1)
+    return rows.view(bits).sum(1, dtype=torch.int64)
 
 
 def _digests(found: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array_api_compat import is_torch_array
+
 from .traceable import array_namespace
 from .validation import Array
 
-__all__ = ["center_gram", "u_center_gram"]
+__all__ = ["center_gram", "off_diagonal", "u_center_gram", "u_centred", "without_diagonal"]
 
 
 def center_gram(gram: Array) -> Array:
@@ -59,10 +61,32 @@ def u_center_gram(gram: Array) -> Array:
     >>> bool(np.allclose(a, 0.0))
     True
     """
+    return u_centred(gram, off_diagonal(gram))
+
+
+def off_diagonal(gram: Array) -> Array:
+    """The matrix (n, n) with 0 on the diagonal and 1 elsewhere, in the dtype and on the device of ``gram``."""
+    xp = array_namespace(gram)
+    return 1 - xp.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
+def u_centred(gram: Array, off: Array, *, cleared: bool = False) -> Array:
+    """``u_center_gram``, given ``off_diagonal(gram)``; ``cleared`` says that the diagonal of ``gram`` is 0 already."""
     xp = array_namespace(gram)
     n = gram.shape[-1]
-    off_diagonal = 1 - xp.eye(n, dtype=gram.dtype, device=gram.device)
-    gram = gram * off_diagonal
+    gram = gram if cleared else gram * off
     rows = xp.sum(gram, axis=-1, keepdims=True) / (n - 2)
-    total = xp.sum(rows, axis=-2, keepdims=True) / (n - 1)
-    return (gram - rows - xp.matrix_transpose(rows) + total) * off_diagonal
+    shift = rows - xp.sum(rows, axis=-2, keepdims=True) / (2 * (n - 1))
+    return (gram - shift - xp.matrix_transpose(shift)) * off
+
+
+def without_diagonal(stack: Array) -> Array:
+    """A stack of Gram matrices with zeros on the diagonals, even where those are infinite.
+
+    Arrays of torch are changed in place, which takes a fraction of the time: nobody else may hold them.
+    """
+    xp = array_namespace(stack)
+    if is_torch_array(stack):
+        stack.diagonal(dim1=-2, dim2=-1).zero_()
+        return stack
+    return xp.where(off_diagonal(stack) > 0, stack, xp.zeros_like(stack))

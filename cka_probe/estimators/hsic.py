@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from .centring import center_gram, u_center_gram
+from .centring import center_gram, off_diagonal, u_centred
 from .closed_form import SampleTerms, unbiased_inner, unbiased_share
 from .gram_accuracy import has_far_sample
 from .kernels import Kernel, Linear, center_features, check_defined, given_kernel
@@ -162,8 +162,9 @@ def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Arr
     """
     if estimator == "unbiased":
         # The diagonal is not used, and with a narrow RBF kernel it is far above all other entries.
-        gram = gram * (1 - xp.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
-        centred = u_center_gram(gram)
+        off = off_diagonal(gram)
+        gram = gram * off
+        centred = u_centred(gram, off, cleared=True)
     else:
         centred = center_gram(gram)
     scale = _largest(xp, gram)

@@ -9,8 +9,17 @@ from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace, device
 
+from .centring import without_diagonal
 from .distances import middle_sample
-from .gram_accuracy import FAR, MEAN_LIMIT, far_in_diagonal, in_range, lost_ratio, over_spread
+from .gram_accuracy import (
+    FAR,
+    MEAN_LIMIT,
+    far_in_diagonal,
+    in_range,
+    lost_ratio,
+    over_spread,
+    squared_means_and_spread,
+)
 from .hsic import flat_centred, scaled_features
 from .kernels import Kernel, Linear, center_features
 from .validation import Array, check_estimator, check_layer_features, constant
@@ -21,6 +30,7 @@ __all__ = [
     "GPU_BLOCK",
     "LayerGram",
     "Mode",
+    "float64_gram",
     "layer_gram",
     "layer_rows",
     "less_first",
@@ -49,7 +59,8 @@ class LayerGram(NamedTuple):
     ``far`` is the index of a sample that needed float64, because it lies far from all others, and its distance over the
     usual one; None as a rule. ``by_sample`` is what ``mean_over_spread`` would be at most if not the mean was
     subtracted but the features of one of the samples; infinite if unknown. ``over_spread`` is that measure of the Gram
-    matrix itself; 0 if it was not needed.
+    matrix itself; 0 if it was not needed. ``mean_over_deviation`` is ``resolution`` over the rounding unit; None if
+    the features were not looked at so closely.
     """
 
     gram: Array
@@ -58,16 +69,17 @@ class LayerGram(NamedTuple):
     far: tuple[int, float] | None = None
     by_sample: float = math.inf
     over_spread: float = 0.0
+    mean_over_deviation: float | None = None
 
 
 def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LIMIT) -> LayerGram:
     """The Gram matrix of one layer, as accurate as its features allow.
 
-    For the linear kernel the mean of the features is subtracted. If their squares leave the range of the dtype, or the
-    spread is lost in the mean, they are also divided by their largest magnitude. If one sample lies so far from all
-    others that the rounding of its square is above their spread, the median is subtracted in float64 instead. The Gram
-    matrix and the mean tell all this, and also whether later minibatches may keep their mean: subtracting it costs half
-    as much as the product. Other kernels are computed in float64.
+    For the linear kernel the mean of the features is subtracted. If their squares leave the range of the dtype, the
+    spread is lost in the mean, or one sample lies so far from all others that the rounding of its square is above
+    their spread, ``float64_gram`` takes over. The Gram matrix and the mean tell all this, and also whether later
+    minibatches may keep their mean: subtracting it costs half as much as the product. Features in float64, and those
+    on a GPU, are first tried divided by their largest magnitude. Other kernels are computed in float64.
 
     Parameters
     ----------
@@ -93,7 +105,7 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
         size = float(xp.sum(xp.linalg.diagonal(known))) / n
         fine = in_range(xp, gram.dtype, size) and size > lost_ratio(xp, gram.dtype) * square
         if fine and bool(far_in_diagonal(known)):
-            return _of_far_sample(xp, x, xp.ones_like(known[0, 0]))
+            return float64_gram(x)
         if fine:
             raw, shifted = over_spread(xp, known, size, square)
             if raw < limit and shifted > max(raw, limit / 4):
@@ -106,17 +118,52 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
                 farthest = float(xp.max(xp.linalg.diagonal(known)))
                 by_sample = shifted * abs((n - 1) * farthest / size - 1)
                 return LayerGram(gram, 1.0, "shifted", by_sample=by_sample, over_spread=shifted)
+    if n > 3 and x.dtype != xp.float64 and _on_cpu(x):
+        return float64_gram(x)
     z, scale = scaled_features(_wide_if_few(xp, x))
     gram = z @ xp.matrix_transpose(z)
     if n > 3:
         known = constant(gram)
         size = float(xp.sum(xp.linalg.diagonal(known))) / n
         if size > 0 and not over_spread(xp, known, size, 0.0)[1] < MEAN_LIMIT:
-            return _of_far_sample(xp, x, scale)
+            return float64_gram(x, scale)
     return LayerGram(gram, scale * scale, "scaled")
 
 
-def wide_gram(x: Array, scale: Array | float = 1.0) -> Array:
+def float64_gram(x: Array, scale: Array | float = 1.0) -> LayerGram:
+    """The Gram matrix in float64 of features over ``scale``, the far sample if there is one, and how large the mean is.
+
+    Parameters
+    ----------
+    x : array (n, p)
+        Features.
+    scale : array () or float
+        So large that the squares of ``x / scale`` stay in the range of float64; 1 for float32.
+
+    Returns
+    -------
+    LayerGram
+        Of mode "scaled".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = float64_gram(np.array([[5.0], [7.0], [5.0]], dtype=np.float32))
+    >>> found.gram.tolist(), found.far
+    ([[0.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]], None)
+    """
+    xp = array_namespace(x)
+    gram, means, spread = wide_gram(x, scale)
+    squares = constant(xp.linalg.diagonal(gram))
+    usual = float(xp.sort(squares)[x.shape[0] // 2]) ** 0.5
+    farthest = float(xp.max(squares)) ** 0.5
+    far = (int(xp.argmax(squares)), farthest / usual) if 0 < FAR * usual < farthest else None
+    factor = xp.ones((), dtype=xp.float64, device=device(x)) * scale * scale
+    ratio = math.sqrt(means / spread) if spread > 0 else 0.0
+    return LayerGram(gram, factor, "scaled", far, mean_over_deviation=ratio)
+
+
+def wide_gram(x: Array, scale: Array | float = 1.0) -> tuple[Array, float, float]:
     """The Gram matrix in float64 of features minus the middle of a few samples, which one far sample does not move.
 
     On a CPU by so few columns at a time that their copies stay in its cache.
@@ -130,38 +177,40 @@ def wide_gram(x: Array, scale: Array | float = 1.0) -> Array:
 
     Returns
     -------
-    array (n, n) of float64
+    gram : array (n, n) of float64
+    means, spread : float
+        The sums of ``squared_means_and_spread`` over all features, divided by ``scale``.
 
     Examples
     --------
     >>> import numpy as np
-    >>> wide_gram(np.array([[5.0], [7.0]]), 2.0).tolist()
-    [[1.0, 0.0], [0.0, 0.0]]
+    >>> gram, means, spread = wide_gram(np.array([[5.0], [7.0]]), 2.0)
+    >>> gram.tolist(), means, spread
+    ([[1.0, 0.0], [0.0, 0.0]], 9.0, 0.25)
     """
     xp = array_namespace(x)
     n, width = x.shape
     columns = max(1, _block(x) // n)
-    gram = None
+    scaled = not isinstance(scale, float) or scale != 1.0
+    gram, means, spread = None, 0.0, 0.0
     for start in range(0, width, columns):
-        part = xp.astype(x[:, start : min(start + columns, width)], xp.float64)
-        z = (part - middle_sample(constant(part))) / scale
+        part = x[:, start : min(start + columns, width)]
+        shift = xp.astype(middle_sample(constant(part)), xp.float64)
+        # The difference of float32 and float64 is computed in float64, without a copy of the features.
+        z, shift = (part - shift) / scale if scaled else part - shift, shift / scale
         product = z @ xp.matrix_transpose(z)
         gram = product if gram is None else gram + product
-    return gram
+        more = squared_means_and_spread(constant(z), constant(shift))
+        means, spread = means + more[0], spread + more[1]
+    return gram, float(means), float(spread)
 
 
 def _block(x: Array) -> int:
-    return CPU_BLOCK if "cpu" in str(device(x)).lower() else GPU_BLOCK
+    return CPU_BLOCK if _on_cpu(x) else GPU_BLOCK
 
 
-def _of_far_sample(xp: ModuleType, x: Array, scale: Array | float) -> LayerGram:
-    """The Gram matrix in float64 of features over ``scale``, and the far sample, if there is one."""
-    gram = wide_gram(x, scale)
-    squares = constant(xp.linalg.diagonal(gram))
-    usual = float(xp.sort(squares)[x.shape[0] // 2]) ** 0.5
-    farthest = float(xp.max(squares)) ** 0.5
-    far = (int(xp.argmax(squares)), farthest / usual) if 0 < FAR * usual < farthest else None
-    return LayerGram(gram, scale * scale, "scaled", far)
+def _on_cpu(x: Array) -> bool:
+    return "cpu" in str(device(x)).lower()
 
 
 def repeated_gram(x: Array, mode: Mode, product: Callable[[Array], Array] | None = None) -> LayerGram:
@@ -309,8 +358,7 @@ def unit_stack(
         grams = [xp.astype(g, xp.float64) for g in grams]
     stack = xp.stack(list(grams), axis=0)
     if estimator == "unbiased":
-        diagonal = xp.eye(stack.shape[-1], dtype=xp.bool, device=device(stack))
-        stack = xp.where(diagonal, xp.zeros_like(stack), stack)
+        stack = without_diagonal(stack)
     largest = xp.max(xp.abs(stack), axis=(-2, -1), keepdims=True)
     largest = xp.where(largest > 0, largest, xp.ones_like(largest))
     divisors = xp.astype(largest[:, 0, 0], xp.float64)

@@ -33,12 +33,14 @@ FEW_CONSTANT = 0.5
 """With the linear kernel, a layer that is constant in this part of the minibatches or fewer has no note."""
 
 
-def coarseness(features: torch.Tensor, dtype: torch.dtype) -> float:
+def coarseness(features: torch.Tensor, dtype: torch.dtype, mean_over_deviation: float | None = None) -> float:
     """``resolution`` of features (n, d) that were computed in ``dtype``; 0 if it is too small for a note.
 
-    The coarser half precision is a choice of the user: only a spread that is mostly rounding counts there.
+    The coarser half precision is a choice of the user: only a spread that is mostly rounding counts there. The features
+    are read if ``mean_over_deviation``, the resolution over the rounding unit, is None.
     """
-    found = float(resolution(features, torch.finfo(dtype).eps))
+    eps = torch.finfo(dtype).eps
+    found = float(resolution(features, eps)) if mean_over_deviation is None else eps * mean_over_deviation
     limit = COARSE if dtype in (torch.float32, torch.float64) else 10 * COARSE
     return found if limit < found < math.inf else 0.0
 
@@ -117,9 +119,14 @@ class Findings(Resumable):
         self._zero: set[str] = set()
         self._differ: dict[str, torch.Tensor] = {}
 
-    def look(self, name: str, features: torch.Tensor, dtype: torch.dtype) -> None:
-        """Note how coarsely ``dtype`` holds the features (n, d) of a layer. This reads a number from the device."""
-        found = coarseness(features, dtype)
+    def look(
+        self, name: str, features: torch.Tensor, dtype: torch.dtype, mean_over_deviation: float | None = None
+    ) -> None:
+        """Note how coarsely ``dtype`` holds the features (n, d) of a layer. This reads a number from the device.
+
+        The arguments are those of ``coarseness``.
+        """
+        found = coarseness(features, dtype, mean_over_deviation)
         if found > self._coarse.get(name, (0.0, dtype))[0]:
             self._coarse[name] = found, dtype
 

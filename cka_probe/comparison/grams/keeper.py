@@ -16,7 +16,17 @@ from ...capture.trees import move
 from ...estimators.gram_accuracy import MEAN_LIMIT, mean_over_spread
 from ...estimators.hsic import flat_centred
 from ...estimators.kernels import KERNELS, Kernel, Linear
-from ...estimators.layer_grams import FEW, LayerGram, Mode, layer_gram, less_first, less_mean, repeated_gram, unit_stack
+from ...estimators.layer_grams import (
+    FEW,
+    LayerGram,
+    Mode,
+    float64_gram,
+    layer_gram,
+    less_first,
+    less_mean,
+    repeated_gram,
+    unit_stack,
+)
 from .cuda import by_cupy, half_gram, tf32_products
 from .doubts import doubted_layers
 from .drift import BatchMeans
@@ -95,7 +105,7 @@ class GramKeeper(Resumable):
     """
 
     takes_half = True
-    lasting = ("modes", "_careful", "_by_first", "_half", "_far")
+    lasting = ("modes", "_careful", "_wide", "_by_first", "_half", "_far")
     parts = ("findings", "batch_means", "_measures", "_side_stream")
 
     def __init__(
@@ -123,6 +133,7 @@ class GramKeeper(Resumable):
         self.findings = Findings(self.kernel)
         self.modes: dict[str, Mode] = {}
         self._careful: set[str] = set()
+        self._wide: set[str] = set()  # layers in float32 whose spread is too small for a Gram matrix in float32
         self._by_first: set[str] = set()  # layers from which the first sample is subtracted instead of the mean
         self._half: set[str] = set()  # layers whose raw features are in half precision
         self._mean_squares: dict[str, torch.Tensor | None] = {}
@@ -247,13 +258,16 @@ class GramKeeper(Resumable):
 
     def _decided(self, name: str, features: torch.Tensor, limit: float, dtype: torch.dtype) -> LayerGram:
         """A new decision; ``dtype`` is that of the activation."""
-        result = layer_gram(features, self.kernel, limit=limit)
+        result = float64_gram(features) if name in self._wide else layer_gram(features, self.kernel, limit=limit)
         half = dtype not in (torch.float32, torch.float64)
         if result.mode == "scaled" or (name not in self.modes and (half or not self._linear)):
-            self.findings.look(name, features, dtype)
+            self.findings.look(name, features, dtype, result.mean_over_deviation)
         self._far.pop(name, None)
         if result.far is not None:
             self._far[name] = result.far
+            self._wide.discard(name)  # the far sample is not in every minibatch
+        elif result.mean_over_deviation is not None and features.dtype == torch.float32:
+            self._wide.add(name)
         if name not in self.modes and self.reviewed and result.by_sample < MEAN_LIMIT / 2:  # others may lie farther
             self._by_first.add(name)
         if result.over_spread > NEAR_LIMIT:
