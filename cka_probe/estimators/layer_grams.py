@@ -33,8 +33,8 @@ __all__ = [
     "float64_gram",
     "layer_gram",
     "layer_rows",
-    "less_first",
     "less_mean",
+    "less_row",
     "repeated_gram",
     "unit_stack",
     "wide_gram",
@@ -286,16 +286,19 @@ def less_mean(x: Array) -> tuple[Array, Array]:
     return _gram(xp, x, centre), sum(squares[1:], squares[0])
 
 
-def less_first(x: Array) -> Array:
-    """The Gram matrix of the features minus those of the first sample.
+def less_row(x: Array, row: Array) -> Array:
+    """The Gram matrix of the features minus one row: those of the first sample, or the mean of an earlier minibatch.
 
-    This takes less time than ``less_mean``, and a constant layer gives exactly zero. The mean of what is left is about
-    as long as the distance of two samples. So check the result with ``doubtful``, as that of raw features.
+    This takes less time than ``less_mean``. With the first sample, a constant layer gives exactly zero, and the mean of
+    what is left is about as long as the distance of two samples. So check the result with ``doubtful``, as that of raw
+    features.
 
     Parameters
     ----------
     x : array (n, p)
         Features.
+    row : array (1, p)
+        What is subtracted.
 
     Returns
     -------
@@ -305,24 +308,25 @@ def less_first(x: Array) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> less_first(np.array([[5.0], [7.0]])).tolist()
+    >>> x = np.array([[5.0], [7.0]])
+    >>> less_row(x, x[:1]).tolist()
     [[0.0, 0.0], [0.0, 4.0]]
     """
     n, width = x.shape
     if n >= FEW and n * width <= CPU_BLOCK:  # the usual case, in which the look-up of names would take half the time
-        apart = x - x[:1, :]
+        apart = x - row
         return apart @ apart.T
-    return _gram(array_namespace(x), x, lambda part: part - part[:1, :])
+    return _gram(array_namespace(x), x, row=row)
 
 
-def _gram(xp: ModuleType, x: Array, centre: Callable[[Array], Array] | None = None) -> Array:
-    """The Gram matrix of features as they are, or of ``centre(features)``, without a copy of all features.
+def _gram(xp: ModuleType, x: Array, centre: Callable[[Array], Array] | None = None, row: Array | None = None) -> Array:
+    """The Gram matrix of the features, of ``centre(features)`` or of features minus a row, without a copy of them all.
 
     A few columns at a time are centred, and converted to float64 if the samples are few, so that the copy stays in the
     cache. A full copy costs passes over the memory and, for wide layers, half as much memory as the forward.
     """
     few = x.shape[0] < FEW and x.dtype != xp.float64
-    if centre is None and not few:
+    if centre is None and row is None and not few:
         return x @ xp.matrix_transpose(x)
     width = x.shape[1]
     columns = max(1, _block(x) // x.shape[0])
@@ -331,6 +335,7 @@ def _gram(xp: ModuleType, x: Array, centre: Callable[[Array], Array] | None = No
         part = x if width <= columns else x[:, start : min(start + columns, width)]
         part = _wide_if_few(xp, part)
         part = part if centre is None else centre(part)
+        part = part if row is None else part - row[:, start : start + part.shape[1]]
         product = part @ xp.matrix_transpose(part)
         if width <= columns:
             return product

@@ -316,10 +316,11 @@ SET_ANEW = {
     "UnchangedOutputs": {"_input", "_first", "_now"},  # while it watches, the first batch is repeated
     "ChannelAxes": {"model", "paths", "_ran", "_begun"},
     "GramKeeper": {"kernel", "backend", "tf32", "overlap", "deferred", "_streams", "_side_stream", "_linear",
-        "reviewed", "takes_any_order", "batch_means", "findings", "_mean_squares", "_finite", "_home", "_measures"},
+        "reviewed", "takes_any_order", "batch_means", "findings", "_repeats", "_finite", "_home", "_measures"},
     "Findings": {"kernel", "_differ"},
     "BatchMeans": {"_signs", "_pending"},
     "Measures": set(),
+    "Repeats": {"_mean_squares"},
     "Answers": {"recorders", "asked", "many", "pairs"},
     "SideStream": {"_streams", "_lag", "_reads", "_home", "_changed"},
 }  # fmt: skip

@@ -16,22 +16,12 @@ from ...capture.trees import move
 from ...estimators.gram_accuracy import MEAN_LIMIT, mean_over_spread
 from ...estimators.hsic import flat_centred
 from ...estimators.kernels import KERNELS, Kernel, Linear
-from ...estimators.layer_grams import (
-    FEW,
-    LayerGram,
-    Mode,
-    float64_gram,
-    layer_gram,
-    less_first,
-    less_mean,
-    repeated_gram,
-    unit_stack,
-)
+from ...estimators.layer_grams import FEW, LayerGram, Mode, float64_gram, layer_gram, repeated_gram, unit_stack
 from .cuda import by_cupy, half_gram, tf32_products
-from .doubts import doubted_layers
 from .drift import BatchMeans
 from .findings import Findings
 from .measures import FAR_WEIGHT, Measures
+from .repeats import Repeats
 from .side_stream import CudaStreams, SideStream, Streams
 from .triton_gram import pays, tensor_core_gram
 
@@ -39,9 +29,6 @@ __all__ = ["COST", "HALF_LIMIT", "KERNEL_ERROR", "GramKeeper"]
 
 COST = 6e-7 / MEAN_LIMIT
 """float32 error of CKA per unit of ``mean_over_spread``."""
-
-NEAR_LIMIT = 0.7 * MEAN_LIMIT
-"""Above this ``mean_over_spread`` a layer gets a new decision in every minibatch on a CPU."""
 
 KERNEL_ERROR = 1e-5
 """Largest relative error of a centred Gram matrix in float32 for which a GPU may compute a kernel so."""
@@ -105,8 +92,8 @@ class GramKeeper(Resumable):
     """
 
     takes_half = True
-    lasting = ("modes", "_careful", "_wide", "_by_first", "_half", "_far")
-    parts = ("findings", "batch_means", "_measures", "_side_stream")
+    lasting = ("modes", "_half", "_far")
+    parts = ("findings", "batch_means", "_measures", "_repeats", "_side_stream")
 
     def __init__(
         self,
@@ -132,11 +119,8 @@ class GramKeeper(Resumable):
         self.batch_means = BatchMeans() if drift else None
         self.findings = Findings(self.kernel)
         self.modes: dict[str, Mode] = {}
-        self._careful: set[str] = set()
-        self._wide: set[str] = set()  # layers in float32 whose spread is too small for a Gram matrix in float32
-        self._by_first: set[str] = set()  # layers from which the first sample is subtracted instead of the mean
         self._half: set[str] = set()  # layers whose raw features are in half precision
-        self._mean_squares: dict[str, torch.Tensor | None] = {}
+        self._repeats = Repeats()
         self._finite: dict[str, torch.Tensor] = {}
         self._far: dict[str, tuple[int, float]] = {}
         self._home: torch.device | None = None
@@ -172,7 +156,9 @@ class GramKeeper(Resumable):
             self.findings.first(name, features)
         if not self._defers(features.device):
             single = _single(features)
-            return self._repeated(name, single) or self._decided(name, single, MEAN_LIMIT, features.dtype)
+            repeats = self._linear and self.reviewed
+            known = self._repeats.gram(name, single, self.modes.get(name)) if repeats else None
+            return known or self._decided(name, single, MEAN_LIMIT, features.dtype)
         with tf32_products(features.device) if self.tf32 else nullcontext():
             mode = self.modes.get(name)
             if mode is None:
@@ -201,25 +187,11 @@ class GramKeeper(Resumable):
         gram = by_cupy(self.kernel, features) if self.backend == "cupy" else self.kernel(features)
         return LayerGram(gram, 1.0, "raw"), torch.isfinite(features).all()
 
-    def _repeated(self, name: str, features: torch.Tensor) -> LayerGram | None:
-        """The Gram matrix prepared as in the minibatch before, for ``review``; None if a new decision is needed."""
-        mode = self.modes.get(name) if self._linear and self.reviewed and name not in self._careful else None
-        if mode not in ("raw", "shifted") or len(features) < FEW:
-            return None
-        if mode == "raw":
-            gram, self._mean_squares[name] = features @ features.T, None
-        elif name in self._by_first:
-            gram, self._mean_squares[name] = less_first(features), None
-        else:
-            gram, self._mean_squares[name] = less_mean(features)
-        return LayerGram(gram, 1.0, mode)
-
     def review(self, kept: Mapping[str, LayerGram]) -> bool:
         """Return whether the Gram matrices of this forward are valid. If not, the model must run on the batch again.
 
-        For a layer whose repeated decision was wrong, a new decision is made in every later minibatch. With
-        ``overlap``, a layer whose features were changed in place is no longer read on the second stream. Every False
-        adds at least one such layer, so the number of passes is finite.
+        As ``Repeats.review``. With ``overlap``, a layer whose features were changed in place is no longer read on the
+        second stream. Every False changes how at least one layer is treated, so the number of passes is finite.
 
         Parameters
         ----------
@@ -228,10 +200,7 @@ class GramKeeper(Resumable):
         """
         if self._side_stream is not None and not self._side_stream.end_forward():
             return False
-        asked, self._mean_squares = self._mean_squares, {}
-        doubted = doubted_layers({name: kept[name].gram for name in asked}, asked)
-        self._careful.update(doubted)
-        return not doubted
+        return self._repeats.review(kept)
 
     def _first(self, name: str, features: torch.Tensor) -> LayerGram:
         half = _is_half(features)
@@ -258,20 +227,15 @@ class GramKeeper(Resumable):
 
     def _decided(self, name: str, features: torch.Tensor, limit: float, dtype: torch.dtype) -> LayerGram:
         """A new decision; ``dtype`` is that of the activation."""
-        result = float64_gram(features) if name in self._wide else layer_gram(features, self.kernel, limit=limit)
+        in_float64 = self._repeats.in_float64(name)
+        result = float64_gram(features) if in_float64 else layer_gram(features, self.kernel, limit=limit)
         half = dtype not in (torch.float32, torch.float64)
         if result.mode == "scaled" or (name not in self.modes and (half or not self._linear)):
             self.findings.look(name, features, dtype, result.mean_over_deviation)
         self._far.pop(name, None)
         if result.far is not None:
             self._far[name] = result.far
-            self._wide.discard(name)  # the far sample is not in every minibatch
-        elif result.mean_over_deviation is not None and features.dtype == torch.float32:
-            self._wide.add(name)
-        if name not in self.modes and self.reviewed and result.by_sample < MEAN_LIMIT / 2:  # others may lie farther
-            self._by_first.add(name)
-        if result.over_spread > NEAR_LIMIT:
-            self._careful.add(name)  # a decision costs less than another forward when a later minibatch is beyond
+        self._repeats.learn(name, features, result, first=name not in self.modes and self.reviewed)
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.

@@ -1,4 +1,4 @@
-"""The features of the first sample are subtracted instead of the mean, where that is as accurate."""
+"""The features of the first sample, or the mean of the first minibatch, are subtracted where that is as accurate."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,36 @@ def test_a_layer_of_low_rank_is_shifted_by_a_sample_and_one_of_high_rank_by_its_
         net = Shifted(300, rank, 30.0)
         features = net(batches()[0])
         keeper(name, features if rank == 2 else features[:16])
-    assert keeper._by_first == {"low"}
+    assert keeper._repeats._by_first == {"low"}
+
+
+class Stepping(nn.Module):
+    """568 features of full rank whose mean jumps in the third minibatch by ``step`` spreads."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def forward(self, x):
+        return x[:, :568] + 30.0 + self.step * float(x[0, 568:].sum() > 1e3)
+
+
+@pytest.mark.parametrize(("step", "runs"), [(0.0, 1), (0.3, 1), (100.0, 2)])
+def test_the_mean_of_the_first_minibatch_serves_until_a_later_one_lies_elsewhere(step, runs):
+    x = Stepping(step)
+    ran, keepers = [], []
+    x.register_forward_hook(lambda _module, inputs, _output: ran.append(float(inputs[0].sum())))
+    data = list(torch.randn(5, 64, 600, generator=torch.Generator().manual_seed(1)))
+    data[2][:, 568:] += 100.0
+    with pytest.MonkeyPatch.context() as patch:
+        made = GramKeeper.__init__
+        patch.setattr(GramKeeper, "__init__", lambda self, *args, **kw: keepers.append(self) or made(self, *args, **kw))
+        y = nn.Linear(600, 5)
+        result = cp.compare(x, y, data, layers="", progress=False)
+    assert [ran.count(float(batch.sum())) for batch in data[1:]] == [1, runs, 1, 1]
+    assert bool(keepers[0]._repeats._first_means) == (runs == 1)
+    expected = reference_cka([cloned(x, batch) for batch in data], [cloned(y, batch) for batch in data])
+    np.testing.assert_allclose(result.values, expected, atol=1e-6)
 
 
 def far_first(data):
