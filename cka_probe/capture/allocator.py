@@ -18,7 +18,7 @@ from torch import nn
 from .networks import device_of
 from .threads import SharedChange
 
-__all__ = ["SWITCH", "memory_kept"]
+__all__ = ["SWITCH", "give_back_free_memory", "memory_kept"]
 
 SWITCH = "CKA_PROBE_KEEP_MEMORY"
 """Environment variable; "0" leaves the allocator as it is."""
@@ -50,6 +50,13 @@ def memory_kept(models: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """
     wanted = os.environ.get(SWITCH, "1") != "0" and any(device_of(model).type == "cpu" for model in models)
     return _kept.made(_keep) if wanted and _glibc() is not None else nullcontext()
+
+
+def give_back_free_memory() -> None:
+    """Give the pages of the heap that hold nothing back to the system, also between arrays in use. Only with glibc."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
 
 
 _kept = SharedChange()

@@ -22,7 +22,7 @@ from .feature_keeper import Keeping
 from .gram_pass import end_grams
 from .held import Held, Side, StartAgainError, let_go, some_columns
 from .keeping import keeping_of, see_batch, wanted_columns
-from .memory import checked_memory
+from .memory import HeapWatch, checked_memory
 from .request import Request
 from .route_choice import PlannedError, weigh_routes
 from .together import Together
@@ -83,6 +83,7 @@ class DatasetPass:
         self.memory = checked_memory(request.memory, home)
         if self.together and request.memory is None and home.type == "cpu":
             self.memory //= int(os.environ.get("LOCAL_WORLD_SIZE", self.together.world))
+        self.watch = HeapWatch(home, self.memory)
         self.route: Route | None = None
         self.plan: list[Route] = []
         self.size: DataSize | None = None
@@ -188,6 +189,7 @@ class DatasetPass:
     def keeping(self) -> Keeping:
         """What the hooks of the coming pass keep."""
         keeping = keeping_of(self)
+        keeping.watch = self.watch
         if self.request.checkpoint is not None:
             keeping.marks = {}
         return keeping
@@ -195,6 +197,8 @@ class DatasetPass:
     def begin(self, sides: Sequence[Side], keeping: Keeping | None = None, *, goes_on: bool = False) -> None:
         """Begin a pass with these recorders, or go on in the middle of one."""
         self.sides = sides
+        if self.kept_by is not None:  # of a pass that begins again
+            self.kept_by.slabs.close()
         self.kept_by = keeping
         self.two_sided = len(sides) == 2 and not self.request.square
         if goes_on:
@@ -367,6 +371,8 @@ class DatasetPass:
         """Turn the features of this pass into Gram matrices."""
         route = self.route
         assert route is not None
+        if self.kept_by is not None:
+            self.kept_by.slabs.close()
         if route.name in ("grams", "disk"):
             end_grams(self, route)
         self.passes_done += 1

@@ -246,6 +246,7 @@ class _Computed:
         joined: dict[int, torch.Tensor] = {}
         for unit in dict.fromkeys(units):
             blocks = gathered.blocks[unit]
+            gathered.watch.see(sum(block.shape[0] for block in blocks) * blocks[0].shape[1] * 8)
             joined[unit] = FeatureBlocks(blocks, gathered.home).columns(0, blocks[0].shape[1])
             gathered.blocks[unit] = [joined[unit]]
         return [joined[unit] for unit in units]

@@ -14,8 +14,8 @@ from ..estimators.dataset.layer_parts import FEW, ArrayFeatures, whole_gram
 from ..estimators.kernels import Kernel
 from .feature_blocks import FeatureFile, FilePart
 from .grams.findings import coarse_layers
-from .held import Held, Room, Slabs, StartAgainError
-from .memory import ForwardMeter
+from .held import Held, Room, Slabs, StartAgainError, slab_bytes
+from .memory import ForwardMeter, HeapWatch
 
 __all__ = ["FeatureKeeper", "Keeping"]
 
@@ -42,6 +42,8 @@ class Keeping:
         Of Gram matrices.
     home : torch.device
         Where features are kept.
+    memory : int
+        Bytes that the comparison may take.
 
     Attributes
     ----------
@@ -59,7 +61,7 @@ class Keeping:
         Time from the first to the last hook in the first batch, without the hooks.
     """
 
-    def __init__(self, mode: Mode, room: Room, kernel: Kernel, home: torch.device) -> None:
+    def __init__(self, mode: Mode, room: Room, kernel: Kernel, home: torch.device, memory: int) -> None:
         self.mode: Mode = mode
         self.room = room
         self.kernel = kernel
@@ -69,8 +71,9 @@ class Keeping:
         self.open_file: Callable[[], FeatureFile] | None = None
         """Makes the file when the first features need it; None if there is no room on the disk."""
         self.coarse: dict[tuple[int, str], tuple[float, torch.dtype]] = {}
-        self.slabs = Slabs(home)
+        self.slabs = Slabs(home, slab_bytes(memory))
         self.meter = ForwardMeter(home)
+        self.watch: HeapWatch | None = None
         self.marks: dict[tuple[int, str], tuple[float, float]] | None = None
         self.looks_only = False
         self.forward_seconds = 0.0
@@ -101,6 +104,8 @@ class Keeping:
             self.marks[side, name] = float(norm), float(total) / math.sqrt(max(1, features.numel()))
         if self.looks_only:
             return held
+        if self.watch is not None:
+            self.watch.see(features.numel() * features.dtype.itemsize)
         if self.first:
             self.meter.see(self.room.used)
             if len(features) >= 4:

@@ -51,6 +51,7 @@ def end_grams(gathered: DatasetPass, route: Route) -> None:
 def _add(gathered: DatasetPass, unit: int, features: FeatureBlocks, parts: dict[int, Slice]) -> None:
     """Add the Gram matrix of the columns of a unit that this pass has taken."""
     assert gathered.stack is not None
+    gathered.watch.see(features.shape[0] * (8 * features.shape[0] + 4 * features.shape[1]))
     gram = whole_gram(features, gathered.request.kernel)
     if unit in gathered.in_parts:
         gram = gathered.in_parts.pop(unit) + gram

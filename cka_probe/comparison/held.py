@@ -13,10 +13,10 @@ from ..estimators.dataset.layer_parts import WholeGram
 from ..estimators.dataset.routes import Slice
 from .feature_blocks import FilePart
 
-__all__ = ["Held", "Room", "Side", "Slabs", "StartAgainError", "let_go", "some_columns"]
+__all__ = ["Held", "Room", "Side", "Slabs", "StartAgainError", "let_go", "slab_bytes", "some_columns"]
 
 SLAB = 2**26
-"""Bytes of a slab: above the size from which the allocator takes pages of its own."""
+"""Most bytes of a slab: above the size from which the allocator takes pages of its own."""
 
 
 class Side(Protocol):
@@ -82,15 +82,28 @@ class Room:
         return True
 
 
+def slab_bytes(memory: int) -> int:
+    """Bytes of the pieces of memory that copies of features are in: a small part of what a comparison may take."""
+    return min(SLAB, memory // 64)
+
+
 class Slabs:
     """Copies of features in large pieces of memory.
 
     One by one between the activations, which come and go, they would keep the heap from shrinking: it grew to 1.5 times
     what was in use.
+
+    Parameters
+    ----------
+    home : torch.device
+        Where the copies are.
+    size : int
+        Bytes of a piece; one that holds larger features has their size.
     """
 
-    def __init__(self, home: torch.device) -> None:
+    def __init__(self, home: torch.device, size: int) -> None:
         self._home = home
+        self._size = size
         self._slab: torch.Tensor | None = None
         self._used = 0
 
@@ -100,12 +113,16 @@ class Slabs:
             return torch.frombuffer(mmap.mmap(-1, max(1, count) * dtype.itemsize), dtype=dtype)
         return torch.empty(count, dtype=dtype, device=self._home)
 
+    def close(self) -> None:
+        """Let the last piece go, which the copies in it keep as long as they are needed."""
+        self._slab = None
+
     def copy(self, features: torch.Tensor) -> torch.Tensor:
         """A copy on the home device that shares its memory with other copies."""
         size = features.numel()
         slab = self._slab
         if slab is None or slab.dtype != features.dtype or self._used + size > slab.numel():
-            slab = self._slab = self._new(max(size, SLAB // features.dtype.itemsize), features.dtype)
+            slab = self._slab = self._new(max(size, self._size // features.dtype.itemsize), features.dtype)
             self._used = 0
         out = slab[self._used : self._used + size].view(features.shape)
         self._used += size

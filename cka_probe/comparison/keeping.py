@@ -21,19 +21,19 @@ def keeping_of(gathered: DatasetPass) -> Keeping:
     """What the hooks of the coming pass keep."""
     kernel, home, route = gathered.request.kernel, gathered.home, gathered.route
     if gathered.at_once:
-        return Keeping("gram", Room(0), kernel, home)
+        return Keeping("gram", Room(0), kernel, home, gathered.memory)
     if gathered.persists:
-        return Keeping("file", Room(0), kernel, home)
+        return Keeping("file", Room(0), kernel, home, gathered.memory)
     if route is None and gathered.request.measure == "cka":
-        return Keeping("survey", Room(gathered.memory // 2), kernel, home)
+        return Keeping("survey", Room(gathered.memory // 2), kernel, home, gathered.memory)
     if route is not None and route.name == "grams":
-        keeping = Keeping("chosen", Room(0), kernel, home)
+        keeping = Keeping("chosen", Room(0), kernel, home, gathered.memory)
         keeping.first = keeping.checks = gathered.passes_done == 0
         keeping.wanted = wanted_columns(gathered, route.groups[gathered.passes_done])
         return keeping
     if route is not None and route.name == "disk":
-        return Keeping("file", Room(route.room), kernel, home)
-    return Keeping("all", Room(gathered.memory), kernel, home)
+        return Keeping("file", Room(route.room), kernel, home, gathered.memory)
+    return Keeping("all", Room(gathered.memory), kernel, home, gathered.memory)
 
 
 def see_batch(gathered: DatasetPass, index: int) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["LEAST", "ForwardMeter", "checked_memory", "free_memory", "memory_text", "parsed_memory"]
+from ..capture.allocator import give_back_free_memory
+
+__all__ = ["LEAST", "ForwardMeter", "HeapWatch", "checked_memory", "free_memory", "memory_text", "parsed_memory"]
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -139,12 +141,51 @@ class ForwardMeter:
             self.most = max(self.most, used - self._before - kept)
 
     def _used(self) -> int | None:
-        if self._device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self._device))
-        try:
-            return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
-        except (OSError, ValueError, IndexError):
-            return None
+        return int(torch.cuda.memory_allocated(self._device)) if self._device.type == "cuda" else _resident()
+
+
+class HeapWatch:
+    """Give free memory of the heap back to the system whenever a comparison comes near its limit.
+
+    What is kept of a layer splits the free memory between activations, so that the next activation does not fit
+    there. So the heap grew with the number of batches, up to twice what was in use.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where features are kept. On another device than the CPU nothing is done.
+    limit : int
+        Bytes that the comparison may take beside what is in use now.
+    """
+
+    def __init__(self, device: torch.device, limit: int) -> None:
+        self._before = _resident() if device.type == "cpu" else None
+        self._limit = limit
+        self._passed = self._last = 0
+
+    def see(self, size: int) -> None:
+        """Look, if activations of a part of the limit have passed by since the last time; one has ``size`` bytes."""
+        self._passed += size
+        if self._before is None or self._passed < self._limit // 64:
+            return
+        self._passed = 0
+        used = _resident()
+        if used is None:
+            return
+        added = used - self._before
+        if added > self._limit // 2 and added > self._last + self._limit // 32:
+            give_back_free_memory()
+            added = (_resident() or used) - self._before
+            self._last = added
+        self._last = min(self._last, added)
+
+
+def _resident() -> int | None:
+    """Bytes of memory of this process; None if the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096

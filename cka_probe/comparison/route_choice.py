@@ -15,7 +15,7 @@ from ..estimators.dataset.routes import ADVICE, ROUTES, Route, best_route, plan_
 from .dataset_together import join_layers
 from .feature_blocks import FeatureFile, disk_room
 from .feature_keeper import Keeping
-from .held import Held, StartAgainError
+from .held import Held, StartAgainError, slab_bytes
 from .memory import memory_text
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def weigh_routes(gathered: DatasetPass, layers: Sequence[Held | None], rows: int
         "batch": rows,
         "again": gathered.again,
         "disk": 0 if gathered.held else gathered.disk,
-        "beside": 0 if keeping is None else keeping.meter.most,
+        "beside": 0 if keeping is None else keeping.meter.most + 2 * slab_bytes(gathered.memory),
         "memory": gathered.memory,
         "forward": rates.forward,
     }

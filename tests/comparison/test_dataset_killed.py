@@ -22,7 +22,7 @@ from cka_probe.comparison.memory import ForwardMeter
 from cka_probe.estimators.dataset import layer_parts
 
 DATA = image_batches(9)
-SMALL = "1500KiB"
+SMALL = "2200KiB"
 FEW = {"layers": ["2", "4"]}
 CASES = {
     "moments": (

@@ -46,7 +46,7 @@ CASES = {
     "grams": (narrow, {"route": "grams"}),
     "biased": (narrow, {"route": "grams", "estimator": "biased"}),
     "passes": (wide, {"route": "grams", "layers": LAYERS, "memory": "6MiB"}),
-    "disk": (narrow, {"route": "disk", "memory": "1MiB", "kernel": cp.RBF()}),
+    "disk": (narrow, {"route": "disk", "memory": "2MiB", "kernel": cp.RBF()}),
     "chosen": (narrow, {}),
     "without data": (narrow, {"route": "moments"}),
     "grams without data": (narrow, {"route": "grams"}),

@@ -32,10 +32,12 @@ ROWS = 256
 
 
 def stack_bytes(layers: int, samples: int, estimator: str = "unbiased") -> int:
-    """Bytes of a ``GramStack``, and of the work on one Gram matrix at a time."""
-    number = 8 if samples <= FEW else 4
-    half = samples * (samples + (1 if estimator == "biased" else -1)) // 2
-    return layers * half * number + (2 * 8 + 4) * samples**2
+    """Bytes of a ``GramStack``, and of the work on one Gram matrix at a time, or of the jackknife at the end."""
+    n, some = samples, min(samples, SOME)
+    half = n * (n + (1 if estimator == "biased" else -1)) // 2
+    work = 16 * n**2 + 8 * n * some + 36 * some**2
+    jackknife = 24 * min(NUMBERS, layers * n * min(n, ROWS))
+    return layers * half * (8 if n <= FEW else 4) + max(work, jackknife)
 
 
 class GramStack:
@@ -89,7 +91,7 @@ class GramStack:
             row = xp.zeros_like(row)
         else:
             self.reasons.pop(place, None)
-            row = row / math.sqrt(total)
+            row /= math.sqrt(total)
             if self.estimator == "unbiased":
                 self.cubes[place] = _cubes(xp, gram, total)
         self.rows[place] = row if n <= FEW else xp.astype(row, xp.float32)
@@ -171,11 +173,11 @@ def _centred_half(xp: ModuleType, gram: Array, estimator: str, rounding: float) 
     layer: its norm is given as 0.
     """
     n, unbiased = gram.shape[0], estimator == "unbiased"
+    size = n * (n - 1) // 2 if unbiased else n * (n + 1) // 2
     if unbiased:
         _clear_diagonal(xp, gram)
     scale = max(float(xp.max(gram)), -float(xp.min(gram)))
     if not 0 < scale < math.inf:
-        size = n * (n - 1) // 2 if unbiased else n * (n + 1) // 2
         return xp.zeros((size,), dtype=xp.float64, device=device(gram)), 0.0 if scale <= 0 else scale
     gram /= scale
     sums = xp.sum(gram, axis=0)
@@ -183,7 +185,8 @@ def _centred_half(xp: ModuleType, gram: Array, estimator: str, rounding: float) 
         means, total = sums / (n - 2), xp.sum(sums) / ((n - 1) * (n - 2))
     else:
         means, total = sums / n, xp.sum(sums) / n**2
-    halves, largest, squared = [], 0.0, 0.0
+    row = xp.empty((size,), dtype=xp.float64, device=device(gram))
+    done, largest, squared = 0, 0.0, 0.0
     columns = xp.arange(n, device=device(gram))
     for start in range(0, n, ROWS):
         stop = min(start + ROWS, n)
@@ -198,10 +201,10 @@ def _centred_half(xp: ModuleType, gram: Array, estimator: str, rounding: float) 
         if half.shape[0]:
             largest = max(largest, float(xp.max(xp.abs(half))))
             squared += float(xp.sum(half * half))
-        halves.append(half)
+        row[done : done + half.shape[0]] = half
+        done += half.shape[0]
     if unbiased:
         _clear_diagonal(xp, gram)
-    row = xp.concat(halves, axis=0)
     noise = largest <= 16 * rounding * math.sqrt(2)
     return row, 0.0 if noise else squared
 

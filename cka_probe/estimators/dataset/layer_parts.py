@@ -134,7 +134,8 @@ def _linear(features: Features) -> WholeGram:
             (gram, _, _), eps = wide_gram(x), float(xp.finfo(xp.float64).eps)
         else:
             part = layer_gram(x)
-            gram, eps = xp.astype(part.gram, xp.float64) * part.factor, float(xp.finfo(part.gram.dtype).eps)
+            gram, eps = xp.astype(part.gram, xp.float64), float(xp.finfo(part.gram.dtype).eps)
+            gram *= part.factor
         rounding = max(rounding, eps)
         total = gram if total is None else total + gram
     return WholeGram(total, rounding, constant)

@@ -118,6 +118,7 @@ class MomentSums:
         if len({x.dtype for x in arrays}) > 1:
             arrays = tuple(xp.astype(x, xp.float64) for x in arrays)
         x = arrays[0] if len(arrays) == 1 else xp.concat(list(arrays), axis=0)
+        del arrays  # half of the memory
         if self.shift is None:
             self._start(xp, x[: min(self._chunk, x.shape[0]), :])
         if self.kept:
@@ -174,7 +175,7 @@ class MomentSums:
 
     def scaled(self, xp: ModuleType, x: Array) -> Array:
         """Samples minus the shift, each layer divided by its scale, in float64."""
-        return (xp.astype(x, xp.float64) - self.shift) / self.layout.spread(xp, self.scale)
+        return (xp.astype(x, xp.float64, copy=False) - self.shift) / self.layout.spread(xp, self.scale)
 
     def _take(self, xp: ModuleType, x: Array, single: bool) -> None:
         """Add the products of samples x (n, columns) to all sums."""
@@ -193,8 +194,8 @@ class MomentSums:
             far = xp.any(norms > limits, axis=1)
             count = int(xp.sum(xp.astype(far, xp.int64)))
             if 4 * count < v.shape[0]:
-                near = xp.where(far[:, None], xp.zeros_like(v), v)
-                pieces = [xp.astype(near, xp.float32)]
+                near = xp.astype(v, xp.float32)
+                pieces = [xp.where(far[:, None], xp.zeros_like(near), near) if count else near]
                 if count:
                     pieces.append(xp.take(v, xp.nonzero(far)[0], axis=0))
         for i, (rows, columns) in enumerate(self.layout.strips):

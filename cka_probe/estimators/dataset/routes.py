@@ -12,7 +12,7 @@ from .data_size import DataSize, Rates
 from .gram_stack import stack_bytes
 from .layer_parts import WIDE, part_bytes
 from .moment_layout import STRIP, Layout
-from .moment_sums import NARROW, ROWS
+from .moment_sums import NARROW, NUMBERS, ROWS
 
 __all__ = [
     "ADVICE",
@@ -234,8 +234,7 @@ class _Plan:
         data = self.data
         split = None if data.widths_y is None else len(data.widths_x)
         pairs = Layout(tuple(data.widths), split).pairs if self.total <= 10**6 else self.total**2 // 2
-        rows = min(ROWS, max(64, 2**24 // self.total))
-        needed = 8 * pairs + self.total * (24 * rows + 16 * min(STRIP, self.total) + 4 * 512 + 24 * self.layers)
+        needed = sums_bytes(self.total, pairs) + self.total * (12 * 512 + 24 * self.layers)
         needed += data.beside + (0 if data.held else data.itemsize * data.batch * self.total)
         if (over := self._over("moments", needed, f"a total width of {self.total}")) is not None:
             return over
@@ -319,7 +318,7 @@ class _Plan:
         block = min(n, 512)
         wide = 1 if self.linear else 3
         needed = (2 if data.held else 3) * data.features + 3 * 8 * block**2 * self.layers
-        needed += 2 * 8 * wide * block * max(data.widths) + data.beside
+        needed += (2 * 8 * wide * block + (8 * n if self.linear else 0)) * max(data.widths) + data.beside
         if (over := self._over("blocks", needed, "the features and their centred copies")) is not None:
             return over
         rate = self.rates.products if self.linear else self.rates.wide_products / 3
@@ -340,7 +339,7 @@ class _Plan:
         size = SKETCH_SIZE
         while True:
             columns = size * self.layers * (1 if self.linear else 2)
-            needed = size * self.total * (1 if self.linear else 4) + 8 * columns**2 // 2 + columns * 40 * 1024
+            needed = size * self.total * (1 if self.linear else 4) + sums_bytes(columns, columns**2 // 2)
             needed += data.beside + 8 * size * max(data.widths)
             needed += 0 if data.held else 2 * data.itemsize * data.batch * self.total
             if needed <= self.memory or size <= LEAST_SKETCH:
@@ -373,6 +372,12 @@ def _packed(widths: Sequence[int], columns: int, *, divisible: bool) -> tuple[tu
             left -= stop - start
             start = stop
     return tuple(tuple(group) for group in groups if group)
+
+
+def sums_bytes(columns: int, pairs: int) -> int:
+    """Bytes of the sums of moments of so many columns, and of the work on some samples, or on a strip at the end."""
+    rows = max(64, min(ROWS, NUMBERS // columns))
+    return 8 * pairs + columns * max(48 * rows, 40 * min(STRIP, columns))
 
 
 def _text(size: float) -> str:
