@@ -145,7 +145,7 @@ def run_dataset(
                 run.require_batches()
             elif gathered.route is None:  # no batch in this process
                 weigh_routes(gathered, [], 0)
-                if gathered.route is not None and gathered.route.name == "moments":
+                if gathered.route is not None and gathered.route.name in ("moments", "sketch"):
                     gathered.start_statistics()
             if run.interrupted:
                 together.stop()

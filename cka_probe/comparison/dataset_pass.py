@@ -16,11 +16,11 @@ from ..estimators.dataset.layer_parts import FEW, WholeGram
 from ..estimators.dataset.moments import MomentCKA
 from ..estimators.dataset.routes import Route
 from ..similarity.matrix import SimilarityMatrix
-from .dataset_together import join_statistics
+from .dataset_together import begin_sketch, join_statistics
 from .feature_blocks import FilePart, disk_room
 from .feature_keeper import Keeping
-from .gram_pass import end_grams
-from .held import Held, Side, StartAgainError, let_go, some_columns
+from .gram_pass import end_grams, left_out
+from .held import Held, Side, StartAgainError, let_go, some_columns, whole
 from .keeping import keeping_of, see_batch, wanted_columns
 from .memory import HeapWatch, checked_memory
 from .request import Request
@@ -116,6 +116,7 @@ class DatasetPass:
         """The same of the last pass."""
         self.flat: list[bool] = []
         """Whether each unit is constant in the first batch, for the sketch."""
+        self.projections: Any = None  # of a sketch in several processes
         self.blocks: dict[int, list[torch.Tensor | FilePart]] = {}
         self.expected_batches = batches
         self.grams: dict[int, WholeGram] = {}
@@ -294,11 +295,14 @@ class DatasetPass:
         assert self.route is not None
         name = self.route.name
         if self.persists and keeping is not None:
-            self._to_file(layers, keeping)
+            for held in layers:  # as all later ones
+                if held is not None and isinstance(held.features, torch.Tensor):
+                    held.features = keeping.written(held.features)
+            keeping.mode, keeping.room.limit = "file", 0
         elif name in ("moments", "sketch"):
-            self.start_statistics()
             xs = [held.features for unit in self.units if (held := layers[unit]) is not None]
             self.flat = [isinstance(x, torch.Tensor) and bool((x == x[:1]).all()) for x in xs]
+            self.start_statistics([whole(x) for x in xs] if self.together and name == "sketch" else None)
         elif name == "grams" and keeping is not None and not self.at_once:
             keeping.mode, keeping.wanted = "chosen", wanted_columns(self, self.route.groups[0])
             taken = {self.units[part.place]: part for part in self.route.groups[0]}
@@ -321,8 +325,8 @@ class DatasetPass:
         if missing:
             raise StartAgainError
 
-    def start_statistics(self) -> None:
-        """Make the statistics of the route, without a sample."""
+    def start_statistics(self, features: Sequence[torch.Tensor] | None = None) -> None:
+        """Make the statistics of the route, without a sample; several processes need the first batch of a sketch."""
         assert self.route is not None
         if self.route.name == "moments":
             self.statistics = MomentCKA(first=self.together.rank, stride=self.together.world)
@@ -330,13 +334,8 @@ class DatasetPass:
         from ..estimators.dataset.sketch import SketchCKA
 
         self.statistics = SketchCKA(size=self.route.size, kernel=self.request.kernel)
-
-    def _to_file(self, layers: list[Held | None], keeping: Keeping) -> None:
-        """Move the features of the first batch to the file, as all later ones."""
-        for held in layers:
-            if held is not None and isinstance(held.features, torch.Tensor):
-                held.features = keeping.written(held.features)
-        keeping.mode, keeping.room.limit = "file", 0
+        if self.together:
+            begin_sketch(self, features)
 
     def _check(self, layers: list[Held | None]) -> None:
         """Raise ValueError if a layer has another width than before, or no longer returns its input."""
@@ -377,7 +376,7 @@ class DatasetPass:
             end_grams(self, route)
         self.passes_done += 1
         if self.together and self.passes_done == self.passes:
-            join_statistics(self)
+            join_statistics(self, left_out(self))
 
     def result(self, notes: Sequence[str], meta: dict[str, Any]) -> SimilarityMatrix:
         """The similarities over all samples.

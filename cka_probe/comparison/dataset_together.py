@@ -6,12 +6,14 @@ features of their samples. The samples are in the order of one process whose bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from ..capture.trees import move
+from ..estimators.dataset.blocks import BlockShare
 from ..estimators.dataset.gram_stack import GramStack
 from ..estimators.dataset.moment_layout import Layout
 from ..estimators.dataset.moments import MomentCKA
@@ -19,9 +21,19 @@ from .feature_blocks import FeatureBlocks
 from .together import Ended, Together, joined_notes
 
 if TYPE_CHECKING:
+    from ..estimators.dataset.sketch import SketchCKA
     from .dataset_pass import DatasetPass
 
-__all__ = ["dealt", "end_pass_together", "exchanged", "join_layers", "join_statistics", "owner"]
+__all__ = [
+    "begin_sketch",
+    "block_share",
+    "dealt",
+    "end_pass_together",
+    "exchanged",
+    "join_layers",
+    "join_statistics",
+    "owner",
+]
 
 T = TypeVar("T")
 
@@ -160,30 +172,99 @@ def share_grams(gathered: DatasetPass) -> None:
             stack.cubes[unit] = torch.tensor(found, dtype=torch.float64, device=gathered.home)
 
 
-def join_statistics(gathered: DatasetPass) -> None:
-    """After the last pass: give all processes the sums or the Gram matrices over the samples of all."""
-    if isinstance(gathered.statistics, MomentCKA):
+def begin_sketch(gathered: DatasetPass, features: Sequence[torch.Tensor] | None) -> None:
+    """Give all processes the projections that the first of them with a batch makes by it.
+
+    Parameters
+    ----------
+    gathered : DatasetPass
+        Its sketch is empty.
+    features : sequence of tensor, or None
+        Of the first batch of this process; None without one.
+    """
+    import torch.distributed as dist
+
+    if gathered.projections is None:
+        full = gathered.together.meet(features is not None)
+        told: list[Any] = [None]
+        if features is not None and full.index(True) == gathered.together.rank:
+            split = gathered.split
+            gathered.statistics.begin(features[:split], None if split is None else features[split:])
+            told = [(move(gathered.statistics.state_dict(live=True), torch.device("cpu")), gathered.flat)]
+        dist.broadcast_object_list(told, src=full.index(True))
+        gathered.projections = told[0]
+    state, gathered.flat = gathered.projections
+    gathered.statistics.load_state_dict(move(state, gathered.home), live=True)
+
+
+def block_share(gathered: DatasetPass) -> BlockShare | None:
+    """The blocks of this process, of several."""
+    if not gathered.together:
+        return None
+
+    def add_up(total: torch.Tensor) -> torch.Tensor:
+        import torch.distributed as dist
+
+        total = total.clone()
+        dist.all_reduce(total)
+        return total
+
+    return BlockShare(gathered.together.rank, gathered.together.world, add_up)
+
+
+def share_features(gathered: DatasetPass, units: Sequence[int]) -> None:
+    """Give all processes the features of all samples, one unit at a time."""
+    import torch.distributed as dist
+
+    for unit in units:
+        place, mine = gathered.units.index(unit), gathered.blocks.pop(unit, [])
+        parts: list[Any] = []
+        for rank, sizes in enumerate(gathered.sizes_of):
+            shape = sum(sizes), gathered.widths[place]
+            if not shape[0]:
+                continue
+            if rank == gathered.together.rank:
+                part = FeatureBlocks(mine, gathered.home).columns(0, shape[1]).contiguous()
+            else:
+                part = torch.empty(shape, dtype=gathered.dtypes[place], device=gathered.home)
+            dist.broadcast(part, src=rank)
+            parts.append(part.split(list(sizes)))
+        gathered.blocks[unit] = [torch.cat(dealt(parts))]
+
+
+def join_statistics(gathered: DatasetPass, without: Collection[int]) -> None:
+    """After the last pass: give all processes the sums, Gram matrices or features over all samples.
+
+    Units in ``without`` were left out after the first batch.
+    """
+    assert gathered.route is not None
+    if gathered.statistics is not None:
         add_up(gathered.statistics, gathered.together, gathered.sizes_of, gathered.home)
+    elif gathered.route.name in ("blocks", "features"):
+        share_features(gathered, [unit for unit in gathered.units if unit not in without])
     else:
         share_grams(gathered)
     gathered.sizes = dealt(gathered.sizes_of)
 
 
-def add_up(statistics: MomentCKA, together: Together, sizes: Sequence[Sequence[int]], home: torch.device) -> None:
+def add_up(
+    statistics: MomentCKA | SketchCKA, together: Together, sizes: Sequence[Sequence[int]], home: torch.device
+) -> None:
     """Give all processes the sums over the samples of all, and the samples that one process would have kept."""
     import torch.distributed as dist
 
     sums = statistics.sums
     told: list[Any] = [None] * together.world
     word = None
-    if sums is not None:
+    if sums is not None and sums.samples:
         sums.flush()
-        kept = (sums.keys, tuple(sums.rows.shape), sums.rows.dtype)
+        kept = (sums.keys, *(((), None) if sums.rows is None else (tuple(sums.rows.shape), sums.rows.dtype)))
         word = (sums.layout.widths, sums.layout.split, sums.samples, statistics.batches, kept, sums.farthest.tolist())
     dist.all_gather_object(told, word)
     first = next(rank for rank, one in enumerate(told) if one is not None)
     widths, split, *_ = told[first]
     if sums is None:
+        assert isinstance(statistics, MomentCKA)
         sums = statistics.sums = statistics.empty_sums(Layout(widths, split))
     shift = torch.empty(sums.layout.columns, dtype=torch.float64, device=home)
     scale = torch.empty(len(widths), dtype=torch.float64, device=home)
@@ -195,6 +276,13 @@ def add_up(statistics: MomentCKA, together: Together, sizes: Sequence[Sequence[i
     sums.rebase(shift, scale)
     for total in (sums.ww, sums.wu, *sums.strips):
         dist.all_reduce(total)
+    if sums.units is not None:
+        size = 2 + sums.units.size
+        if sums.units.products is None:
+            count = sums.layout.columns // sums.units.size
+            sums.units.products = torch.zeros(count, size, size, dtype=torch.float64, device=home)
+        sums.units.products = sums.units.products.contiguous()
+        dist.all_reduce(sums.units.products)
     own = torch.zeros_like(scale) if sums.largest is None else sums.largest
     largest = [torch.empty_like(own) for _ in told]
     dist.all_gather(largest, own.contiguous())

@@ -19,6 +19,7 @@ from ..estimators.permutation import permutation_p
 from ..estimators.validation import check_estimator
 from ..progress_bar import tqdm
 from ..similarity.matrix import SimilarityMatrix
+from .dataset_together import block_share
 from .feature_blocks import FeatureBlocks
 from .grams.findings import coarse_notes, undefined_reason
 from .memory import memory_text
@@ -291,7 +292,8 @@ class _Computed:
         if good_x and good_y:
             some_x, some_y = [xs[place] for place in good_x], None if ys is None else [ys[place] for place in good_y]
             progress: Callable[..., Any] = bar
-            part = blocked_cka(some_x, some_y, kernel=kernel, estimator=self.request.estimator, progress=progress)
+            blocked = partial(blocked_cka, kernel=kernel, progress=progress, share=block_share(self.gathered))
+            part = blocked(some_x, some_y, estimator=self.request.estimator)
             values[torch.tensor(good_x)[:, None], torch.tensor(good_y)] = part.to(values.device)
         notes: list[str] = []
         for layers, features in zip(self.layers, (xs, ys or []), strict=True):

@@ -13,7 +13,7 @@ from ..estimators.dataset.layer_parts import WholeGram
 from ..estimators.dataset.routes import Slice
 from .feature_blocks import FilePart
 
-__all__ = ["Held", "Room", "Side", "Slabs", "StartAgainError", "let_go", "slab_bytes", "some_columns"]
+__all__ = ["Held", "Room", "Side", "Slabs", "StartAgainError", "let_go", "slab_bytes", "some_columns", "whole"]
 
 SLAB = 2**26
 """Most bytes of a slab: above the size from which the allocator takes pages of its own."""
@@ -134,6 +134,12 @@ def let_go(layers: Sequence[Held | None]) -> None:
     for held in layers:
         if held is not None:
             held.features = held.gram = None
+
+
+def whole(features: torch.Tensor | FilePart | None) -> torch.Tensor:
+    """All features of a layer in one batch, read from the file if they are there."""
+    assert features is not None
+    return features.read(slice(None), slice(0, features.shape[1])) if isinstance(features, FilePart) else features
 
 
 def some_columns(features: torch.Tensor | FilePart, part: Slice) -> torch.Tensor | FilePart:

@@ -131,8 +131,8 @@ def compare(
     distributed : bool
         Under torch.distributed: ``data`` is the shard of this process (see ``Shard``), and every process returns the
         result for all shards. Models and options must be equal in all processes; if one process fails, all raise. In
-        the dataset scope for CKA by sums ("moments") or by Gram matrices ("grams", "disk"), whose layers are dealt out
-        to the processes; without ``checkpoint``.
+        the dataset scope without ``checkpoint``; blocks and other measures than CKA take the features of all samples
+        in each process.
     backend : "torch" or "cupy"
         Library that computes Gram matrices on an NVIDIA GPU. Torch is faster (benchmarks/results/gpu.md). For the
         minibatch scope.

@@ -155,14 +155,10 @@ class Request:
     def _check_dataset_scope(self) -> None:
         if self.backend != "torch" or self.tf32 or self.overlap:
             raise ValueError('`backend`, `tf32` and `overlap` are for scope="minibatch". Leave them out.')
-        if self.distributed and self.measure != "cka":
-            raise ValueError(
-                f"{self.measure!r} needs the features of all samples in one process. Leave `distributed` out, or "
-                "compare by CKA."
-            )
         if self.distributed and self.checkpoint is not None:
             raise ValueError(
-                'scope="dataset" in several processes has no checkpoint. Leave `checkpoint` or `distributed` out.'
+                'scope="dataset" in several processes has no checkpoint. Leave `checkpoint` out to start again after a '
+                'stop, leave `distributed` out to run in one process, or use scope="minibatch", which has both.'
             )
 
     def _check_memory(self) -> None:

@@ -47,7 +47,11 @@ def weigh_routes(gathered: DatasetPass, layers: Sequence[Held | None], rows: int
     samples = rows if gathered.held else gathered.expected_samples(rows)
     itemsize = max((held.dtype.itemsize for held in layers if held is not None), default=0)
     if request.measure != "cka":
-        size = itemsize * (samples or rows) * sum(gathered.widths)
+        one = {"samples": samples or rows, "itemsize": itemsize, "memory": gathered.memory}
+        all_of = join_layers(gathered, one if layers else None) if gathered.together else [one]
+        count, itemsize = sum(one["samples"] for one in all_of), max(one["itemsize"] for one in all_of)
+        gathered.memory = min(one["memory"] for one in all_of)
+        size = itemsize * count * sum(gathered.widths)
         gathered.route = features_route(request.measure, size, None if gathered.held else gathered.memory)
         _check_room(gathered, size)
         return

@@ -36,6 +36,10 @@ def narrow():
     return small_network(0), small_network(1)
 
 
+def alone():
+    return (small_network(0),) * 2
+
+
 def partly():
     return Sometimes(*small_network(0)), small_network(1)
 
@@ -51,6 +55,16 @@ CASES = {
     "without data": (narrow, {"route": "moments"}),
     "grams without data": (narrow, {"route": "grams"}),
     "left out": (partly, {"route": "grams"}),
+    "blocks": (narrow, {"route": "blocks"}),
+    "blocks of another kernel": (narrow, {"route": "blocks", "kernel": cp.RBF(), "layers": ["2", "4"]}),
+    "sketch": (narrow, {"route": "sketch", "layers": ["2", "4"], "memory": "40MiB"}),
+    "sketch of another kernel": (narrow, {"route": "sketch", "kernel": cp.RBF(), "layers": "4", "memory": "40MiB"}),
+    "sketch without data": (narrow, {"route": "sketch", "layers": "4"}),
+    "procrustes": (narrow, {"measure": "procrustes"}),
+    "counted": (narrow, {"measure": "mutual_knn", "k": 5, "permutations": 19, "layers": ["2", "4"]}),
+    "one network": (alone, {"measure": "rsa"}),
+    "measure without data": (narrow, {"measure": "cca", "layers": "4"}),
+    "a layer that is left out": (partly, {"measure": "rsa"}),
     "a far sample": (narrow, {"route": "moments"}),
 }
 
@@ -86,10 +100,14 @@ def worker(rank, port, folder):
                 data = BATCHES if rank else []
             compared(case, data, distributed=True).save(folder / f"{case}{rank}.npz")
         said = []
-        for layers, route in ((LAYERS[rank:], "grams"), (LAYERS, "blocks"), (["0", "no such layer"][: rank + 1], None)):
+        for layers, route in (
+            (LAYERS[rank:], "grams"),
+            (LAYERS, "moments"),
+            (["0", "no such layer"][: rank + 1], None),
+        ):
             try:
                 data = cp.Shard(BATCHES)
-                options = {"layers": layers, "route": route, "progress": False}
+                options = {"layers": layers, "route": route, "kernel": cp.Cosine(), "progress": False}
                 cp.compare(*narrow(), data, scope="dataset", distributed=True, **options)
             except Exception as error:
                 said.append(f"{type(error).__name__}: {error}")
@@ -119,12 +137,12 @@ def test_two_processes_give_the_result_of_one(case, folder):
     for rank in range(2):
         found = cp.SimilarityMatrix.load(folder / f"{case}{rank}.npz")
         assert (found.rows, found.columns) == (alone.rows, alone.columns)
-        for name in ("values", "standard_error", "p_value"):
+        for name in ("values", "standard_error", "p_value", "chance"):
             mine, expected = getattr(found, name), getattr(alone, name)
             if expected is not None:
                 np.testing.assert_allclose(mine, expected, atol=1e-10, rtol=0)
         for key in ("route", "samples", "batches", "degrees_of_freedom"):
-            assert found.meta[key] == alone.meta[key]
+            assert found.meta.get(key) == alone.meta.get(key)
         assert found.meta.get("answers") == pytest.approx(alone.meta.get("answers"))
         if case == "passes":
             assert found.meta["passes"] > 3
@@ -137,14 +155,12 @@ def test_errors_are_the_same_in_all(folder):
     first, second = ((folder / f"said{rank}").read_text().splitlines() for rank in range(2))
     assert first[:2] == second[:2]
     assert "ValueError: The processes compare different things: layers of model_x" in first[0]
-    assert "ValueError: route='blocks' cannot be taken: it runs in one process only" in first[1]
+    assert "ValueError: route='moments' cannot be taken: the kernel is not linear" in first[1]
     assert "RuntimeError: The comparison was stopped because process 1 failed" in first[2]
     assert "no layer 'no such layer'" in second[2]
 
 
 def test_what_runs_in_one_process_only_is_refused(monkeypatch):
     monkeypatch.setattr("cka_probe.comparison.request.check_process_group", lambda: None)
-    with pytest.raises(ValueError, match="'cca' needs the features of all samples in one process"):
-        cp.compare(*narrow(), BATCHES, measure="cca", distributed=True, progress=False)
     with pytest.raises(ValueError, match="in several processes has no checkpoint"):
         compared("grams", BATCHES, distributed=True, checkpoint="run.ckpt")

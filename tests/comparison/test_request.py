@@ -44,7 +44,6 @@ def test_defaults_depend_on_the_measure():
         ({"measure": "procrusts"}, r"No measure is called 'procrusts'\. Did you mean 'procrustes'"),
         ({"measure": "procrustes", "kernel": cp.RBF()}, "does not use a kernel"),
         ({"measure": "procrustes", "scope": "minibatch"}, "has no minibatch form"),
-        ({"measure": "cca", "distributed": True}, "'cca' needs the features of all samples in one process"),
         ({"scope": "dataset", "tf32": True}, '`tf32` and `overlap` are for scope="minibatch"'),
         ({"backend": "jax"}, '`backend` must be "torch" or "cupy"'),
         ({"device": "warp"}, "`device`: 'warp' cannot be used here"),

@@ -6,10 +6,12 @@ The features of all samples stay in memory; no n x n Gram matrix is ever formed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..alignment import ratio
 from ..distances import middle_sample
@@ -24,7 +26,24 @@ from ..validation import (
     constant,
 )
 
-__all__ = ["blocked_cka"]
+__all__ = ["BlockShare", "blocked_cka"]
+
+
+@dataclass(frozen=True)
+class BlockShare:
+    """The blocks of one of several processes, which all hold the same features.
+
+    Attributes
+    ----------
+    first, stride : int
+        Its first block, and the number of processes.
+    add_up : callable
+        Returns the sum of an array over all processes.
+    """
+
+    first: int
+    stride: int
+    add_up: Callable[[Array], Array]
 
 
 def blocked_cka(
@@ -35,6 +54,7 @@ def blocked_cka(
     estimator: str = "unbiased",
     block: int = 512,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] | None = None,
+    share: BlockShare | None = None,
 ) -> Array:
     """CKA of every pair of layers over all samples, computed block by block.
 
@@ -54,6 +74,8 @@ def blocked_cka(
         Number of rows and columns of a block.
     progress : callable, optional
         Called with the iterator over blocks and its length; returns an iterator over the same blocks.
+    share : BlockShare, optional
+        Of several processes that deal the blocks out. All must call this function, and all return the values.
 
     Returns
     -------
@@ -90,10 +112,14 @@ def blocked_cka(
     check_same_samples(n, right[0].x.shape[0])
     spans = [(start, min(start + block, n)) for start in range(0, n, block)]
     pairs = [(rows, columns) for i, rows in enumerate(spans) for columns in spans[i:]]
-    for layer in left if right is left else [*left, *right]:
+    every = left if right is left else [*left, *right]
+    for layer in every:
         layer.measure(xp, spans, estimator)
 
-    cross = self_x = self_y = None
+    if share is not None:
+        pairs = pairs[share.first :: share.stride]
+    zeros = partial(xp.zeros, dtype=xp.float64, device=device(left[0].x))
+    cross, self_x, self_y = zeros((len(left), len(right))), zeros((len(left),)), zeros((len(right),))
     blocks: Iterator[Any] = iter(pairs)
     for rows, columns in blocks if progress is None else progress(blocks, len(pairs)):
         # Gram matrices are symmetric: a block off the diagonal counts for its transpose too.
@@ -103,18 +129,16 @@ def blocked_cka(
         if right is not left:
             flat_y = xp.stack([layer.centred(xp, rows, columns, estimator) for layer in right], axis=0)
         add = weight * pairwise_inner(flat_x, flat_y)
-        cross = add if cross is None else cross + add
+        cross = cross + add
         if right is not left:
-            add_x = weight * xp.sum(flat_x * flat_x, axis=1, dtype=xp.float64)
-            add_y = weight * xp.sum(flat_y * flat_y, axis=1, dtype=xp.float64)
-            self_x = add_x if self_x is None else self_x + add_x
-            self_y = add_y if self_y is None else self_y + add_y
+            self_x = self_x + weight * xp.sum(flat_x * flat_x, axis=1, dtype=xp.float64)
+            self_y = self_y + weight * xp.sum(flat_y * flat_y, axis=1, dtype=xp.float64)
+    zero = zeros(())
+    floor_x, floor_y = (xp.stack([zero + layer.floor for layer in side], axis=0) for side in (left, right))
+    if share is not None:
+        cross, self_x, self_y, floor_x, floor_y = map(share.add_up, (cross, self_x, self_y, floor_x, floor_y))
     if right is left:
         self_x = self_y = xp.linalg.diagonal(cross)
-    assert self_x is not None
-    assert self_y is not None
-    zero = xp.zeros_like(self_x[0])
-    floor_x, floor_y = (xp.stack([zero + layer.floor for layer in side], axis=0) for side in (left, right))
     return ratio(xp, cross, self_x[:, None], self_y[None, :], floor_x[:, None], floor_y[None, :])
 
 

@@ -311,18 +311,17 @@ class _Plan:
 
     def blocks(self) -> Route:
         data, n = self.data, self.samples
-        if data.processes > 1:
-            return Route("blocks", "it runs in one process only", fits=False)
         if data.samples is None or data.features is None:
             return Route("blocks", "the number of samples is not known", fits=False)
         block = min(n, 512)
         wide = 1 if self.linear else 3
         needed = (2 if data.held else 3) * data.features + 3 * 8 * block**2 * self.layers
+        needed += self.sent
         needed += (2 * 8 * wide * block + (8 * n if self.linear else 0)) * max(data.widths) + data.beside
         if (over := self._over("blocks", needed, "the features and their centred copies")) is not None:
             return over
         rate = self.rates.products if self.linear else self.rates.wide_products / 3
-        seconds = self.rates.forward + n * n * (self.total / 2 + self.layers**2 / 2) / rate
+        seconds = self.rates.forward + n * n * (self.total / 2 + self.layers**2 / 2) / rate / data.processes
         seconds += 24 * n * self.total / self.rates.memory + 100 * n * n * self.layers / self.rates.memory
         reason = f"the features take {_text(data.features)}; Gram matrices are made block by block"
         return Route("blocks", reason, memory=needed, seconds=seconds)
@@ -330,8 +329,6 @@ class _Plan:
     def sketch(self) -> Route:
         if not isinstance(self.kernel, Linear | RBF):
             return Route("sketch", f"{self.kernel!r} has no sketch", fits=False)
-        if self.data.processes > 1:
-            return Route("sketch", "it runs in one process only", fits=False)
         if self.estimator != "unbiased":
             why = 'the sketch has the unbiased estimator only; use estimator="unbiased"'
             return Route("sketch", why, fits=False)

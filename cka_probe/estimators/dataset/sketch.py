@@ -117,8 +117,20 @@ class SketchCKA:
             If features are invalid (the message names the layer by its place), or if the layers, their widths or the
             device differ from those before.
         """
-        layout, features = checked_layers(xs, ys)
+        features = self._begun(xs, ys)
         xp = array_namespace(*features)
+        assert self.features is not None
+        assert self.sums is not None
+        joined = xp.concat([project(x) for project, x in zip(self._projections, features, strict=True)], axis=1)
+        self.sums.add(joined, single=all(x.dtype == xp.float32 for x in features))
+        self.batches += 1
+
+    def begin(self, xs: Sequence[Array], ys: Sequence[Array] | None = None) -> None:
+        """Make the projections by a first batch as ``update``, without adding it. Raises as ``update``."""
+        self._begun(xs, ys)
+
+    def _begun(self, xs: Sequence[Array], ys: Sequence[Array] | None) -> list[Array]:
+        layout, features = checked_layers(xs, ys)
         if self.features is None:
             self._begin(layout, features)
         assert self.features is not None
@@ -127,9 +139,7 @@ class SketchCKA:
         self.sums.check_home(features[0], "This batch")
         if not self._projections:
             self._projections = [self._projection(i, x) for i, x in enumerate(features)]
-        joined = xp.concat([project(x) for project, x in zip(self._projections, features, strict=True)], axis=1)
-        self.sums.add(joined, single=all(x.dtype == xp.float32 for x in features))
-        self.batches += 1
+        return features
 
     def _begin(self, layout: Layout, features: Sequence[Array]) -> None:
         unit = 1
