@@ -15,7 +15,7 @@ __all__ = ["UNCHANGED", "UnchangedOutputs"]
 UNCHANGED = "its output is the same in every batch, so it does not depend on the input"
 """The reason to leave such a layer out."""
 
-RUNS, RUN = 32, 16
+RUNS, RUN = 16, 16
 """Of a longer row so many runs of neighbouring numbers are read: a number alone costs as much as its cache line."""
 
 PATIENCE = 4
@@ -85,7 +85,7 @@ def _digest(tensor: torch.Tensor) -> torch.Tensor | None:
         return None
     rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1)
     step = rows.shape[1] // RUNS
-    if step > RUN:
+    if step > 2 * RUN:
         rows = rows[:, : step * RUNS].unflatten(1, (RUNS, step))[:, :, :RUN].flatten(1)
     return rows.view(bits).sum(1, dtype=torch.int64)
 
