@@ -9,6 +9,7 @@ from libraries import to_numpy
 from numpy.testing import assert_allclose, assert_array_equal
 
 from cka_probe.estimators import center_gram, hsic_from_grams, u_center_gram
+from cka_probe.estimators.centring import without_diagonal
 
 
 @pytest.mark.parametrize("n", [3, 4, 9])
@@ -49,3 +50,11 @@ def test_self_term_is_never_negative(seed, n):
     K = K + K.T
     assert hsic_from_grams(K, K) >= 0
     assert hsic_from_grams(K, K, estimator="biased") >= 0
+
+
+@pytest.mark.parametrize("square", [2.0, np.inf, np.nan])
+def test_the_diagonal_goes_whatever_it_holds(xp, rng, square):
+    K = rng.normal(size=(3, 4, 4))
+    expected = K * (1 - np.eye(4))
+    K[1, 2, 2] = square
+    assert_array_equal(to_numpy(without_diagonal(xp.asarray(K))), expected)
