@@ -132,7 +132,7 @@ def cka_with_error(
     Estimate
         Arrays (...) of float64; NaN where one side is constant. The interval is the value plus and minus the error
         times the quantile of Student's t with n - 1 degrees of freedom, or fewer if a few samples hold much of the
-        variance. A 95 % interval contained the true value in 93 to 98 % of simulations with 32 to 256 samples
+        variance. A 95 % interval contained the true value in 94 to 98 % of simulations with 32 to 256 samples
         (benchmarks/coverage.py), in 91 % where 1 % of the samples of a real layer hold half of the variance
         (benchmarks/calibration.py). For unrelated features it did so in more than 99 %: use ``cka_test`` there.
 
