@@ -125,7 +125,7 @@ class Store:
         if not self.models.is_dir():
             return {}
         files = sorted(path for path in self.models.glob("*.npz") if path.name[0] != ".")
-        return {path.stem: stamp for path in files if (stamp := _stamp(path))}
+        return {path.stem: stamp for path in files if (stamp := _stamp(path)) != NO_FILE}
 
     def entry(self, stem: str, stamp: tuple[int, int]) -> Entry:
         """What the file of a model says of it.
@@ -191,7 +191,7 @@ class Store:
             "metadata": metadata,
         }
         atomic_write(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), vectors=sketch.vectors))
-        return Entry(stem, _tuples(header_of(sketch)), metadata, exact, _stamp(path) or NO_FILE)
+        return Entry(stem, _tuples(header_of(sketch)), metadata, exact, _stamp(path))
 
     def remove(self, entry: Entry) -> None:
         """Delete the files of a model."""
@@ -296,12 +296,12 @@ def check_same(first: Entry, fields: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None if another process has removed it."""
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file; ``NO_FILE`` if another process has removed it."""
     try:
         stat = path.stat()
     except FileNotFoundError:
-        return None
+        return NO_FILE
     return stat.st_size, stat.st_mtime_ns
 
 

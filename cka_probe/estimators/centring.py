@@ -61,7 +61,8 @@ def u_center_gram(gram: Array) -> Array:
     >>> bool(np.allclose(a, 0.0))
     True
     """
-    return u_centred(gram, off_diagonal(gram))
+    off = off_diagonal(gram)
+    return u_centred(gram * off, off)
 
 
 def off_diagonal(gram: Array) -> Array:
@@ -70,11 +71,10 @@ def off_diagonal(gram: Array) -> Array:
     return 1 - xp.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
-def u_centred(gram: Array, off: Array, *, cleared: bool = False) -> Array:
-    """``u_center_gram``, given ``off_diagonal(gram)``; ``cleared`` says that the diagonal of ``gram`` is 0 already."""
+def u_centred(gram: Array, off: Array) -> Array:
+    """``u_center_gram`` of a Gram matrix whose diagonal is 0, given ``off_diagonal(gram)``."""
     xp = array_namespace(gram)
     n = gram.shape[-1]
-    gram = gram if cleared else gram * off
     rows = xp.sum(gram, axis=-1, keepdims=True) / (n - 2)
     shift = rows - xp.sum(rows, axis=-2, keepdims=True) / (2 * (n - 1))
     return (gram - shift - xp.matrix_transpose(shift)) * off

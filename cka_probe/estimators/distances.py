@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from .centring import off_diagonal
 from .traceable import array_namespace
 from .validation import Array, constant
 
@@ -50,10 +51,6 @@ def middle_sample(x: Array) -> Array:
     return few[0]
 
 
-def _off_diagonal(xp: ModuleType, n: int, like: Array) -> Array:
-    return 1 - xp.eye(n, dtype=like.dtype, device=like.device)
-
-
 def scaled_distances(x: Array, y: Array | None = None) -> tuple[Array, Array]:
     """Squared Euclidean distances in units of a scale, so that features of 1e20 or 1e-30 stay in the range of float32.
 
@@ -90,7 +87,7 @@ def scaled_distances(x: Array, y: Array | None = None) -> tuple[Array, Array]:
     # Negative values are rounding: the exact value is a sum of squares.
     squared = xp.where(squared < 0, xp.zeros_like(squared), squared)
     if y is None:
-        squared = squared * _off_diagonal(xp, x.shape[-2], x)
+        squared = squared * off_diagonal(squared)
     return squared, xp.where(some, power, scale)
 
 
@@ -154,7 +151,7 @@ def median_of_squared(xp: ModuleType, squared: Array) -> Array:
     """Median distance (...) over all pairs i < j, from the squared distances (..., n, n)."""
     n = squared.shape[-1]
     # The diagonal is set to -1, so the n diagonal entries sort first. Then each pair follows twice.
-    squared = squared - (1 - _off_diagonal(xp, n, squared))
+    squared = squared - (1 - off_diagonal(squared))
     ordered = xp.sort(xp.reshape(squared, (*squared.shape[:-2], n * n)), axis=-1)
     pairs = n * (n - 1) // 2
     upper = safe_sqrt(xp, ordered[..., n + 2 * (pairs // 2)])

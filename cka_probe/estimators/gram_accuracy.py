@@ -124,11 +124,10 @@ def mean_over_spread(grams: Array) -> Array:
     eps = float(xp.finfo(grams.dtype).eps)
     # The largest and the smallest entry tell it much faster than all entries.
     finite = xp.isfinite(xp.max(grams, axis=(-2, -1))) & xp.isfinite(xp.min(grams, axis=(-2, -1)))
+    if not is_torch_array(grams):  # others warn of infinity minus infinity
+        grams = xp.where(finite[:, None, None], grams, xp.zeros_like(grams))
     # Zeros instead of a subtraction: the squares of one far sample would leave only the rounding of all others.
-    off = (
-        grams if is_torch_array(grams) else xp.where(finite[:, None, None], grams, xp.zeros_like(grams))
-    )  # no warnings
-    off = off * off_diagonal(grams)
+    off = grams * off_diagonal(grams)
     rows = xp.astype(xp.sum(off, axis=-1), xp.float64)
     total = xp.sum(rows, axis=-1)
     squares = xp.astype(xp.linalg.vector_norm(off, axis=(-2, -1)), xp.float64) ** 2

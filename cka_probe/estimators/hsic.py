@@ -164,7 +164,7 @@ def _centred_and_scale(xp: ModuleType, gram: Array, estimator: str) -> tuple[Arr
         # The diagonal is not used, and with a narrow RBF kernel it is far above all other entries.
         off = off_diagonal(gram)
         gram = gram * off
-        centred = u_centred(gram, off, cleared=True)
+        centred = u_centred(gram, off)
     else:
         centred = center_gram(gram)
     scale = _largest(xp, gram)

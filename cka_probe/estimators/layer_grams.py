@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -153,56 +153,61 @@ def float64_gram(x: Array, scale: Array | float = 1.0) -> LayerGram:
     ([[0.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]], None)
     """
     xp = array_namespace(x)
-    gram, means, spread = wide_gram(x, scale)
+    gram, means, spread = None, 0.0, 0.0
+    for z, shift in _float64_parts(x, scale):
+        product = z @ xp.matrix_transpose(z)
+        gram = product if gram is None else gram + product
+        more = squared_means_and_spread(constant(z), constant(shift))
+        means, spread = means + more[0], spread + more[1]
     squares = constant(xp.linalg.diagonal(gram))
     usual = float(xp.sort(squares)[x.shape[0] // 2]) ** 0.5
     farthest = float(xp.max(squares)) ** 0.5
     far = (int(xp.argmax(squares)), farthest / usual) if 0 < FAR * usual < farthest else None
     factor = xp.ones((), dtype=xp.float64, device=device(x)) * scale * scale
-    ratio = math.sqrt(means / spread) if spread > 0 else 0.0
+    ratio = math.sqrt(float(means) / float(spread)) if float(spread) > 0 else 0.0
     return LayerGram(gram, factor, "scaled", far, mean_over_deviation=ratio)
 
 
-def wide_gram(x: Array, scale: Array | float = 1.0) -> tuple[Array, float, float]:
+def wide_gram(x: Array) -> Array:
     """The Gram matrix in float64 of features minus the middle of a few samples, which one far sample does not move.
-
-    On a CPU by so few columns at a time that their copies stay in its cache.
 
     Parameters
     ----------
     x : array (n, p)
         Features.
-    scale : array () or float
-        What the features are divided by.
 
     Returns
     -------
-    gram : array (n, n) of float64
-    means, spread : float
-        The sums of ``squared_means_and_spread`` over all features, divided by ``scale``.
+    array (n, n) of float64
 
     Examples
     --------
     >>> import numpy as np
-    >>> gram, means, spread = wide_gram(np.array([[5.0], [7.0]]), 2.0)
-    >>> gram.tolist(), means, spread
-    ([[1.0, 0.0], [0.0, 0.0]], 9.0, 0.25)
+    >>> wide_gram(np.array([[5.0], [7.0]])).tolist()
+    [[4.0, 0.0], [0.0, 0.0]]
     """
     xp = array_namespace(x)
-    n, width = x.shape
-    columns = max(1, _block(x) // n)
-    scaled = not isinstance(scale, float) or scale != 1.0
-    gram, means, spread = None, 0.0, 0.0
-    for start in range(0, width, columns):
-        part = x[:, start : min(start + columns, width)]
-        shift = xp.astype(middle_sample(constant(part)), xp.float64)
-        # The difference of float32 and float64 is computed in float64, without a copy of the features.
-        z, shift = (part - shift) / scale if scaled else part - shift, shift / scale
+    gram = None
+    for z, _ in _float64_parts(x):
         product = z @ xp.matrix_transpose(z)
         gram = product if gram is None else gram + product
-        more = squared_means_and_spread(constant(z), constant(shift))
-        means, spread = means + more[0], spread + more[1]
-    return gram, float(means), float(spread)
+    return gram
+
+
+def _float64_parts(x: Array, scale: Array | float = 1.0) -> Iterator[tuple[Array, Array]]:
+    """Some columns at a time, features in float64 minus their ``middle_sample``, and that, both over ``scale``.
+
+    On a CPU so few columns that their copies stay in its cache.
+    """
+    xp = array_namespace(x)
+    columns = max(1, _block(x) // x.shape[0])
+    scaled = not isinstance(scale, float) or scale != 1.0
+    for start in range(0, x.shape[1], columns):
+        part = x[:, start : min(start + columns, x.shape[1])]
+        shift = xp.astype(middle_sample(constant(part)), xp.float64)
+        # The difference of float32 and float64 is computed in float64, without a copy of the features.
+        apart = part - shift
+        yield (apart / scale, shift / scale) if scaled else (apart, shift)
 
 
 def _block(x: Array) -> int:

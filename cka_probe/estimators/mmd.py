@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from .centring import off_diagonal
 from .distances import safe_sqrt, scaled_distances
 from .kernels import RBF, Kernel, Laplacian, Linear, center_features, check_defined, given_kernel
 from .validation import Array, check_features, namespace
@@ -321,7 +322,7 @@ def mmd_test(
         gram = _pooled_gram(xp, x, y, kernel)
     unbiased = estimator == "unbiased"
     if unbiased:
-        gram = gram * (1 - xp.eye(n + m, dtype=xp.float64, device=device(x)))
+        gram = gram * off_diagonal(gram)
     product = gram @ signs
     squares = xp.sum(signs * product, axis=-2)  # s'Ks = xx + yy - 2 xy
     difference = xp.sum(product, axis=-2)  # 1'Ks = xx - yy

@@ -235,7 +235,8 @@ class GramKeeper(Resumable):
         self._far.pop(name, None)
         if result.far is not None:
             self._far[name] = result.far
-        self._repeats.learn(name, features, result, first=name not in self.modes and self.reviewed)
+        if not self._defers(features.device):
+            self._repeats.learn(name, features, result, first=name not in self.modes and self.reviewed)
         if len(features) > 3:  # with fewer rows `mean_over_spread` is undefined, and the features are always scaled
             self.modes[name] = result.mode
         # `layer_gram` gives the float 1.0 as factor of the linear kernel only if it found the sums finite.

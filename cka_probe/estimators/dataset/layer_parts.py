@@ -131,7 +131,7 @@ def _linear(features: Features) -> WholeGram:
         xp = array_namespace(x)
         constant = constant and not bool(xp.any(x != x[:1, :]))
         if n <= WIDE:
-            (gram, _, _), eps = wide_gram(x), float(xp.finfo(xp.float64).eps)
+            gram, eps = wide_gram(x), float(xp.finfo(xp.float64).eps)
         else:
             part = layer_gram(x)
             gram, eps = xp.astype(part.gram, xp.float64), float(xp.finfo(part.gram.dtype).eps)
