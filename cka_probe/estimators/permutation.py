@@ -244,7 +244,7 @@ def cka_test(
         Number of random permutations to count the p-value from: (1 + number at least as high) / (1 + permutations).
         By default the p-value is that of the Pearson III distribution with the exact mean, variance and skewness. It
         needs no permutations. For light tails it is good far below 1e-3; where a few samples hold most of a Gram
-        matrix, p-values of 1e-3 can be half or a third of the counted ones.
+        matrix, p-values of 1e-3 can be half of the counted ones (benchmarks/calibration.py).
     seed : int or numpy.random.Generator
         Seed of the permutations.
 
