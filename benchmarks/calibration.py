@@ -8,7 +8,8 @@ The features are nine pairs of layers of six networks that `calibration_networks
 
 levels: under the null the samples of one layer are in random order. The share of such draws that a p-value rejects at
 .05, .01 and .001 must be .05, .01 and .001. For CKA in minibatches (four of 64 samples, as `compare`) and of all 256 at
-once the p-value is that of the Pearson III distribution with the exact skewness, beside it the normal one.
+once the p-value is that of the Pearson distribution with the first four moments of the null, beside it that with three
+(Pearson III) and with two (normal).
 
 measures: the counted p-values of `cka_probe.estimators.calibrate` for three other measures, and the p-values of the
 maximum over layers. Each permuted value is tested against the 999 others of its group, so the rates differ from the
@@ -45,7 +46,7 @@ from cka_probe.estimators import (
 from cka_probe.estimators.calibration import packed_rows, permuted_inner
 from cka_probe.estimators.kernels import Linear
 from cka_probe.estimators.layer_grams import layer_rows
-from cka_probe.estimators.permutation import pearson3_sf
+from cka_probe.estimators.pearson import pearson3_sf, pearson_sf
 
 RESULTS = Path(__file__).parent / "results" / "calibration.csv"
 LEVELS = (0.05, 0.01, 0.001)
@@ -80,7 +81,7 @@ def rates(task: str, what: str, method: str, p: np.ndarray) -> Iterator[Row]:
 
 
 def cka_levels(features: dict[str, np.ndarray], task: str, batches: list[int], draws: int) -> Iterator[Row]:
-    """CKA of batches of these sizes: p-values of permuted samples by Pearson III and by the normal distribution."""
+    """CKA of batches of these sizes: p-values of permuted samples by four, three and two moments of the null."""
     rng = np.random.default_rng(len(task))
     samples = rng.permutation(len(features[f"{task} A early"]))[: sum(batches)]
     xs, ys = sides(features, task, samples)
@@ -99,18 +100,20 @@ def cka_levels(features: dict[str, np.ndarray], task: str, batches: list[int], d
         null += weight * np.stack(permuted_inner(*packed, n, draws, rng))
         start += n
     variance = statistics.sums["null_variance"]
-    skewness = statistics.sums["null_third"] / variance**1.5
+    skewness, excess = statistics.sums["null_third"] / variance**1.5, statistics.sums["null_fourth"] / variance**2
     z = null / np.sqrt(variance)
     assert np.allclose(
-        statistics.p_value(), pearson3_sf(statistics.z_score(), skewness), rtol=1e-6, atol=1e-300
+        statistics.p_value(), pearson_sf(statistics.z_score(), skewness, excess), rtol=1e-6, atol=1e-300
     )  # as `compare` gives them
     what = f"CKA, {len(batches)} x {batches[0]}"
     chosen = tuple(zip(*PLACES, strict=True))
     tails = stats.kurtosis(z[:, *chosen], axis=0)
-    for row in rates(task, what, "Pearson III", pearson3_sf(z, skewness)[:, *chosen]):
+    for row in rates(task, what, "four moments", pearson_sf(z, skewness, excess)[:, *chosen]):
         place = [" x ".join(pair) for pair in PAIRS].index(str(row["pair"]))
-        yield {**row, "skewness": float(skewness[chosen][place]), "excess": float(tails[place])}
-    yield from rates(task, what, "normal", stats.norm.sf(z)[:, *chosen])
+        shape = {"skewness": skewness[chosen][place], "excess": excess[chosen][place], "drawn_excess": tails[place]}
+        yield {**row, **{name: float(value) for name, value in shape.items()}}
+    yield from rates(task, what, "three moments", pearson3_sf(z, skewness)[:, *chosen])
+    yield from rates(task, what, "two moments", stats.norm.sf(z)[:, *chosen])
 
 
 def levels(features: dict[str, np.ndarray], draws: int, _: int) -> Iterator[Row]:
@@ -259,7 +262,7 @@ PARTS: dict[str, Callable[..., Iterator[Row]]] = {
 }
 COLUMNS = [
     "part", "task", "pair", "measure", "method", "nominal", "rate", "low", "high", "draws", "truth", "mean",
-    "mean_error", "spread", "skewness", "excess",
+    "mean_error", "spread", "skewness", "excess", "drawn_excess",
 ]  # fmt: skip
 
 
@@ -334,30 +337,34 @@ def report(table: pd.DataFrame) -> str:
 
 
 TAILS = """\
-The Pearson III distribution has the mean, variance and skewness of the null. Its excess kurtosis is 1.5 times the
-squared skewness. Where a few samples hold most of a Gram matrix the null has more, and more values are far out.
-The 95 % interval of {above} of {rates} rates is above .001; noise of the draws alone would put one in forty there.
-The largest rate is {largest:.4f}. Count the p-values where that matters: `permutations=`."""
+The p-values of `compare` and `cka_test` are those of the Pearson distribution with the exact mean, variance, skewness
+and excess kurtosis of the null over all permutations. With three moments (Pearson III) the excess kurtosis is 1.5 times
+the squared skewness. Where a few samples hold most of a Gram matrix the null has more, and more values are far out.
+The 95 % interval of {above} of {rates} rates is above .001 ({before} with three moments); noise of the draws alone
+would put one in forty there. The largest rate is {largest:.4f}."""
 
 
 def tails_of_nulls(rejected: pd.DataFrame) -> list[str]:
-    """Why a rate of CKA is above its level: the null of each pair beside the Pearson III distribution."""
-    own = rejected[(rejected["method"] == "Pearson III") & (rejected["nominal"] == LEVELS[-1])]
-    above = own[own["low"] > LEVELS[-1]]
+    """The rates of CKA beside the shape of the null of each pair, with four and with three moments."""
+    last = rejected[rejected["nominal"] == LEVELS[-1]]
+    own, three = (last[last["method"] == f"{count} moments"] for count in ("four", "three"))
+    above, before = (int((found["low"] > LEVELS[-1]).sum()) for found in (own, three))
     text = [
         "",
         "## CKA at .001, and the tails of its null",
         "",
-        TAILS.format(above=len(above), rates=len(own), largest=own["rate"].max()),
+        TAILS.format(above=above, before=before, rates=len(own), largest=own["rate"].max()),
         "",
-        "| task | pair | measure | rate at .001 | skewness | excess kurtosis | that of Pearson III |",
-        "|---|---|---|---|---|---|---|",
+        "| task | pair | measure | rate at .001 | with three moments | skewness | excess kurtosis | of the draws "
+        "| of Pearson III |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for _, row in own.iterrows():
+    for (_, row), (_, other) in zip(own.iterrows(), three.iterrows(), strict=True):
         names = " | ".join(str(row[column]) for column in ("task", "pair", "measure"))
-        interval = f"{row['rate']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
-        tail = f"{row['skewness']:.2f} | {row['excess']:.1f} | {1.5 * row['skewness'] ** 2:.1f}"
-        text.append(f"| {names} | {interval} | {tail} |")
+        assert names == " | ".join(str(other[column]) for column in ("task", "pair", "measure"))
+        interval = f"{row['rate']:.4f} ({row['low']:.4f} to {row['high']:.4f}) | {other['rate']:.4f}"
+        tail = f"{row['excess']:.1f} | {row['drawn_excess']:.1f} | {1.5 * row['skewness'] ** 2:.1f}"
+        text.append(f"| {names} | {interval} | {row['skewness']:.2f} | {tail} |")
     return text
 
 

@@ -156,7 +156,7 @@ def portions(repeats: int) -> Iterator[int]:
 
 
 def rejections(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
-    """Rejection rates for unrelated features, by three kinds of p-values: normal, Pearson III, counted."""
+    """Rejection rates for unrelated features, by three kinds of p-values: normal, by the exact moments, counted."""
     for name, draw in NULL_ENTRIES.items():
         population = Population(draw, None, rng)
         for n, batches in ((16, 1), (32, 1), (64, 1), (256, 1), (16, 8)):
@@ -166,7 +166,7 @@ def rejections(rng: np.random.Generator, repeats: int) -> Iterator[Row]:
                 null_p_values(population, n, batches, count, counted and index * SIDE_BY_SIDE < repeats, rng)
                 for index, count in enumerate(portions(repeats if n == 256 else 4 * repeats))
             ]
-            for method in ("normal", "Pearson III", "999 shuffles"):
+            for method in ("normal", "exact moments", "999 shuffles"):
                 p = np.concatenate([piece[method] for piece in pieces if method in piece] or [np.empty(0)])
                 for level in LEVELS if len(p) else ():
                     yield {
@@ -187,7 +187,7 @@ def null_p_values(
     if batches == 1:
         x, y = population.sample(count, n)
         test = cka_matrix_test(x, y)
-        found = {"normal": stats.norm.sf(np.diag(test.z_score)), "Pearson III": np.diag(test.p_value)}
+        found = {"normal": stats.norm.sf(np.diag(test.z_score)), "exact moments": np.diag(test.p_value)}
         if counted:
             found["999 shuffles"] = np.diag(cka_matrix_test(x, y, permutations=999, seed=rng).p_value)
         return found
@@ -196,7 +196,7 @@ def null_p_values(
         statistics.update(*population.sample(count, n))
     return {
         "normal": stats.norm.sf(np.diag(statistics.z_score())),
-        "Pearson III": np.diag(statistics.p_value()),
+        "exact moments": np.diag(statistics.p_value()),
     }
 
 

@@ -51,7 +51,7 @@ def pass_state(gathered: DatasetPass) -> dict[str, Any]:
     }
 
 
-STACK = ("samples", "rows", "cubes", "reasons")
+STACK = ("samples", "rows", "null_sums", "reasons")
 
 
 def restore_pass(gathered: DatasetPass, state: dict[str, Any], file: FeatureFile | None) -> None:

@@ -158,18 +158,18 @@ def share_grams(gathered: DatasetPass) -> None:
     stack = gathered.stack
     assert isinstance(stack, GramStack)
     told: list[Any] = [None] * gathered.together.world
-    cubes = {unit: found.tolist() for unit, found in stack.cubes.items()}
+    sums = {unit: found.tolist() for unit, found in stack.null_sums.items()}
     rows = {unit: (row.shape[0], row.dtype) for unit, row in stack.rows.items()}
-    dist.all_gather_object(told, (rows, cubes, stack.reasons))
-    for rank, (theirs, their_cubes, reasons) in enumerate(told):
+    dist.all_gather_object(told, (rows, sums, stack.reasons))
+    for rank, (theirs, their_sums, reasons) in enumerate(told):
         for unit, (size, dtype) in theirs.items():
             row = stack.rows.get(unit)
             row = torch.empty(size, dtype=dtype, device=gathered.home) if row is None else row.contiguous()
             dist.broadcast(row, src=rank)
             stack.rows[unit] = row
         stack.reasons |= reasons
-        for unit, found in their_cubes.items():
-            stack.cubes[unit] = torch.tensor(found, dtype=torch.float64, device=gathered.home)
+        for unit, found in their_sums.items():
+            stack.null_sums[unit] = torch.tensor(found, dtype=torch.float64, device=gathered.home)
 
 
 def begin_sketch(gathered: DatasetPass, features: Sequence[torch.Tensor] | None) -> None:

@@ -15,6 +15,7 @@ from ..estimators.any_measure import calibrate
 from ..estimators.calibration import Calibration
 from ..estimators.dataset.blocks import blocked_cka
 from ..estimators.kernels import Linear
+from ..estimators.null_moments import NullShape
 from ..estimators.permutation import permutation_p
 from ..estimators.validation import check_estimator
 from ..progress_bar import tqdm
@@ -25,7 +26,7 @@ from .grams.findings import coarse_notes, undefined_reason
 from .memory import memory_text
 from .minibatch_result import calibrated
 from .notes import undefined_notes
-from .null import sampled_skewness
+from .null import sampled_shape
 from .places import places
 from .request import Request
 from .undefined import (
@@ -59,7 +60,7 @@ class _Values:
     degrees_of_freedom: int | torch.Tensor | None = None
     chance: torch.Tensor | None = None
     calibration: Calibration | None = None
-    skewness: torch.Tensor | None = None
+    null: NullShape | None = None
     notes: tuple[str, ...] = ()
     reasons: tuple[Sequence[str | None], Sequence[str | None]] = ((), ())
 
@@ -112,7 +113,7 @@ def dataset_result(gathered: DatasetPass, notes: Sequence[str], meta: dict[str, 
 def _p_value(found: _Values, samples: int) -> np.ndarray | None:
     if found.calibration is not None:
         return _numpy(found.calibration.p_value)
-    return None if found.skewness is None else _numpy(permutation_p(found.values, found.skewness, samples))
+    return None if found.null is None else _numpy(permutation_p(found.values, found.null, samples))
 
 
 def _degrees(degrees: int | torch.Tensor | None, samples: int) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class _Computed:
         rows = [self._number[unit] for unit in self.rows]
         columns = [self._number[unit] - (split or 0) for unit in self.columns]
         reasons, notes = self._spread()
-        skewness = None
+        null = None
         if name == "sketch":
             value, error = statistics.compute(), statistics.projection_error()
             notes = [
@@ -169,10 +170,10 @@ class _Computed:
         else:
             value, error = statistics.compute(estimator), statistics.standard_error(estimator)
             if estimator == "unbiased":
-                skewness = statistics.skewness()[rows][:, columns]
+                null = NullShape(*(part[rows][:, columns] for part in statistics.null_shape()))
         value, error = value[rows][:, columns], error[rows][:, columns]
         degrees = statistics.degrees_of_freedom
-        return _Values(value, error, degrees, skewness=skewness, notes=tuple(notes), reasons=reasons)
+        return _Values(value, error, degrees, null=null, notes=tuple(notes), reasons=reasons)
 
     def _spread(self) -> tuple[tuple[Any, ...], list[str]]:
         """Why layers of the sums have no value, by rows and columns, and notes on far samples."""
@@ -216,8 +217,10 @@ class _Computed:
         full = self._filled(value, at_left, at_right)
         full_error = None if error is None else self._filled(error, at_left, at_right)
         full_degrees = None if degrees is None else self._filled(degrees, at_left, at_right)
-        skewness = self._filled(stack.skewness(left, right), at_left, at_right) if estimator == "unbiased" else None
-        return _Values(full, full_error, full_degrees, skewness=skewness, notes=tuple(notes), reasons=reasons)
+        null = None
+        if estimator == "unbiased":
+            null = NullShape(*(self._filled(part, at_left, at_right) for part in stack.null_shape(left, right)))
+        return _Values(full, full_error, full_degrees, null=null, notes=tuple(notes), reasons=reasons)
 
     def _filled(self, values: torch.Tensor, rows: dict[int, int], columns: dict[int, int]) -> torch.Tensor:
         """Values of all rows and columns; NaN for units that were not reached before the user stopped."""
@@ -300,8 +303,8 @@ class _Computed:
             if features and isinstance(kernel, Linear):
                 spread = spread_by_features(features)
                 notes += far_notes(spread, layers, range(len(features)), self.gathered.sizes)
-        skewness = sampled_skewness(xs, ys, kernel) if self.request.estimator == "unbiased" else None
-        return _Values(values, skewness=skewness, notes=tuple(notes), reasons=reasons_of(values, xs, ys, kernel))
+        null = sampled_shape(xs, ys, kernel) if self.request.estimator == "unbiased" else None
+        return _Values(values, null=null, notes=tuple(notes), reasons=reasons_of(values, xs, ys, kernel))
 
 
 def _about_measure(request: Request) -> dict[str, Any]:

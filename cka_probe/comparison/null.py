@@ -1,4 +1,4 @@
-"""The null distribution of CKA over a whole data set: its skewness when not all Gram matrices fit into memory."""
+"""The null distribution of CKA over a whole data set: its shape when not all Gram matrices fit into memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import torch
 
 from ..estimators.kernels import Kernel
-from ..estimators.permutation import null_skewness, unit_cubes
+from ..estimators.null_moments import SUMS, NullShape, null_shape, unit_sums
 from .undefined import has_no_bandwidth
 
-__all__ = ["SOME", "sampled_skewness"]
+__all__ = ["SOME", "sampled_shape"]
 
 SOME = 1024
-"""Largest number of samples that the skewness is computed from."""
+"""Largest number of samples that the shape is computed from."""
 
 
-def sampled_skewness(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor] | None, kernel: Kernel) -> torch.Tensor:
-    """Skewness of unbiased CKA over permutations of the samples, from at most ``SOME`` samples drawn at random.
+def sampled_shape(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor] | None, kernel: Kernel) -> NullShape:
+    """Shape of unbiased CKA over permutations of the samples, from at most ``SOME`` samples drawn at random.
 
     Parameters
     ----------
@@ -29,17 +29,18 @@ def sampled_skewness(xs: Sequence[torch.Tensor], ys: Sequence[torch.Tensor] | No
 
     Returns
     -------
-    tensor (rows, columns) of float64
-        Exact for at most ``SOME`` samples; NaN for a layer that is constant over those drawn, or has no bandwidth.
+    NullShape
+        Tensors (rows, columns) of float64. Exact for at most ``SOME`` samples; NaN for a layer that is constant over
+        those drawn, or has no bandwidth.
     """
     n = len(xs[0])
     some = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SOME]
 
-    def cubes(x: torch.Tensor) -> torch.Tensor:
+    def sums(x: torch.Tensor) -> torch.Tensor:
         part = x[some.to(x.device)]
         if has_no_bandwidth(part, kernel):
-            return torch.full((1, 2), math.nan, dtype=torch.float64, device=x.device)
-        return unit_cubes([part], kernel, n)
+            return torch.full((1, SUMS), math.nan, dtype=torch.float64, device=x.device)
+        return unit_sums([part], kernel, n)
 
-    sides = [torch.cat([cubes(x) for x in side]) for side in ((xs,) if ys is None else (xs, ys))]
-    return null_skewness(sides[0], sides[-1], n)
+    sides = [torch.cat([sums(x) for x in side]) for side in ((xs,) if ys is None else (xs, ys))]
+    return null_shape(sides[0], sides[-1], n)

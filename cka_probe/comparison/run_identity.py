@@ -51,7 +51,9 @@ def comparison_identity(recorders: Sequence[LayerRecorder], request: Request, pr
     hsic = kernel if kernel.startswith(UNKNOWN) else f"{request.estimator} HSIC with {kernel}"
     return found | {
         "kernel and estimator": hsic,
-        "p-values": "exact skewness" if request.permutations is None else f"{request.permutations} permutations",
+        "p-values": "exact skewness and kurtosis"
+        if request.permutations is None
+        else f"{request.permutations} permutations",
         "outputs": str(request.outputs),
         "measure": request.measure if request.measure == "cka" else f"{request.measure} {request.options}",
         "pooling": identity(request.pooling),

@@ -32,7 +32,7 @@ def ratio(
 ) -> Array:
     """``cross / sqrt(self_x self_y)``; NaN where a self term is not above its floor."""
     defined = (self_x > floor_x) & (self_y > floor_y)
-    one = xp.ones_like(self_x * self_y)
+    one = xp.ones_like(self_x + self_y)  # for its shape; a product could leave the range of the dtype
     # Two square roots, because the product of both self terms can overflow or underflow float64.
     norm = xp.sqrt(xp.where(defined, self_x * one, one)) * xp.sqrt(xp.where(defined, self_y * one, one))
     return xp.where(defined, cross / norm, xp.full_like(norm, xp.nan))

@@ -20,7 +20,6 @@ from .kernels import Kernel, check_defined, given_kernel
 from .layer_grams import layer_rows
 from .leave_one_out import jackknife_pairs, sample_weights
 from .outliers import Outliers, OutlierWarning, find_outliers, warn_of_outliers
-from .permutation import cubic_sums, null_skewness
 from .validation import Array, as_numpy, check_estimator, check_layer_lists, check_pair, check_same_samples
 
 __all__ = [
@@ -46,8 +45,6 @@ class Estimate:
         Coverage of the interval.
     outliers : tuple of Outliers
         One entry for each layer in which a few samples hold much of the weight.
-    skewness : array of float64 or None
-        Exact skewness of the value over all permutations of the samples, for unbiased CKA of all pairs of layers.
     """
 
     value: Array
@@ -56,7 +53,6 @@ class Estimate:
     high: Array
     level: float
     outliers: tuple[Outliers, ...] = ()
-    skewness: Array | None = None
 
     @classmethod
     def of(cls, value: Array, error: Array, level: float, degrees: Array | int) -> Estimate:
@@ -298,22 +294,17 @@ def jackknife_matrix(
     check_same_samples(left.samples, right.samples)
     value, error, degrees = _all_pairs(left, right, estimator)
     outliers = left.outliers if right is left else (*left.outliers, *right.outliers)
-    skewness = None if left.cubes is None else null_skewness(left.cubes, right.cubes, left.samples)
-    return replace(Estimate.of(value, error, level, degrees), outliers=outliers, skewness=skewness)
+    return replace(Estimate.of(value, error, level, degrees), outliers=outliers)
 
 
 @dataclass(frozen=True)
 class _Network:
-    """Centred Gram matrices (layers, n, n) of one network, and the shares (layers, n) of the samples in <A, A>.
-
-    ``cubes`` (layers, 2) are the ``cubic_sums`` of U-centred Gram matrices of norm 1, else None.
-    """
+    """Centred Gram matrices (layers, n, n) of one network, and the shares (layers, n) of the samples in <A, A>."""
 
     grams: Array
     shares: Array
     samples: int
     outliers: tuple[Outliers, ...]
-    cubes: Array
 
     @classmethod
     def of(cls, features: Sequence[Array], side: int, kernel: Kernel, estimator: str) -> _Network:
@@ -330,12 +321,7 @@ class _Network:
         diagonal = xp.astype(xp.linalg.diagonal(grams), xp.float64)
         weights = sample_weights(xp, shares - diagonal * diagonal)
         outliers = [found for i in range(len(features)) for found in find_outliers(xp, weights[i, ...], side, i)]
-        cubes = None
-        if estimator == "unbiased":
-            squares = xp.sum(shares, axis=-1)
-            norms = ratio(xp, squares, squares, xp.ones_like(squares))  # NaN for constant layers
-            cubes = cubic_sums(grams) / norms[:, None] ** 3
-        return cls(grams, shares, n, tuple(outliers), cubes)
+        return cls(grams, shares, n, tuple(outliers))
 
     def block(self, start: int, stop: int) -> Array:
         """Rows ``start`` to ``stop`` of all matrices, (layers, stop - start, n), in float64."""

@@ -13,7 +13,8 @@ from .calibration import Calibration, check_permutations, packed_rows, permuted_
 from .hsic import normalizer, pairwise_inner
 from .kernels import Kernel, given_kernel
 from .layer_grams import layer_rows
-from .permutation import cubic_sums, third_moment, upper_tail
+from .null_moments import null_shape_of, null_sums, scaled_moments
+from .permutation import upper_tail
 from .validation import Array, check_estimator, check_layer_lists, check_same_samples
 
 __all__ = ["MinibatchCKA"]
@@ -32,8 +33,8 @@ class MinibatchCKA:
     estimator : "unbiased" or "biased"
         "unbiased" takes HSIC_1, whose mean does not depend on the batch size; "biased" takes HSIC_0.
     skewness : bool
-        Whether to compute the exact skewness of the null too, for ``p_value``. It costs one n x n matrix product for
-        each layer and minibatch. Without effect for the biased estimator, which has no p-value.
+        Whether to compute the exact skewness and kurtosis of the null too, for ``p_value``. They cost one n x n matrix
+        product for each layer and minibatch. Without effect for the biased estimator, which has no p-value.
     permutations : int
         Number of random permutations of the samples within each minibatch for ``calibration``; 0 for none. Each costs
         as much as the products of all pairs of layers, and 8 bytes for each pair.
@@ -145,17 +146,18 @@ class MinibatchCKA:
         # Over all permutations of one side, <A, B> has mean 0 and variance 2 <A, A> <B, B> / (n(n-3)) if unbiased
         # (docs/theory.md, section 4) and mean tr(Kc) tr(Lc) / (n-1) if biased (section 1).
         null = 2 / (n * (n - 3)) if n > 3 else math.nan
-        null_mean = {}
+        null_mean, null_moments, null_cross = {}, {}, {}
         if self.estimator == "biased":
             trace_x = xp.sum(rows_x[:, :: n + 1], axis=1, dtype=xp.float64) * scale_x
             trace_y = trace_x if same else xp.sum(rows_y[:, :: n + 1], axis=1, dtype=xp.float64) * scale_y
             null_mean = {"null_mean": w * trace_x[:, None] * trace_y[None, :] / ((n - 1) * norm)}
-        null_third = {}
         if self.skewness:
-            cubes_x = cubic_sums(xp.reshape(rows_x, (-1, n, n))) * scale_x[:, None] ** 3
-            cubes_y = cubes_x if same else cubic_sums(xp.reshape(rows_y, (-1, n, n))) * scale_y[:, None] ** 3
-            null_third = {"null_third": (w / norm) ** 3 * third_moment(cubes_x[:, None, :], cubes_y[None, :, :], n)}
-        null_cross = {}
+            sums_x = null_sums(xp.reshape(rows_x, (-1, n, n)))
+            sums_y = sums_x if same else null_sums(xp.reshape(rows_y, (-1, n, n)))
+            scale = w / norm * scale_x[:, None] * scale_y[None, :]
+            null_moments = dict(
+                zip(("null_third", "null_fourth"), scaled_moments(sums_x, sums_y, n, scale), strict=True)
+            )
         if self.permutations:
             shuffled = self._shuffled(rows_x, rows_y, n)
             null_cross = {"null_cross": shuffled * (w / norm) * (scale_x[:, None] * scale_y[None, :])[..., None]}
@@ -164,7 +166,7 @@ class MinibatchCKA:
                 **null_mean,
                 **null_cross,
                 **(more or {}),
-                **null_third,
+                **null_moments,
                 "cross": hxy,
                 "self_x": hx,
                 "self_y": hy,
@@ -217,7 +219,7 @@ class MinibatchCKA:
                 f"into {self.estimator} HSIC with {self.kernel!r}."
             )
         if self.skewness != other.skewness:
-            raise ValueError("Cannot merge: one side has the skewness of the null, the other has not.")
+            raise ValueError("Cannot merge: one side has the shape of the null, the other has not.")
         if self.permutations != other.permutations:
             raise ValueError(f"Cannot merge: permutations={self.permutations} and {other.permutations}.")
         if other.sums:
@@ -319,9 +321,8 @@ class MinibatchCKA:
     def p_value(self) -> Array:
         """One-sided p-value of ``compute()`` under permutations of the samples within each minibatch.
 
-        It is that of the Pearson III distribution with the exact mean, variance and skewness of the null
-        (benchmarks/calibration.py). With ``skewness=False`` it is that of the normal distribution, which rejects 4 to
-        20 times too often at 0.001.
+        By the Pearson distribution with the exact mean, variance, skewness and kurtosis of the null. With
+        ``skewness=False`` by the normal one, which rejects 4 to 20 times too often at 0.001 (docs/theory.md).
 
         Returns
         -------
@@ -333,15 +334,11 @@ class MinibatchCKA:
         ValueError
             If no minibatch was added yet, or the estimator is biased.
         """
-        z_score = self.z_score()
         if not self.skewness:
-            return upper_tail(z_score)
-        xp = self._need_data()
-        deviation = xp.sqrt(self.sums["null_variance"])
-        third = ratio(xp, self.sums["null_third"], self.sums["null_variance"], self.sums["null_variance"])
-        skewness = third / xp.where(deviation > 0, deviation, xp.ones_like(deviation))
-        # Activations beyond 1e25 overflow its sixth powers, though CKA is right; the normal distribution remains.
-        return upper_tail(z_score, xp.where(xp.isfinite(skewness), skewness, xp.zeros_like(skewness)))
+            return upper_tail(self.z_score())
+        return upper_tail(
+            self.z_score(), null_shape_of(*(self.sums[f"null_{k}"] for k in ("variance", "third", "fourth")))
+        )
 
     def calibration(self, level: float = 0.05) -> Calibration:
         """``compute()`` beside its values with the samples of one side permuted within each minibatch.
@@ -387,7 +384,7 @@ class MinibatchCKA:
         Raises
         ------
         ValueError
-            If kernel, estimator, skewness or the number of permutations differ.
+            If kernel, estimator, skewness or permutations differ, or an older version has saved it.
         """
         if (state["kernel"], state["estimator"]) != (repr(self.kernel), self.estimator):
             raise ValueError(
@@ -397,4 +394,6 @@ class MinibatchCKA:
         for name, own in (("skewness", self.skewness), ("permutations", self.permutations)):
             if (saved := state.get(name, 0)) != own:
                 raise ValueError(f"The saved state has {name}={saved}, this one {own}.")
+        if self.skewness and state["sums"] and "null_fourth" not in state["sums"]:
+            raise ValueError("The saved state is of an older version, without the kurtosis of the null. Start anew.")
         self.samples, self.batches, self.sums = state["samples"], state["batches"], dict(state["sums"])

@@ -1,17 +1,15 @@
-"""Permutation tests: exact moments, the Pearson III distribution, counted p-values, all pairs, minibatches."""
+"""Permutation tests: exact moments, p-values by moments, counted p-values, all pairs, minibatches."""
 
 import array_api_strict
 import numpy as np
 import pytest
 import reference
-from hypothesis import given
-from hypothesis import strategies as st
 from libraries import to_numpy
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from cka_probe.estimators import RBF, Linear, MinibatchCKA, cka, cka_matrix_test, cka_test, u_center_gram
-from cka_probe.estimators.permutation import cubic_sums, pearson3_sf
+from cka_probe.estimators import RBF, Linear, MinibatchCKA, cka, cka_matrix_test, cka_test
+from cka_probe.estimators.pearson import pearson_sf
 
 
 def features(rng, n, heavy=True):
@@ -42,45 +40,8 @@ class TestExactMoments:
         assert_allclose(float(found.skewness), np.mean(null**3) / (2 / 18) ** 1.5, rtol=1e-8)
         assert_allclose(float(found.value), reference.cka_grams(K, L), rtol=1e-10)
 
-    @given(st.integers(0, 10**6), st.integers(5, 7))
-    def test_of_any_symmetric_matrices(self, seed, n):
-        """The sums are right for any U-centred symmetric matrix."""
-        rng = np.random.default_rng(seed)
-        A = u_center_gram((lambda a: a + a.T)(rng.normal(size=(n, n))))
-        upper = [A[i, j] ** 3 for i in range(n) for j in range(i)]
-        triangles = [A[i, j] * A[j, k] * A[k, i] for i in range(n) for j in range(i) for k in range(j)]
-        assert_allclose(cubic_sums(A), [sum(upper), sum(triangles)], atol=1e-10)
 
-
-class TestPearson3:
-    @pytest.mark.parametrize("skewness", [-2.0, -0.5, -0.006, 0.006, 0.3, 2.8])
-    def test_equals_the_shifted_gamma_distribution(self, skewness):
-        z = np.linspace(-4, 8, 25)
-        shape = 4 / skewness**2
-        if skewness > 0:
-            expected = stats.gamma(shape).sf(shape + np.sqrt(shape) * z)
-        else:
-            expected = stats.gamma(shape).cdf(shape - np.sqrt(shape) * z)
-        assert_allclose(pearson3_sf(z, skewness), expected, rtol=1e-10, atol=1e-300)
-        assert_allclose(pearson3_sf(z, skewness), stats.pearson3(skewness).sf(z), rtol=1e-10, atol=1e-300)
-
-    def test_is_continuous_in_the_skewness(self):
-        z = np.linspace(-4, 8, 25)
-        for edge, tolerance in ((0.005, 5e-4), (-0.005, 5e-4), (1e-7, 1e-5), (-1e-7, 1e-5)):
-            assert_allclose(pearson3_sf(z, edge * (1 - 1e-9)), pearson3_sf(z, edge * (1 + 1e-9)), rtol=tolerance)
-
-    def test_no_skewness_is_normal(self):
-        z = np.linspace(-4, 8, 25)
-        assert_allclose(pearson3_sf(z, 0.0), stats.norm.sf(z), rtol=1e-12)
-
-    def test_outside_the_support(self):
-        assert pearson3_sf(3.0, -2.0) == 0
-        assert pearson3_sf(-3.0, 2.0) == 1
-
-    def test_nan(self):
-        assert np.isnan(pearson3_sf(np.nan, 0.5))
-        assert np.isnan(pearson3_sf(0.5, np.nan))
-
+class TestByMoments:
     def test_close_to_the_share_of_all_permutations(self):
         """At n = 7. The normal p-value is less accurate."""
         rng = np.random.default_rng(4)
@@ -143,7 +104,7 @@ class TestAllPairs:
         arrays = [xp.asarray(x) for x in layers]
         found = cka_matrix_test(arrays, permutations=permutations, seed=5)
         two_sides = cka_matrix_test(arrays[:2], arrays[2:], permutations=permutations, seed=5)
-        for name in ("value", "z_score", "skewness", "p_value"):
+        for name in ("value", "z_score", "skewness", "excess_kurtosis", "p_value"):
             matrix = to_numpy(getattr(found, name))
             assert matrix.shape == (4, 4)
             expected = [
@@ -158,7 +119,7 @@ class TestAllPairs:
         arrays = [xp.asarray(x) for x in (rng.normal(size=(9, 2)), np.full((9, 2), 0.1), rng.normal(size=(9, 2)))]
         found = cka_matrix_test(arrays, permutations=permutations)
         dead = [[False, True, False], [True, True, True], [False, True, False]]
-        for name in ("value", "z_score", "skewness", "p_value"):
+        for name in ("value", "z_score", "skewness", "excess_kurtosis", "p_value"):
             assert_array_equal(np.isnan(to_numpy(getattr(found, name))), dead)
 
     def test_float32_scales(self, xp, rng):
@@ -166,6 +127,7 @@ class TestAllPairs:
         exact = cka_test(x, y + x)
         found = cka_test(xp.asarray(1e-10 * x, dtype=xp.float32), xp.asarray(1e10 * (y + x), dtype=xp.float32))
         assert_allclose(float(found.skewness), exact.skewness, rtol=1e-4)
+        assert_allclose(float(found.excess_kurtosis), exact.excess_kurtosis, rtol=1e-4)
         assert_allclose(float(found.p_value), exact.p_value, rtol=1e-3)
 
 
@@ -179,20 +141,22 @@ class TestMinibatches:
             statistics.update([xp.asarray(x)], [xp.asarray(y)])
         return statistics
 
-    def test_third_moment_of_shuffles_within_batches(self, xp, rng):
-        """Permutations of different batches are independent, so their third moments add up."""
+    def test_moments_of_shuffles_within_batches(self, xp, rng):
+        """Permutations of different batches are independent, so their cumulants add up."""
         batches = self.stream(rng)
         statistics = self.statistics(batches, xp)
-        variance = third = 0.0
+        variance = third = fourth = 0.0
         for x, y in batches:
             K, L = reference.centred_linear_gram(x), reference.centred_linear_gram(y)
-            null = reference.null_distribution(K, L)
             size = len(x) * np.sqrt(reference.hsic1(K, K) * reference.hsic1(L, L))
-            variance += np.mean(null**2) * size**2
-            third += np.mean(null**3) * size**3
+            null = reference.null_distribution(K, L) * size
+            variance += np.mean(null**2)
+            third += np.mean(null**3)
+            fourth += np.mean(null**4) - 3 * np.mean(null**2) ** 2
         assert_allclose(float(statistics.sums["null_variance"][0, 0]), variance, rtol=1e-9)
         assert_allclose(float(statistics.sums["null_third"][0, 0]), third, rtol=1e-9)
-        expected = pearson3_sf(to_numpy(statistics.z_score()), third / variance**1.5)
+        assert_allclose(float(statistics.sums["null_fourth"][0, 0]), fourth, rtol=1e-9)
+        expected = pearson_sf(to_numpy(statistics.z_score()), third / variance**1.5, fourth / variance**2)
         assert_allclose(to_numpy(statistics.p_value()), expected, rtol=1e-8)
 
     def test_of_one_batch_is_that_of_the_pair(self, xp, rng):
@@ -211,10 +175,17 @@ class TestMinibatches:
         first.load_state_dict(self.statistics(batches[:1], xp).state_dict())
         first.merge(part)
         assert_allclose(to_numpy(first.p_value()), to_numpy(whole.p_value()), rtol=1e-10)
-        with pytest.raises(ValueError, match=r"Cannot merge: one side has the skewness of the null"):
+        with pytest.raises(ValueError, match=r"Cannot merge: one side has the shape of the null"):
             first.merge(self.statistics(batches, xp, skewness=False))
         with pytest.raises(ValueError, match=r"The saved state has skewness=True, this one False"):
             MinibatchCKA(skewness=False).load_state_dict(whole.state_dict())
+
+    def test_state_of_an_older_version_is_refused(self, rng):
+        """It has no kurtosis, and the minibatches that it holds are gone."""
+        state = self.statistics(self.stream(rng)).state_dict()
+        del state["sums"]["null_fourth"]
+        with pytest.raises(ValueError, match=r"of an older version, without the kurtosis"):
+            MinibatchCKA().load_state_dict(state)
 
     def test_self_comparison_and_dead_layer(self, xp, rng):
         statistics = MinibatchCKA()
@@ -237,7 +208,9 @@ class TestRefused:
     def test_permutations(self, rng):
         x = rng.normal(size=(9, 2))
         for test in (lambda: cka_test(x, x, permutations=0), lambda: cka_matrix_test([x], permutations=-1)):
-            with pytest.raises(ValueError, match=r"`permutations` must be at least 1, or None for the Pearson III"):
+            with pytest.raises(
+                ValueError, match=r"`permutations` must be at least 1, or None for the p-value by the exact"
+            ):
                 test()
 
     def test_shapes(self, rng):

@@ -14,15 +14,15 @@ from ..alignment import ratio
 from ..centring import u_center_gram
 from ..hsic import pairwise_inner
 from ..leave_one_out import jackknife_pairs, sample_weights
+from ..null_moments import SUMS, NullShape, null_shape, null_sums, of_more_samples
 from ..outliers import Outliers, find_outliers
-from ..permutation import cubic_sums, null_skewness
 from ..validation import Array, check_estimator
 from .layer_parts import FEW, WholeGram
 
 __all__ = ["GramStack", "stack_bytes"]
 
 SOME = 1024
-"""Largest number of samples that the skewness is computed from."""
+"""Largest number of samples that the shape of the null is computed from."""
 
 NUMBERS = 2**22
 """Largest size of the rows of all layers that are unpacked at once."""
@@ -68,7 +68,7 @@ class GramStack:
         self.samples = samples
         self.estimator = estimator
         self.rows: dict[Any, Array] = {}
-        self.cubes: dict[Any, Array] = {}
+        self.null_sums: dict[Any, Array] = {}
         self.reasons: dict[Any, str] = {}
         """For layers without a value: "constant", "undefined" (no median bandwidth), or "alike"."""
 
@@ -85,7 +85,7 @@ class GramStack:
         if gram.shape[0] != n:
             raise ValueError(f"This Gram matrix is of {gram.shape[0]} samples, those before of {n}.")
         row, total = _centred_half(xp, gram, self.estimator, whole.rounding)
-        self.cubes.pop(place, None)
+        self.null_sums.pop(place, None)
         if not total > 0 or not math.isfinite(total):
             self.reasons[place] = "constant" if whole.constant else "alike" if whole.defined else "undefined"
             row = xp.zeros_like(row)
@@ -93,7 +93,7 @@ class GramStack:
             self.reasons.pop(place, None)
             row /= math.sqrt(total)
             if self.estimator == "unbiased":
-                self.cubes[place] = _cubes(xp, gram, total)
+                self.null_sums[place] = _null_sums(xp, gram, total)
         self.rows[place] = row if n <= FEW else xp.astype(row, xp.float32)
 
     def cka(self, left: Sequence[Any], right: Sequence[Any]) -> Array:
@@ -129,16 +129,18 @@ class GramStack:
         sides = (of_left,) if of_right is of_left else (of_left, of_right)
         return error, degrees, [found for number, side in enumerate(sides) for found in side.outliers(xp, number)]
 
-    def skewness(self, left: Sequence[Any], right: Sequence[Any]) -> Array:
-        """Skewness (left, right) of unbiased CKA over all permutations of the samples; NaN for layers without a value.
+    def null_shape(self, left: Sequence[Any], right: Sequence[Any]) -> NullShape:
+        """Shape (left, right) of unbiased CKA over all permutations of the samples; NaN for layers without a value.
 
         Of more than ``SOME`` samples it is an estimate from that many.
         """
         like = self.rows[left[0]]
         xp = array_namespace(like)
-        none = xp.full((2,), math.nan, dtype=xp.float64, device=device(like))
-        rows, columns = (xp.stack([self.cubes.get(place, none) for place in side], axis=0) for side in (left, right))
-        return null_skewness(rows, columns, self.samples)
+        none = xp.full((SUMS,), math.nan, dtype=xp.float64, device=device(like))
+        rows, columns = (
+            xp.stack([self.null_sums.get(place, none) for place in side], axis=0) for side in (left, right)
+        )
+        return null_shape(rows, columns, self.samples)
 
 
 def _groups(places: Sequence[Any], size: int = 64) -> list[Sequence[Any]]:
@@ -219,16 +221,14 @@ def _clear_diagonal(xp: ModuleType, gram: Array) -> None:
         gram[start:stop, start:stop] = xp.where(diagonal, xp.zeros_like(block), block)
 
 
-def _cubes(xp: ModuleType, gram: Array, squared: float) -> Array:
-    """``cubic_sums`` (2,) of a U-centred matrix over its norm; of many samples, from some that are drawn at random."""
+def _null_sums(xp: ModuleType, gram: Array, squared: float) -> Array:
+    """``null_sums`` (SUMS,) of a U-centred matrix over its norm; of many samples, from some drawn at random."""
     n = gram.shape[0]
     if n <= SOME:
-        return cubic_sums(gram / math.sqrt(squared))
+        return null_sums(gram / math.sqrt(squared))
     some = xp.asarray(np.sort(np.random.default_rng(0).permutation(n)[:SOME]), device=device(gram))
     part = u_center_gram(xp.take(xp.take(gram, some, axis=0), some, axis=1))
-    cubes = cubic_sums(part / xp.sqrt(xp.sum(part * part)))
-    # A sum of three entries that form a triangle has a mean that does not depend on n; kappa is proportional to 1 / n.
-    return xp.stack([cubes[0] * (SOME / n), cubes[1]], axis=0)
+    return of_more_samples(null_sums(part / xp.sqrt(xp.sum(part * part))), SOME, n)
 
 
 class _Side:

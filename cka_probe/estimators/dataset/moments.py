@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from ..alignment import ratio
 from ..hsic import normalizer
 from ..kernels import Linear
-from ..permutation import null_skewness, unit_cubes
+from ..null_moments import NullShape, null_shape, unit_sums
 from ..validation import Array, check_estimator, check_layer_features, check_layer_lists, check_same_samples, constant
 from .centred_sums import CentredSums, centre_sums
 from .far_samples import Spread, spread_of
@@ -241,14 +241,15 @@ class MomentCKA:
             values.append(self._ratio(xp, centred.without_each(v, estimator), floor))
         return jackknife_error(xp, xp.concat(values, axis=0), n)
 
-    def skewness(self) -> Array:
-        """Skewness of the unbiased ``compute()`` over permutations of the samples, from the samples that were kept.
+    def null_shape(self) -> NullShape:
+        """Shape of the unbiased ``compute()`` over permutations of the samples, from the samples that were kept.
 
         Returns
         -------
-        array (layers_x, layers_y) of float64
-            Exact for at most ``error_samples`` samples, else estimated from that many. 0 (that of the normal
-            distribution) if fewer than 4 samples were kept; NaN for a layer that is constant over these.
+        NullShape
+            Skewness and excess kurtosis, arrays (layers_x, layers_y) of float64. Exact for at most ``error_samples``
+            samples, else estimated from that many. 0 (those of the normal distribution) if fewer than 4 samples were
+            kept; NaN for a layer that is constant over these.
 
         Raises
         ------
@@ -258,12 +259,12 @@ class MomentCKA:
         centred = self._centred(4)
         xp, rows, layout = array_namespace(centred.ww), centred.sums.rows, centred.sums.layout
         if rows is None or rows.shape[0] < 4:
-            return xp.zeros_like(self.compute())
+            return NullShape(*(xp.zeros_like(self.compute()) for _ in range(2)))
         samples = centred.of_samples(rows)
         features = [samples[:, start:stop] for start, stop in layout.layer_spans]
-        cubes = unit_cubes(features, Linear(), self.samples)
+        sums = unit_sums(features, Linear(), self.samples)
         split = layout.split
-        return null_skewness(cubes[:split, :], cubes if split is None else cubes[split:, :], self.samples)
+        return null_shape(sums[:split, :], sums if split is None else sums[split:, :], self.samples)
 
     def spread(self) -> Spread:
         """The spread of each layer, of ``xs`` and then ``ys``, with its farthest sample and the rounding error.

@@ -1,4 +1,4 @@
-"""``GramStack`` and ``whole_gram`` against CKA, the jackknife and the exact skewness of whole features."""
+"""``GramStack`` and ``whole_gram`` against CKA, the jackknife and the exact null of whole features."""
 
 import array_api_strict
 import numpy as np
@@ -62,17 +62,20 @@ def test_the_number_of_rows_at_once_changes_nothing(rows, estimator, monkeypatch
     assert_allclose(after.jackknife([0, 1], [1, 2])[0], before.jackknife([0, 1], [1, 2])[0], atol=1e-13)
 
 
-def test_the_skewness_is_that_of_the_test():
+def test_the_shape_of_the_null_is_that_of_the_test():
     x, y, _ = layers()
-    found = stacked([x, y]).skewness([0], [1])
-    assert found[0, 0] == pytest.approx(cka_test(x, y).skewness, abs=1e-10)
+    found, expected = stacked([x, y]).null_shape([0], [1]), cka_test(x, y)
+    assert found.skewness[0, 0] == pytest.approx(expected.skewness, abs=1e-10)
+    assert found.excess_kurtosis[0, 0] == pytest.approx(expected.excess_kurtosis, abs=1e-10)
 
 
-def test_the_skewness_of_many_samples_is_estimated_from_some(monkeypatch):
+def test_the_shape_of_many_samples_is_estimated_from_some(monkeypatch):
     x, y, _ = layers(n=600)
-    exact = stacked([x, y]).skewness([0], [1])[0, 0]
+    exact = stacked([x, y]).null_shape([0], [1])
     monkeypatch.setattr(gram_stack, "SOME", 300)
-    assert stacked([x, y]).skewness([0], [1])[0, 0] == pytest.approx(exact, rel=0.2)
+    found = stacked([x, y]).null_shape([0], [1])
+    assert found.skewness[0, 0] == pytest.approx(exact.skewness[0, 0], rel=0.2)
+    assert found.excess_kurtosis[0, 0] == pytest.approx(exact.excess_kurtosis[0, 0], rel=0.3, abs=0.1)
 
 
 def test_more_samples_than_float64_is_used_for():
