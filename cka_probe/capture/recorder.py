@@ -209,7 +209,7 @@ class LayerRecorder(Resumable):
         self._close = self._fresh or self._reduced or self._unchanged.watching or bool(self._masks.masks)
         with self.probe.one_pass():
             # A forward may change its input, and a minibatch may run twice.
-            output = self.forward(self.called, copied(batch))
+            output = self.forward(self.called, copied(batch, when_written=True))
         self.first_output = output if self._fresh else None
         self.output = output if self.keeps_output else None
 

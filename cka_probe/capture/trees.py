@@ -7,7 +7,7 @@ dataclass. Every other object is a leaf without tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -84,13 +84,20 @@ def move(tree: Any, device: torch.device) -> Any:
     return tree if inside is None else alike(tree, [move(part, device) for part in inside])
 
 
-def copied(tree: Any) -> Any:
+_Known = dict[int, tuple[Any, Any]]
+_Clone = Callable[[torch.Tensor], torch.Tensor]
+
+
+def copied(tree: Any, *, when_written: bool = False) -> Any:
     """Copy of a tree that shares no memory with it: whoever gets the copy may change it.
 
     Tensors keep their strides where ``torch.Tensor.clone`` keeps them, and whether they require a gradient; arrays of
     numpy are copied; containers are built anew. An object with a method ``clone`` (a graph) is cloned. Any other
     object is copied if one of its attributes holds a tensor or an array, and is passed on as it is otherwise. What is
     in the tree twice is copied once.
+
+    ``when_written``: a tensor on the CPU takes no memory until one of both is written, where torch can do this. Only
+    for a copy that a forward gets: what is written past torch meanwhile (by another process) changes in both.
 
     Examples
     --------
@@ -100,10 +107,10 @@ def copied(tree: Any) -> Any:
     >>> batch
     {'image': tensor([0., 0.]), 'names': ['a', 'b']}
     """
-    return _copied(tree, {})
+    return _copied(tree, {}, _copied_when_written if when_written else torch.clone)
 
 
-def _copied(tree: Any, known: dict[int, tuple[Any, Any]]) -> Any:
+def _copied(tree: Any, known: _Known, clone: _Clone) -> Any:
     """The copy; ``known`` holds what was copied, and its copy, by the identity of the original."""
     if isinstance(tree, str | bytes | int | float | None):
         return tree
@@ -111,31 +118,31 @@ def _copied(tree: Any, known: dict[int, tuple[Any, Any]]) -> Any:
         return known[id(tree)][1]
     copy_: Any
     if isinstance(tree, torch.Tensor):
-        copy_ = _require_grad_as(tree, tree.detach().clone())
+        copy_ = _require_grad_as(tree, clone(tree.detach()))
     elif isinstance(tree, np.ndarray):
         copy_ = tree.copy(order="K")
     elif isinstance(tree, PackedSequence):
         sequence: Any = tree
-        copy_ = PackedSequence(*[_copied(part, known) for part in sequence])
+        copy_ = PackedSequence(*[_copied(part, known, clone) for part in sequence])
     elif (inside := parts(tree)) is not None:
-        copy_ = alike(tree, [_copied(part, known) for part in inside])
+        copy_ = alike(tree, [_copied(part, known, clone) for part in inside])
     elif isinstance(tree, type | FunctionType | ModuleType | nn.Module):
         copy_ = tree
     elif callable(getattr(tree, "clone", None)):
         copy_ = tree.clone()
     else:
-        return _copied_object(tree, known)
+        return _copied_object(tree, known, clone)
     known[id(tree)] = (tree, copy_)
     return copy_
 
 
-def _copied_object(leaf: Any, known: dict[int, tuple[Any, Any]]) -> Any:
+def _copied_object(leaf: Any, known: _Known, clone: _Clone) -> Any:
     """Copy of an object of the caller's own class whose attributes hold tensors; the object itself if none does."""
     attributes = getattr(leaf, "__dict__", None)
     if not isinstance(attributes, dict):
         return leaf
     known[id(leaf)] = (leaf, leaf)  # an object may refer to itself
-    fresh = {name: _copied(value, known) for name, value in attributes.items()}
+    fresh = {name: _copied(value, known, clone) for name, value in attributes.items()}
     if not any(_is_copied(value, fresh[name]) for name, value in attributes.items()):
         return leaf
     same = _shallow(leaf)
@@ -143,6 +150,18 @@ def _copied_object(leaf: Any, known: dict[int, tuple[Any, Any]]) -> Any:
         same.__dict__.update(fresh)
     known[id(leaf)] = (leaf, same)
     return same
+
+
+def _copied_when_written(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy on write, as torch does it. It has no public name there: a plain copy takes its place where it fails."""
+    plain = type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout == torch.strided
+    # A part of a larger storage would be copied with all of it.
+    if plain and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        try:
+            return tensor._lazy_clone()
+        except (AttributeError, NotImplementedError, RuntimeError):  # an older torch, or memory of another owner
+            pass
+    return tensor.clone()
 
 
 def _is_copied(tree: Any, new: Any) -> bool:

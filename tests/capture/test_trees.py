@@ -1,5 +1,6 @@
 """Walk, move and rebuild nested tensors; the tensor that stands for a layer's output."""
 
+import ctypes
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -250,6 +251,63 @@ def test_a_copy_keeps_strides_and_the_wish_for_gradients():
     doubled = x * 2
     with torch.no_grad():
         assert copied(doubled).requires_grad, "also of a tensor with a history"
+
+
+WRITES = {
+    "in place": lambda x: x.add_(1),
+    "through .data": lambda x: x.data.add_(1),
+    "through a view": lambda x: x.view(-1).mul_(2),
+    "an entry": lambda x: x.__setitem__(0, 7.0),
+    "out=": lambda x: torch.add(x, 1, out=x),
+    "through an array": lambda x: x.numpy().fill(3),
+    "through a buffer": lambda x: memoryview(x.numpy()).cast("B").__setitem__(0, 9),
+    "through its address": lambda x: ctypes.memset(x.data_ptr(), 0, 8),
+    "through its storage": lambda x: x.untyped_storage().fill_(0),
+    "other sizes": lambda x: x.resize_(2).fill_(0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_copy_when_written_is_one_whatever_writes(write):
+    x = torch.arange(6.0).reshape(2, 3)
+    before, address = x.clone(), x.data_ptr()
+    own = copied({"x": x}, when_written=True)["x"]
+    assert torch.equal(own, x)
+    WRITES[write](own)
+    assert torch.equal(x, before)
+    assert not torch.equal(own, before)
+    del own
+    x.add_(1)
+    assert x.data_ptr() == address, "memory that others may know stays where it is"
+
+
+def test_a_copy_when_written_takes_no_memory_before():
+    x = torch.ones(2, 3)
+    own = copied(x, when_written=True)
+    assert torch._C._data_address(own) == torch._C._data_address(x)
+    x.add_(1)
+    assert torch.equal(own, torch.ones(2, 3)), "nor does the original write into the copy"
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.from_numpy(np.arange(6.0)), torch.arange(6.0).share_memory_(), torch.arange(12.0)[:6],
+        torch.arange(6.0).expand(2, 6), torch.eye(3).to_sparse(), nn.Parameter(torch.ones(3)),
+        torch.ones(3, dtype=torch.bfloat16), torch.zeros(0),
+    ],
+    ids=["of numpy", "shared", "a part", "expanded", "sparse", "a parameter", "bfloat16", "empty"],
+)  # fmt: skip
+def test_a_copy_when_written_of_any_tensor(x):
+    """Where torch has no copy on write it is a plain copy; a part of a storage is not copied with all of it."""
+    before = x.detach().clone()
+    own = copied(x, when_written=True)
+    assert type(own) is type(copied(x))
+    assert torch.equal(own.to_dense(), before.to_dense())
+    with torch.no_grad():
+        (own.values() if own.is_sparse else own.contiguous() if own._is_view() else own).fill_(5)
+    assert torch.equal(x.to_dense(), before.to_dense())
+    assert own.is_sparse or own.untyped_storage().nbytes() <= before.numel() * before.itemsize
 
 
 def test_sparse_and_nested_tensors_are_copied():
