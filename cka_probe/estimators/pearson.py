@@ -6,6 +6,8 @@ distribution of the second kind (type VI) or, with still more, Pearson's type IV
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 __all__ = ["pearson3_sf", "pearson_sf"]
@@ -107,6 +109,12 @@ def _fourth(z: np.ndarray, g: np.ndarray, r: np.ndarray, square: np.ndarray) -> 
     return p
 
 
+@cache
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    return nodes, weights
+
+
 def _log_density(t: np.ndarray, r: np.ndarray, v: np.ndarray) -> np.ndarray:
     return r * np.log(np.sin(t)) - v * t
 
@@ -121,7 +129,7 @@ def _tail(t: np.ndarray, r: np.ndarray, v: np.ndarray, end: np.ndarray) -> np.nd
     for _ in range(8):
         far = far - np.where(reached, (_log_density(far, r, v) - top + LOWEST) / (r / np.tan(far) - v), 0.0)
     far = np.where(reached, far, end)
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = _rule()
     half = (far - t) / 2
     s = t[:, None] + half[:, None] * (nodes + 1)
     inside = np.exp(_log_density(s, r[:, None], v[:, None]) - top[:, None])
