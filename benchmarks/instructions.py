@@ -29,9 +29,12 @@ from tables import write
 from tools import TOOLS, available, run
 
 RESULTS = Path(__file__).parent / "results" / "instructions.csv"
-COLUMNS = ("case", "tool", "instructions", "times_floor", "python", "torch", "blas_and_convolutions", "rest")
+COLUMNS = (
+    *("case", "tool", "instructions", "times_floor"),
+    *("share_python", "share_torch", "share_generated", "share_rest"),
+)
 PARTS = {"python": r"libpython|/bin/python", "torch": r"/torch/lib/(?!libgomp)|/torch/_C", "rest": r"\.so|\.bin"}
-"""Names of libraries by part. What has no file is code that MKL and oneDNN generate while they run."""
+"""Names of libraries by part. What has no file is "generated": the code that oneDNN writes while it runs."""
 
 
 def one_pass(name: str, case_name: str) -> None:
@@ -85,7 +88,7 @@ def by_part(text: str) -> Counter[str]:
 
 
 def part_of(library: str) -> str:
-    return next((part for part, pattern in PARTS.items() if re.search(pattern, library)), "blas_and_convolutions")
+    return next((part for part, pattern in PARTS.items() if re.search(pattern, library)), "generated")
 
 
 def main() -> None:
@@ -103,6 +106,7 @@ def main() -> None:
         one_pass(options.one, options.case)
     if shutil.which("callgrind_control") is None:
         sys.exit("valgrind is not installed: apt-get install valgrind")
+    torch.set_num_threads(1)  # as in the processes; for the column of the table
     title = CASES[options.case]().title
     rows = []
     if options.output.is_file():
@@ -113,7 +117,7 @@ def main() -> None:
         parts = count(name, options.case, options.peers)
         total = sum(parts.values())
         floor = total if name == "forward alone" else floor
-        shares = {part: f"{parts[part] / total:.3f}" for part in COLUMNS[4:]}
+        shares = {share: f"{parts[share.removeprefix('share_')] / total:.3f}" for share in COLUMNS[4:]}
         times = f"{total / floor:.3f}" if floor else ""
         rows.append({"case": title, "tool": name, "instructions": total, "times_floor": times, **shares})
         print(f"{name}: {total:,} instructions, {times} x the forward passes, {shares}", flush=True)
