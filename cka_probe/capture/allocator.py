@@ -139,19 +139,24 @@ def _end_in_child() -> None:
 def _follows_own_rule(library: ctypes.PyDLL) -> bool:
     """Whether malloc is that of glibc, with the thresholds of glibc's own rule; there is no function that tells.
 
-    By that rule an array of ``_BELOW`` is taken from the heap once one of this size has been freed, and one of
-    ``_ABOVE`` never is. The arrays are not written to, so they take no memory.
+    By that rule arrays of ``_BELOW`` are taken from the heap once one of this size has been freed. Of arrays of
+    ``_ABOVE`` only those are that fit into what is free there already.
     """
-    _is_from_heap(library, _BELOW)
-    return _is_from_heap(library, _BELOW) is True and _is_from_heap(library, _ABOVE) is False
+    _mapped(library, _BELOW)
+    return _mapped(library, _BELOW) == 0 and bool(_mapped(library, _ABOVE))
 
 
-def _is_from_heap(library: ctypes.PyDLL, size: int) -> bool | None:
-    """Whether an array comes from glibc's heap; False if directly from the system, None if from another allocator."""
+def _mapped(library: ctypes.PyDLL, size: int) -> int | None:
+    """How many of some arrays of a size come directly from the system, not from the heap; None if not from glibc.
+
+    There are so many that what is free in the heap cannot hold them all. They are not written to, so they take no
+    memory.
+    """
     before = _info(library)
-    array = library.malloc(size)
+    arrays = [library.malloc(size) for _ in range(before.fordblks // size + 1)]
     after = _info(library)
-    library.free(array)
-    if array and after.hblks > before.hblks:
-        return False
-    return True if array and (after.uordblks - before.uordblks) % 2**32 >= size else None
+    for array in arrays:
+        library.free(array)
+    if after.hblks > before.hblks:
+        return int(after.hblks - before.hblks)
+    return 0 if all(arrays) and (after.uordblks - before.uordblks) % 2**32 >= size else None
