@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ...capture.progress import Resumable
-from ...estimators.gram_accuracy import MEAN_LIMIT
+from ...estimators.gram_accuracy import MEAN_LIMIT, over_spread
 from ...estimators.layer_grams import FEW, LayerGram, Mode, less_mean, less_row
 from .doubts import doubted_layers
 
@@ -15,6 +15,12 @@ __all__ = ["Repeats"]
 
 NEAR_LIMIT = 0.7 * MEAN_LIMIT
 """Above this ``mean_over_spread`` a layer gets a new decision in every minibatch on a CPU."""
+
+LOW = MEAN_LIMIT / 4
+"""Above this ``mean_over_spread`` of raw features a later minibatch may well be beyond the limit.
+
+The model then has to run on it again, so the mean of the first minibatch is subtracted from features that are not too
+wide."""
 
 WIDEST_MEAN = 4096
 """A wider layer keeps no mean for later minibatches: its 16 KB are little beside its activation."""
@@ -42,30 +48,29 @@ class Repeats(Resumable):
 
     def learn(self, name: str, features: torch.Tensor, result: LayerGram, *, first: bool) -> None:
         """Take in a decision about a layer: ``layer_gram`` of these features; ``first`` if it is the first of all."""
+        if first and features.shape[1] <= WIDEST_MEAN and _mean_serves(result):
+            self._first_means[name] = features.mean(0, keepdim=True)
+            return
         if result.over_spread > NEAR_LIMIT:
             self._careful.add(name)  # a decision costs less than another forward when a later minibatch is beyond
         if result.far is not None:
             self._float64.discard(name)  # the far sample is not in every minibatch
         elif result.mean_over_deviation is not None and features.dtype == torch.float32:
             self._float64.add(name)
-        if not first or result.mode != "shifted":
-            return
-        if result.by_sample < MEAN_LIMIT / 2:  # other samples may lie farther
+        if first and _sample_serves(result):
             self._by_first.add(name)
-        elif result.over_spread < MEAN_LIMIT / 8 and features.shape[1] <= WIDEST_MEAN:  # means of batches differ
-            self._first_means[name] = features.mean(0, keepdim=True)
 
     def gram(self, name: str, features: torch.Tensor, mode: Mode | None) -> LayerGram | None:
         """The Gram matrix of a layer in its mode, for ``review``; None if a new decision is needed."""
         if mode not in ("raw", "shifted") or name in self._careful or len(features) < FEW:
             return None
         square = None
-        if mode == "raw":
+        if (mean := self._first_means.get(name)) is not None and mean.shape[1] == features.shape[1]:
+            gram = less_row(features, mean)
+        elif mode == "raw":
             gram = features @ features.T
         elif name in self._by_first:
             gram = less_row(features, features[:1])
-        elif (mean := self._first_means.get(name)) is not None and mean.shape[1] == features.shape[1]:
-            gram = less_row(features, mean)
         else:
             gram, square = less_mean(features)
         self._mean_squares[name] = square
@@ -87,3 +92,18 @@ class Repeats(Resumable):
         doubted = doubted_layers({name: kept[name].gram for name in asked}, asked)
         self._careful.update(name for name in doubted if self._first_means.pop(name, None) is None)
         return not doubted
+
+
+def _sample_serves(result: LayerGram) -> bool:
+    """Whether the features of a sample can be subtracted instead of the mean; other samples may lie farther."""
+    return result.mode == "shifted" and result.by_sample < MEAN_LIMIT / 2
+
+
+def _mean_serves(result: LayerGram) -> bool:
+    """Whether the mean of this minibatch can be subtracted from later ones, whose means are other ones."""
+    if result.mode == "shifted":
+        return result.over_spread < MEAN_LIMIT / 8 and not _sample_serves(result)
+    if result.mode != "raw" or result.far is not None or result.over_spread < LOW:
+        return False
+    size = float(result.gram.diagonal().mean())
+    return over_spread(torch, result.gram, size, 0.0)[1] < MEAN_LIMIT / 8

@@ -8,6 +8,7 @@ from torch import nn
 
 import cka_probe as cp
 from cka_probe.comparison.grams.keeper import GramKeeper
+from cka_probe.estimators.gram_accuracy import MEAN_LIMIT, mean_over_spread
 
 
 class Shifted(nn.Module):
@@ -92,6 +93,21 @@ def test_the_mean_of_the_first_minibatch_serves_until_a_later_one_lies_elsewhere
         result = cp.compare(x, y, data, layers="", progress=False)
     assert [ran.count(float(batch.sum())) for batch in data[1:]] == [1, runs, 1, 1]
     assert bool(keepers[0]._repeats._first_means) == (runs == 1)
+    expected = reference_cka([cloned(x, batch) for batch in data], [cloned(y, batch) for batch in data])
+    np.testing.assert_allclose(result.values, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "runs"), [(300, 1), (5000, 2)])
+def test_a_mean_that_is_almost_too_large_in_the_first_minibatch_costs_no_second_forward(width, runs):
+    """The spread of later ones is smaller. A wider layer keeps no mean, and learns from the first that is beyond."""
+    x, y = Shifted(width, 64, 8.0), nn.Linear(64, 5)
+    data = [batch[:32] * scale for batch, scale in zip(batches(), (1.0, 0.9, 0.6, 0.6, 0.6), strict=True)]
+    above = [float(mean_over_spread((f @ f.T)[None])) for f in map(x, data)]
+    assert above[0] < 0.7 * MEAN_LIMIT < MEAN_LIMIT < above[2]
+    ran = []
+    x.register_forward_hook(lambda _module, inputs, _output: ran.append(float(inputs[0].sum())))
+    result = cp.compare(x, y, data, layers="", progress=False)
+    assert [ran.count(float(batch.sum())) for batch in data[1:]] == [1, runs, 1, 1]
     expected = reference_cka([cloned(x, batch) for batch in data], [cloned(y, batch) for batch in data])
     np.testing.assert_allclose(result.values, expected, atol=1e-6)
 
