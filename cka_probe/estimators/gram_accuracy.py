@@ -16,7 +16,9 @@ __all__ = [
     "EPS32",
     "FAR",
     "FAR_IN_SINGLE",
+    "MANY",
     "MEAN_LIMIT",
+    "SUMMED_LIMIT",
     "doubtful",
     "far_in_diagonal",
     "has_far_sample",
@@ -33,6 +35,12 @@ MEAN_LIMIT = 0.5
 
 The rounding of the mean then costs CKA less than 6e-7 over all pairs of leaves of ResNet-18 and -50, DenseNet-121 and
 Swin-T with 16 to 64 samples; at a limit of 2 it costs up to 1.8e-6."""
+
+SUMMED_LIMIT, MANY = 2.5 * MEAN_LIMIT, 16
+"""The limit for features minus their mean if the Gram matrix is a sum of so many products of a few columns each.
+
+Their rounding averages out: it is 5e-7 of the U-centred Gram matrix at 1 (ResNet-50, 16 samples), where one product of
+all columns has 5e-6."""
 
 BLOCK = 2**18
 """Numbers of which ``resolution`` makes copies in float64 at a time; they fit the cache of a CPU."""

@@ -13,7 +13,9 @@ from .centring import without_diagonal
 from .distances import middle_sample
 from .gram_accuracy import (
     FAR,
+    MANY,
     MEAN_LIMIT,
+    SUMMED_LIMIT,
     far_in_diagonal,
     in_range,
     lost_ratio,
@@ -111,9 +113,10 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
             if raw < limit and shifted > max(raw, limit / 4):
                 # One far sample has moved the mean away from all others.
                 return LayerGram(_gram(xp, x), 1.0, "raw", over_spread=raw)
-            if shifted < MEAN_LIMIT and raw < limit:
+            most = SUMMED_LIMIT if n * x.shape[1] >= MANY * _block(x) else MEAN_LIMIT
+            if shifted < most and raw < limit:
                 return LayerGram(gram, 1.0, "raw", over_spread=raw)
-            if shifted < MEAN_LIMIT:
+            if shifted < most:
                 # U-centring takes away what the sample adds to rows and columns, so the spread stays as it is.
                 farthest = float(xp.max(xp.linalg.diagonal(known)))
                 by_sample = shifted * abs((n - 1) * farthest / size - 1)

@@ -12,6 +12,7 @@ from libraries import to_numpy
 from numpy.testing import assert_allclose
 
 from cka_probe.estimators import cka_matrix
+from cka_probe.estimators.gram_accuracy import MEAN_LIMIT, SUMMED_LIMIT
 from cka_probe.estimators.layer_grams import CPU_BLOCK, FEW, layer_gram, repeated_gram
 
 WIDE = 4096
@@ -52,6 +53,16 @@ def test_any_mean(xp, rng, n, width, mean):
     again = repeated_gram(xp.asarray(x), kept.mode)
     assert again.mode == kept.mode
     assert error(again, x) < 2e-6
+
+
+@pytest.mark.parametrize(("n", "width", "mode"), [(24, 2**18, "shifted"), (32, 2**19, "shifted"), (16, 2**17, "scaled")])
+def test_a_small_spread_beside_the_diagonal(xp, rng, n, width, mode):
+    """The rounding of many products of a few columns averages out; fewer columns are computed in float64."""
+    x = np.maximum(rng.normal(size=(n, width)).astype(np.float32), 0)
+    kept = layer_gram(xp.asarray(x))
+    assert kept.mode == mode
+    assert mode == "scaled" or MEAN_LIMIT < kept.over_spread < SUMMED_LIMIT
+    assert error(kept, x) < 1e-6
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-12, 1e12, 1e18])
