@@ -14,8 +14,9 @@ it and `python -m figures study` for the figure.
 
 All lines of one data set have the same teacher, which is in results/study_teachers. To begin anew, remove that folder
 and the table: teachers are then trained first (24 epochs, an hour on an idle core, 2 minutes on a GPU), in runs/study
-(--folder), which git ignores. The glyphs are drawn from the fonts of the machine. On a machine with a GPU the cells run
-there; --jobs may be as large as the number of CPU cores.
+(--folder), which git ignores. The glyphs are drawn from the fonts of the machine, which must be those that their
+teacher has learned from: the packages that docs/howto/data.md lists. On a machine with a GPU the cells run there, and
+--jobs may be as large as the number of CPU cores.
 
 Rules of the study. The teacher learns from all 60,000 training images. Students are resnet8 with one input channel, on
 10,000 images (15 epochs) or 1,000 (60 epochs), batch 64, SGD with a cosine from 0.05, no augmentation; a seed chooses

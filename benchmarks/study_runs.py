@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import hashlib
+import json
 import platform
 import shutil
 import subprocess
@@ -121,11 +124,41 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def faces_of(glyph_folder: Path) -> dict[str, Any]:
+    """How many faces and designs the glyphs show, and a digest of their names and parts."""
+    with (glyph_folder / "fonts.csv").open(newline="") as file:
+        used = [line for line in csv.DictReader(file) if not line["reason"]]
+    named = sorted(f"{line['family']}, {line['style']}: {line['part']}" for line in used)
+    digest = hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
+    return {"faces": len(used), "designs": len({line["group"] for line in used}), "digest": digest}
+
+
+def check_faces(glyph_folder: Path, teacher: Path) -> None:
+    """Raise ValueError if a teacher has learned from other faces, which may be in the test part here.
+
+    The faces of a new teacher are written into its folder.
+    """
+    faces, known = faces_of(glyph_folder), teacher / "faces.json"
+    if not (teacher / "history.csv").is_file():
+        teacher.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(faces) + "\n")
+        return
+    learned = json.loads(known.read_text()) if known.is_file() else None
+    if learned != faces:
+        theirs = "unknown ones" if learned is None else f"{learned['faces']} of {learned['designs']} designs"
+        raise ValueError(
+            f"The glyphs in {glyph_folder} show {faces['faces']} faces of {faces['designs']} designs, and the teacher "
+            f"in {teacher} has learned from others ({theirs}). Install the fonts that docs/howto/data.md lists, no "
+            f"others, and remove {glyph_folder}. Or begin anew: remove the folders of this teacher, {teacher} and "
+            f"{TEACHERS / 'glyphs'}, and the lines of glyphs from the table."
+        )
+
+
 def prepare(data: str, folder: Path, progress: bool = False) -> None:
     """Draw the glyphs, and train the teacher on all training images, with shifts (and flips of clothes).
 
     What is there stays, the teachers in the repository too; a run that was stopped goes on. Another process that wants
-    the same waits.
+    the same waits. Raises ValueError if the teacher has learned from other glyphs.
     """
     with (folder / f"teacher_{data}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -134,6 +167,8 @@ def prepare(data: str, folder: Path, progress: bool = False) -> None:
         history = folder / f"teacher_{data}" / "history.csv"
         if not history.is_file() and (TEACHERS / data).is_dir():
             shutil.copytree(TEACHERS / data, history.parent, dirs_exist_ok=True)
+        if data == "glyphs":
+            check_faces(folder / "glyphs", history.parent)
         if history.is_file() and len(history.read_text().splitlines()) > TEACHER_EPOCHS[data]:
             return
         train, _, test = parts(data, folder, 0, None, augment=True)

@@ -1,5 +1,6 @@
 """The study of methods (benchmarks/study.py): its order, its tables, its losses, and one cell with few images."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -64,6 +65,35 @@ def test_finished_cells_are_read_from_the_table(tmp_path):
         study.append(table, {**cell._asdict(), "validation": 80 + number})
     assert study.finished(table) == {cell: 80 + number for number, cell in enumerate(cells)}
     assert len(table.read_text().splitlines()) == 4
+
+
+def draw(folder, parts):
+    folder.mkdir(exist_ok=True)
+    lines = [f"/fonts/{n}.ttf,0,Family {n},Bold,{n // 2},{part},{why}" for n, (part, why) in enumerate(parts)]
+    (folder / "fonts.csv").write_text("\n".join(["file,number,family,style,group,part,reason", *lines, ""]))
+
+
+def test_a_teacher_of_other_glyphs_is_refused(tmp_path):
+    """A face of its training part may be in the test part of the glyphs of another machine."""
+    faces, teacher = tmp_path / "glyphs", tmp_path / "teacher"
+    draw(faces, [("train", ""), ("train", ""), ("test", ""), ("", "it lacks a character")])
+    study_runs.check_faces(faces, teacher)
+    assert study_runs.faces_of(faces)["faces"] == 3
+    assert study_runs.faces_of(faces)["designs"] == 2
+    (teacher / "history.csv").write_text("epoch\n1\n")
+    study_runs.check_faces(faces, teacher)
+    draw(faces, [("train", ""), ("test", ""), ("test", "")])
+    with pytest.raises(ValueError, match=r"show 3 faces of 2 designs, and the teacher in .* learned from others"):
+        study_runs.check_faces(faces, teacher)
+    (teacher / "faces.json").unlink()
+    with pytest.raises(ValueError, match="unknown ones"):
+        study_runs.check_faces(faces, teacher)
+
+
+def test_the_teacher_of_glyphs_in_the_repository_has_its_faces():
+    assert set(json.loads((study_runs.TEACHERS / "glyphs" / "faces.json").read_text())) == {
+        "faces", "designs", "digest",
+    }  # fmt: skip
 
 
 def lines():

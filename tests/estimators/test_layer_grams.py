@@ -55,7 +55,9 @@ def test_any_mean(xp, rng, n, width, mean):
     assert error(again, x) < 2e-6
 
 
-@pytest.mark.parametrize(("n", "width", "mode"), [(24, 2**18, "shifted"), (32, 2**19, "shifted"), (16, 2**17, "scaled")])
+@pytest.mark.parametrize(
+    ("n", "width", "mode"), [(24, 2**18, "shifted"), (32, 2**19, "shifted"), (16, 2**17, "scaled")]
+)
 def test_a_small_spread_beside_the_diagonal(xp, rng, n, width, mode):
     """The rounding of many products of a few columns averages out; fewer columns are computed in float64."""
     x = np.maximum(rng.normal(size=(n, width)).astype(np.float32), 0)
