@@ -131,6 +131,8 @@ def page_text(table: pd.DataFrame, most: int = 14) -> str:
     for (data, images), part in table.groupby(["data", "images"], sort=False):
         shown = part.sort_values("seeds", ascending=False, kind="stable").head(most)
         shown = shown[shown["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
+        if shown.empty:
+            continue
         rows = [["method", "seeds", "test accuracy", "minus KD (95 %)", "minus DIST (95 %)"], ["---", *["---:"] * 4]]
         for line in shown.itertuples():
             row = [line.method, str(line.seeds), f"{line.test:.2f} ± {line.sd:.2f}"]

@@ -13,6 +13,7 @@ from cka_probe.plotting import house_style
 from cka_probe.plotting.style import COLUMN, PAGE
 from figures.saving import BENCHMARKS, FOLDER, measured, save
 
+TITLES = {"fashion": "Fashion-MNIST", "glyphs": "Characters of fonts"}
 COLOURS = {"RCKA": "tab:red", "CE": "black", "KD": "tab:blue", "DIST": "tab:blue"}
 
 
@@ -51,13 +52,14 @@ def make(
     table = measured(source)
     if table is None:
         return None
-    # The usual settings and the chosen weights; all others are in the table.
-    panels = [
-        (f"{data}, {images:,} images", part) for (data, images), part in table.groupby(["data", "images"], sort=False)
-    ]
+    # The usual settings and the chosen weights; all others are in the table. Linear probes are another measure.
+    students = table[~table["method"].str.endswith(", probe")]
     shown = [
-        (title, part.sort_values(["chosen", "seeds"], ascending=False, kind="stable").head(most))
-        for title, part in panels
+        (
+            f"{TITLES[data]},\n{images:,} images",
+            part.sort_values(["chosen", "seeds"], ascending=False, kind="stable").head(most),
+        )
+        for (data, images), part in students.groupby(["data", "images"], sort=False)
     ]
     rows = max(len(part) for _, part in shown)
     with house_style():
