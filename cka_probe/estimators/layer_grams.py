@@ -113,7 +113,7 @@ def layer_gram(x: Array, kernel: Kernel | None = None, *, limit: float = MEAN_LI
             if raw < limit and shifted > max(raw, limit / 4):
                 # One far sample has moved the mean away from all others.
                 return LayerGram(_gram(xp, x), 1.0, "raw", over_spread=raw)
-            most = SUMMED_LIMIT if n * x.shape[1] >= MANY * _block(x) else MEAN_LIMIT
+            most = SUMMED_LIMIT if _on_cpu(x) and n * x.shape[1] >= MANY * CPU_BLOCK else MEAN_LIMIT
             if shifted < most and raw < limit:
                 return LayerGram(gram, 1.0, "raw", over_spread=raw)
             if shifted < most:
