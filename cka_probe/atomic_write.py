@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,8 +46,9 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
     asked = Path(path)
     target = Path(os.path.realpath(asked))
     try:
-        if target.exists() and not target.is_file():
-            if target.is_dir():
+        mode = _mode(target)
+        if mode is not None and not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
             with target.open("wb") as device:
                 _fill(device, content)
@@ -79,13 +81,21 @@ def _replace(target: Path, content: bytes | str | Callable[[BinaryIO], Any]) -> 
             _fill(file, content)
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
+        if (mode := _mode(target)) is not None:
+            temporary.chmod(mode & 0o777)
         os.replace(temporary, target)  # noqa: PTH105 - tests of a full disk patch this name
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(target.parent)
+
+
+def _mode(target: Path) -> int | None:
+    """Kind and permissions of what is there; None if nothing is. One look: another writer may rename it at any time."""
+    try:
+        return target.stat().st_mode
+    except FileNotFoundError:
+        return None
 
 
 def _fill(file: BinaryIO, content: bytes | str | Callable[[BinaryIO], Any]) -> None:

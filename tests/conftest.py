@@ -1,6 +1,7 @@
 """Fixtures for all tests: `xp` runs a test once for each array library."""
 
 import os
+import signal
 import sys
 
 import libraries
@@ -11,6 +12,10 @@ from hypothesis import settings
 # two threads each on two cores are ten times slower.
 if "OMP_NUM_THREADS" in os.environ:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
+# A shell starts background jobs without Ctrl-C, which some tests and examples press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests share small machines: no deadline, and the same examples on every run.
 settings.register_profile("cka_probe", deadline=None, derandomize=True, max_examples=40)

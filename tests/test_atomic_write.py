@@ -162,6 +162,29 @@ def test_two_writers_of_one_path_never_mix(tmp_path):
     assert _names(tmp_path) == ["x.npy"]
 
 
+@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+def test_a_file_that_another_writer_has_just_renamed(tmp_path, monkeypatch, moment):
+    """It is there at one look and gone at the next: the new one is written as if it had never been."""
+    path, looks, replaced = tmp_path / "file", [], []
+    path.write_text("old")
+    look, replace = os.stat, os.replace
+
+    def gone(asked, *args, **options):
+        if str(asked) == str(path):
+            looks.append(1)
+            if len(looks) == moment:
+                path.unlink()
+        return look(asked, *args, **options)
+
+    monkeypatch.setattr(os, "stat", gone)
+    monkeypatch.setattr(os, "replace", lambda *names: replaced.append(1) or replace(*names))
+    atomic_write(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "new"
+    assert replaced
+    assert _names(tmp_path) == ["file"]
+
+
 def test_leftovers_of_killed_writers_are_told_from_other_files(tmp_path):
     path = tmp_path / "run.ckpt"
     kept = [

@@ -102,7 +102,6 @@ def test_an_interrupted_batch_is_in_nothing(tmp_path, monkeypatch, place, at):
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs raise_signal")
-@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="needs a process that Ctrl-C reaches")
 def test_a_signal_waits_for_the_end_of_the_batch_and_a_second_one_does_not(tmp_path):
     seen = []
 

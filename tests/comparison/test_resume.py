@@ -155,7 +155,6 @@ def test_data_that_end_before_the_checkpoint(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals of POSIX")
-@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="needs a process that Ctrl-C reaches")
 def test_ctrl_c_at_random_moments(tmp_path):
     data = image_batches(40, size=16)
     nets = small_network(0), small_network(1)
