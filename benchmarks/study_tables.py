@@ -28,7 +28,7 @@ __all__ = ["PAGE", "SCRIPT", "chosen", "label", "page_text", "summary", "table_t
 RIVALS = ("kd", "dist")
 PAGE = Path(__file__).parents[1] / "docs" / "distill.md"
 SCRIPT = "benchmarks/study_tables.py"
-TITLES = {"fashion": "Fashion-MNIST", "glyphs": "characters of fonts"}
+TITLES = {"fashion": "Fashion-MNIST", "glyphs": "Characters of fonts"}
 
 
 def chosen(known: Mapping[Any, float], data: str, images: int) -> list[Any]:
