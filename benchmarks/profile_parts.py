@@ -2,6 +2,7 @@
 
     python benchmarks/profile.py many_layers            one of the cases of benchmarks/cases.py
     python benchmarks/profile.py resnet50 --channels-last --threads 1
+    python benchmarks/profile.py many_layers --times 8  the same batches eight times: what occurs once counts less
 
 Times are exclusive: what a part calls counts for the part that is called. "products alone" is no part: it is the time
 of the bare products X @ X.T for features of these shapes, the least that the Gram matrices can take. The clock itself
@@ -135,15 +136,24 @@ def products(shapes: dict[str, tuple[int, ...]]) -> float:
     return total
 
 
+def repeated(data: torch.Tensor | dict[str, torch.Tensor], times: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The samples, so many times one after the other."""
+    if isinstance(data, dict):
+        return {key: torch.cat([value] * times) for key, value in data.items()}
+    return torch.cat([data] * times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--rounds", type=int, default=5, help="the round with the median time is shown")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--times", type=int, default=1, help="run over the data so many times in one comparison")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     case = CASES[options.case]()
+    case.images = repeated(case.images, options.times)
     asked = {"channels_last": True} if options.channels_last else {}
     floor(case), profiled(case, **asked)  # warm
     rounds, floors = [], []

@@ -57,7 +57,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """A line for each data set, method, weight and ramp of the finished cells."""
     cells = cells.drop_duplicates(["data", "images", "method", "weight", "ramp", "seed"], keep="last")
     lines = []
-    for (data, images), group in cells.groupby(["data", "images"], sort=False):
+    probed = cells["method"].isin(PROBED).rename("probed")  # another measure, which no difference to KD has
+    for (data, images, _), group in cells.groupby(["data", "images", probed], sort=False):
         known = {
             (line.data, line.images, line.method, line.weight, line.ramp, line.seed): line.validation
             for line in group.itertuples()
@@ -128,7 +129,8 @@ def table_text(table: pd.DataFrame, *, latex: bool) -> str:
 def page_text(table: pd.DataFrame, most: int = 14) -> str:
     """The lines with the most seeds, as a table in Markdown for each data set and number of images, the best first."""
     parts = []
-    for (data, images), part in table.groupby(["data", "images"], sort=False):
+    probed = table["method"].isin(PROBED.values()).rename("probed")
+    for (data, images, probe), part in table.groupby(["data", "images", probed], sort=False):
         shown = part.sort_values("seeds", ascending=False, kind="stable").head(most)
         shown = shown[shown["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
         if shown.empty:
@@ -142,7 +144,8 @@ def page_text(table: pd.DataFrame, most: int = 14) -> str:
                 row.append(f"{text} \\*" if p < 0.05 else text)
             rows.append(row)
         lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        parts.append(f"**{TITLES[str(data)]}, {images:,} images**\n\n{lines}")
+        what = ", linear probe" if probe else ""
+        parts.append(f"**{TITLES[str(data)]}, {images:,} images{what}**\n\n{lines}")
     return "\n".join(parts)
 
 

@@ -129,6 +129,16 @@ def test_the_table_has_paired_differences_with_intervals():
     assert not table.loc["RCKA 3", "chosen"]  # the other weights have not run
 
 
+def test_probes_are_a_table_of_their_own_without_differences_to_kd():
+    cells = lines()
+    probes = cells[cells["method"] == "ce"].assign(method="untrained")
+    table = study_tables.summary(pd.concat([cells, probes]))
+    pd.testing.assert_frame_equal(table.iloc[:-1], study_tables.summary(cells))  # nor in Holm's correction
+    assert table.iloc[-1][["minus_kd", "p_kd", "minus_dist"]].isna().all()
+    text = study_tables.page_text(table)
+    assert text.index("| CE |") < text.index("images, linear probe**") < text.index("| untrained, probe |")
+
+
 def test_the_table_as_text():
     table = study_tables.summary(lines())
     markdown = study_tables.table_text(table, latex=False)
