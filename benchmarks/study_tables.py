@@ -93,7 +93,9 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
                 pairs = (scores[name] - scores[other]).dropna().to_numpy(float)
                 if len(pairs) == 0:
                     continue
-                half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs) if len(pairs) > 1 else np.nan
+                error = stats.sem(pairs) if len(pairs) > 1 else 0.0
+                # Two differences that are equal by chance say nothing about their spread; the p-value is NaN too.
+                half = stats.t.ppf(0.975, len(pairs) - 1) * error if error > 1e-9 else np.nan
                 line |= {
                     f"minus_{rival}": pairs.mean(),
                     f"low_{rival}": pairs.mean() - half,

@@ -1,4 +1,4 @@
-"""Figure 13: test accuracy of the students of each method on Fashion-MNIST, from the finished cells of `make study`."""
+"""Figure 13: test accuracy of the students of each method on each data set, from the finished cells of `make study`."""
 
 from __future__ import annotations
 
@@ -22,25 +22,38 @@ def kind(method: str) -> str:
     return method.split(" ")[0] if "RCKA" not in method or method.startswith("RCKA") else "with RCKA"
 
 
-def draw(ax: plt.Axes, table: pd.DataFrame, title: str) -> None:
-    """A row for each line, the best at the top: mean, 95 % interval of the mean over the seeds, number of seeds."""
-    table = table.sort_values("test")
-    for row, line in enumerate(table.itertuples()):
-        half = stats.t.ppf(0.975, line.seeds - 1) * line.sd / np.sqrt(line.seeds) if line.seeds > 1 else 0.0
+def in_order(tables: list[pd.DataFrame]) -> list[str]:
+    """The methods, the best last: by their accuracy minus that of KD (or of the median), averaged over the tables."""
+    gains = []
+    for table in tables:
+        accuracy = table.set_index("method")["test"]
+        gains.append(accuracy - accuracy.get("KD", accuracy.median()))
+    return list(pd.concat(gains, axis=1).mean(axis=1).sort_values(kind="stable").index)
+
+
+def draw(ax: plt.Axes, table: pd.DataFrame, title: str, order: list[str]) -> None:
+    """A row for each method in ``order``: mean and 95 % interval of the mean over the seeds; hollow if it is one."""
+    reach = (stats.t.ppf(0.975, table["seeds"] - 1) * table["sd"] / np.sqrt(table["seeds"])).fillna(0.0)
+    for line, half in zip(table.itertuples(), reach, strict=True):
         colour = COLOURS.get(kind(line.method), "tab:orange" if "RCKA" in line.method else "grey")
-        ax.errorbar(line.test, row, xerr=half, fmt="o", markersize=4, color=colour, elinewidth=1.2)
-    names = [f"{line.method} ({line.seeds})" for line in table.itertuples()]
-    ax.set_yticks(range(len(table)), names, fontsize=6.5)
-    ax.set_ylim(-0.7, len(table) + 0.6)  # room for the names of the two lines
-    for rival in ("KD", "DIST"):
-        level = table.loc[table["method"] == rival, "test"]
-        if len(level):
-            ax.axvline(float(level.iloc[0]), color="tab:blue", linewidth=0.7, linestyle=":")
-            ax.annotate(rival, (float(level.iloc[0]), 1.0), xycoords=("data", "axes fraction"), rotation=90,
-                        va="top", ha="right", fontsize=6.5, color="tab:blue")  # fmt: skip
-    # A student that has collapsed would press all others together.
-    low = max(table["test"].min(), table["test"].median() - 6)
-    ax.set_xlim(low - 0.5, table["test"].max() + 0.9)
+        face = colour if line.seeds > 1 else "white"
+        ax.errorbar(line.test, order.index(line.method), xerr=half, fmt="o", markersize=4, color=colour,
+                    markerfacecolor=face, elinewidth=1.2)  # fmt: skip
+    ax.set_ylim(-0.7, len(order) + 0.9)  # room for the names of the two lines
+    levels = {rival: float(table.loc[table["method"] == rival, "test"].mean()) for rival in ("KD", "DIST")}
+    for rival, level in levels.items():
+        if np.isfinite(level):
+            ax.axvline(level, color="tab:blue", linewidth=0.7, linestyle=":")
+            side = "left" if level == np.nanmax(list(levels.values())) else "right"  # the lines may be close
+            ax.annotate(f" {rival} ", (level, 1.0), xycoords=("data", "axes fraction"), va="top", ha=side, fontsize=6.5,
+                        color="tab:blue")  # fmt: skip
+    # A student that has collapsed, or two seeds with a wide interval, would press all others together.
+    low, high = max(table["test"].min(), table["test"].median() - 6), table["test"].max()
+    room = 0.12 * (high - low) + 0.1
+    left, right = (table["test"] - reach).min(), (table["test"] + reach).max()
+    ax.set_xlim(max(min(low, left), low - 4 * room) - room, min(max(high, right), high + 4 * room) + room)
+    ax.grid(axis="y", linewidth=0.3, color="0.85")
+    ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("test accuracy in %")
     ax.set_title(title)
@@ -54,18 +67,20 @@ def make(
         return None
     # The usual settings and the chosen weights; all others are in the table. Linear probes are another measure.
     students = table[~table["method"].str.endswith(", probe")]
-    shown = [
-        (
-            f"{TITLES[data]},\n{images:,} images",
-            part.sort_values(["chosen", "seeds"], ascending=False, kind="stable").head(most),
-        )
+    # Of a method that has run with one seed here and with more there, only these are worth the comparison.
+    students = students[(students["seeds"] > 1) | students["chosen"] | (students["seeds"].max() == 1)]
+    groups = [
+        (f"{TITLES[data]},\n{images:,} images", part.sort_values(["chosen", "seeds"], ascending=False, kind="stable"))
         for (data, images), part in students.groupby(["data", "images"], sort=False)
     ]
-    rows = max(len(part) for _, part in shown)
+    shown = [part.head(most) for _, part in groups]
+    order = in_order(shown)
     with house_style():
-        size = (PAGE if len(shown) > 1 else COLUMN, 0.8 + 0.15 * rows)
-        figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
-        for ax, (title, part) in zip(axes[0], shown, strict=True):
-            draw(ax, part, title)
+        size = (PAGE if len(shown) > 1 else COLUMN, 0.9 + 0.17 * len(order))
+        figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False, sharey=True)
+        for ax, (title, _), part in zip(axes[0], groups, shown, strict=True):
+            seeds = f"{part['seeds'].min()} to {part['seeds'].max()}" if part["seeds"].nunique() > 1 else ""
+            draw(ax, part, f"{title}, {seeds or part['seeds'].max()} seeds", order)
+        axes[0, 0].set_yticks(range(len(order)), order, fontsize=6.5)
         save(folder, "study", figure, study=table)
     return table

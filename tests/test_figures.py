@@ -37,6 +37,7 @@ from figures import (  # noqa: E402
     scaling,
     sign_minima,
     slack,
+    study,
     teacher_student,
     two_seeds,
 )
@@ -309,6 +310,22 @@ def test_the_figure_of_signs_shows_the_students_that_the_study_has(tmp_path):
         ["RCKA 15, ramp", 0, 90.5, 0.9, 0.8],
         ["KD", 1, 91.0, 0.9, 0.85],
     ]
+
+
+def test_the_figure_of_the_study_has_the_same_rows_for_all_data_sets(tmp_path):
+    lines = [
+        ("fashion", 10_000, "KD", 5, 91.0), ("fashion", 10_000, "CE", 5, 89.0), ("fashion", 10_000, "DIST", 1, 92.0),
+        ("glyphs", 10_000, "CE", 2, 97.5), ("glyphs", 10_000, "KD", 2, 97.0), ("glyphs", 10_000, "RCKA 15", 2, 96.0),
+        ("glyphs", 10_000, "untrained, probe", 2, 50.0),
+    ]  # fmt: skip
+    table = pd.DataFrame(lines, columns=["data", "images", "method", "seeds", "test"]).assign(sd=0.2, chosen=False)
+    table.loc[2, "sd"] = float("nan")
+    table.to_csv(tmp_path / "cells.csv")
+    study.make(tmp_path, source=tmp_path / "cells.csv")
+    written(tmp_path, "study")
+    parts = [part for _, part in table[:6].groupby("data", sort=False)]
+    # minus KD: CE (-2 + 0.5) / 2, KD 0, DIST +1, RCKA -1
+    assert study.in_order(parts) == ["RCKA 15", "CE", "KD", "DIST"]
 
 
 def test_cka_and_mmd_lie_between_the_bounds_of_t3(tmp_path, networks):

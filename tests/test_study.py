@@ -129,6 +129,16 @@ def test_the_table_has_paired_differences_with_intervals():
     assert not table.loc["RCKA 3", "chosen"]  # the other weights have not run
 
 
+def test_equal_differences_of_two_seeds_have_no_interval():
+    cells = (
+        lines().query("seed < 2").assign(test=lambda x: x["test"].where(x["method"] != "dist", 88.0 + x["seed"] * 0.2))
+    )
+    line = study_tables.summary(cells).set_index("method").loc["DIST"]
+    assert line["minus_kd"] == pytest.approx(-0.5)
+    assert line[["low_kd", "high_kd", "p_kd"]].isna().all()
+    assert "| -0.50 |  |" in study_tables.table_text(study_tables.summary(cells), latex=False)
+
+
 def test_probes_are_a_table_of_their_own_without_differences_to_kd():
     cells = lines()
     probes = cells[cells["method"] == "ce"].assign(method="untrained")
