@@ -67,7 +67,8 @@ def assert_same_bits(found, expected):
         {"route": "grams"},
         {"route": "disk", "kernel": cp.RBF()},
         {"route": "blocks"},
-        {"route": "sketch", "kernel": cp.RBF(), "memory": "40MiB", "layers": ["2", "4"]},
+        # 128 projections, whatever the process has grown by: it counts, and a fresh process grows by 18 MiB
+        {"route": "sketch", "kernel": cp.RBF(), "memory": "110MiB", "layers": ["2", "4"]},
         {"measure": "procrustes"},
     ],
     ids=str,
