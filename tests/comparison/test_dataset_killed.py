@@ -36,7 +36,7 @@ CASES = {
     ),
     "disk": ({**FEW, "route": "disk", "kernel": cp.RBF()}, ["9 after write", "1 after replace", "1 before unlink"]),
     "blocks": ({**FEW, "route": "blocks"}, ["15 before write", "1 after unlink"]),
-    "sketch": ({**FEW, "route": "sketch", "kernel": cp.RBF(), "memory": "40MiB"}, ["1 before replace", "6 batch"]),
+    "sketch": ({**FEW, "route": "sketch", "kernel": cp.RBF(), "memory": "110MiB"}, ["1 before replace", "6 batch"]),
     "one batch": ({"one": True}, ["1 after write", "2 before whole_gram"]),
     "procrustes": ({**FEW, "measure": "procrustes"}, ["12 before write", "1 before replace"]),
 }
