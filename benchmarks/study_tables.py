@@ -129,10 +129,13 @@ def table_text(table: pd.DataFrame, *, latex: bool) -> str:
 
 
 def page_text(table: pd.DataFrame, most: int = 14) -> str:
-    """The lines with the most seeds, as a table in Markdown for each data set and number of images, the best first."""
+    """The lines with the most seeds, as a table in Markdown for each data set and number of images, the best first.
+
+    Linear probes come last, in tables of their own.
+    """
     parts = []
-    probed = table["method"].isin(PROBED.values()).rename("probed")
-    for (data, images, probe), part in table.groupby(["data", "images", probed], sort=False):
+    table = table.assign(probed=table["method"].isin(PROBED.values())).sort_values("probed", kind="stable")
+    for (data, images, probe), part in table.groupby(["data", "images", "probed"], sort=False):
         shown = part.sort_values("seeds", ascending=False, kind="stable").head(most)
         shown = shown[shown["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
         if shown.empty:

@@ -65,22 +65,24 @@ def make(
     table = measured(source)
     if table is None:
         return None
-    # The usual settings and the chosen weights; all others are in the table. Linear probes are another measure.
+    # Linear probes are another measure. Weights that have run with one seed only are in the table, unless they are the
+    # chosen ones, or nothing has run with more.
     students = table[~table["method"].str.endswith(", probe")]
-    # Of a method that has run with one seed here and with more there, only these are worth the comparison.
     students = students[(students["seeds"] > 1) | students["chosen"] | (students["seeds"].max() == 1)]
-    groups = [
-        (f"{TITLES[data]},\n{images:,} images", part.sort_values(["chosen", "seeds"], ascending=False, kind="stable"))
+    shown = {
+        f"{TITLES[data]},\n{images:,} images": part.sort_values(
+            ["chosen", "seeds"], ascending=False, kind="stable"
+        ).head(most)
         for (data, images), part in students.groupby(["data", "images"], sort=False)
-    ]
-    shown = [part.head(most) for _, part in groups]
-    order = in_order(shown)
+    }
+    order = in_order(list(shown.values()))
     with house_style():
         size = (PAGE if len(shown) > 1 else COLUMN, 0.9 + 0.17 * len(order))
         figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False, sharey=True)
-        for ax, (title, _), part in zip(axes[0], groups, shown, strict=True):
-            seeds = f"{part['seeds'].min()} to {part['seeds'].max()}" if part["seeds"].nunique() > 1 else ""
-            draw(ax, part, f"{title}, {seeds or part['seeds'].max()} seeds", order)
+        for ax, (title, part) in zip(axes[0], shown.items(), strict=True):
+            least, most_seeds = part["seeds"].min(), part["seeds"].max()
+            seeds = most_seeds if least == most_seeds else f"{least} to {most_seeds}"
+            draw(ax, part, f"{title}, {seeds} seeds", order)
         axes[0, 0].set_yticks(range(len(order)), order, fontsize=6.5)
         save(folder, "study", figure, study=table)
     return table
