@@ -3,7 +3,8 @@
 study_table.csv, .md and .tex have a line for each data set, method, weight and ramp: mean and standard deviation of the
 test accuracy over the seeds, and the difference to KD and to DIST with its 95 % interval (paired over the seeds,
 Student's t) and Holm's p-value over all lines of the data set. "chosen" (bold) marks the weight of each method with the
-best validation accuracy of seed 0. The usual settings go into docs/distill.md too, between two marks.
+best validation accuracy of seed 0. study_tuned.csv, .md and .tex have these lines alone, with the differences to KD and
+DIST at their own chosen weights. docs/distill.md gets the lines with several seeds, between two marks.
 """
 
 from __future__ import annotations
@@ -53,8 +54,12 @@ def label(method: str, weight: float, ramp: bool) -> str:
     return found.title
 
 
-def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """A line for each data set, method, weight and ramp of the finished cells."""
+def summary(cells: pd.DataFrame, *, tuned: bool = False) -> pd.DataFrame:
+    """A line for each data set, method, weight and ramp of the finished cells.
+
+    ``tuned`` keeps the chosen ones only, where all weights of KD and of DIST have run, and compares them with these two at
+    their chosen weights instead of the usual ones.
+    """
     cells = cells.drop_duplicates(["data", "images", "method", "weight", "ramp", "seed"], keep="last")
     lines = []
     probed = cells["method"].isin(PROBED).rename("probed")  # another measure, which no difference to KD has
@@ -64,14 +69,21 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
             for line in group.itertuples()
         }
         best = {cell[2:5] for cell in chosen(known, str(data), int(images))}
+        others = {rival: label(rival, 1.0, False) for rival in RIVALS}
+        if tuned:
+            others = {key[0]: label(*key) for key in best if key[0] in RIVALS}
+            if len(others) < len(RIVALS):
+                continue
+            settings = zip(group["method"], group["weight"], group["ramp"], strict=True)
+            group = group[[key in best for key in settings]]
         names = [label(*key) for key in zip(group["method"], group["weight"], group["ramp"], strict=True)]
         runs = pd.DataFrame(
             {"recipe": "study", "method": names, "seed": group["seed"], "last": group["test"], "best": group["test"]}
         )
         against = {
-            rival: summarise(runs, against=label(rival, 1.0, False)).set_index("method")
-            for rival in RIVALS
-            if label(rival, 1.0, False) in set(names)
+            rival: summarise(runs, against=other).set_index("method")
+            for rival, other in others.items()
+            if other in set(names)
         }
         scores = runs.pivot(index="seed", columns="method", values="last")
         for key, part in group.groupby(["method", "weight", "ramp"], sort=False):
@@ -80,8 +92,7 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
                 "data": data, "images": images, "method": name, "chosen": key in best, "seeds": len(part),
                 "validation": part["validation"].mean(), "test": part["test"].mean(), "sd": part["test"].std(),
             }  # fmt: skip
-            for rival in RIVALS:
-                other = label(rival, 1.0, False)
+            for rival, other in others.items():
                 line |= {
                     f"minus_{rival}": np.nan,
                     f"low_{rival}": np.nan,
@@ -128,30 +139,40 @@ def table_text(table: pd.DataFrame, *, latex: bool) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def page_text(table: pd.DataFrame, most: int = 14) -> str:
-    """The lines with the most seeds, as a table in Markdown for each data set and number of images, the best first.
+def page_text(table: pd.DataFrame, tuned: pd.DataFrame) -> str:
+    """The lines with several seeds as tables in Markdown, one for each data set and number of images, the best first.
 
-    Linear probes come last, in tables of their own.
+    Other methods than RCKA have their usual weight there. A second table has every method at its chosen weight. Linear
+    probes come last, in tables of their own.
     """
+    usual = [label(name, method.default, False) for name, method in METHODS.items()]
+    shown = table["method"].isin([*usual, *PROBED.values()]) | table["method"].str.startswith("RCKA")
     parts = []
-    table = table.assign(probed=table["method"].isin(PROBED.values())).sort_values("probed", kind="stable")
+    table = table[shown].assign(probed=table["method"].isin(PROBED.values())).sort_values("probed", kind="stable")
     for (data, images, probe), part in table.groupby(["data", "images", "probed"], sort=False):
-        shown = part.sort_values("seeds", ascending=False, kind="stable").head(most)
-        shown = shown[shown["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
-        if shown.empty:
-            continue
-        rows = [["method", "seeds", "test accuracy", "minus KD (95 %)", "minus DIST (95 %)"], ["---", *["---:"] * 4]]
-        for line in shown.itertuples():
-            row = [line.method, str(line.seeds), f"{line.test:.2f} ± {line.sd:.2f}"]
-            for rival in RIVALS:
-                mean, low, high, p = (getattr(line, f"{name}_{rival}") for name in ("minus", "low", "high", "p"))
-                text = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
-                row.append(f"{text} \\*" if p < 0.05 else text)
-            rows.append(row)
-        lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        what = ", linear probe" if probe else ""
-        parts.append(f"**{TITLES[str(data)]}, {images:,} images{what}**\n\n{lines}")
-    return "\n".join(parts)
+        title = f"{TITLES[str(data)]}, {images:,} images"
+        parts.append(_page_table(f"{title}, linear probe" if probe else title, part))
+        if not probe and len(tuned):
+            chosen_lines = tuned[(tuned["data"] == data) & (tuned["images"] == images)]
+            parts.append(_page_table(f"{title}, every method at its chosen weight", chosen_lines))
+    return "\n".join(filter(None, parts))
+
+
+def _page_table(title: str, lines: pd.DataFrame) -> str:
+    """The lines with several seeds under a title; nothing if there are none."""
+    lines = lines[lines["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
+    if lines.empty:
+        return ""
+    rows = [["method", "seeds", "test accuracy", "minus KD (95 %)", "minus DIST (95 %)"], ["---", *["---:"] * 4]]
+    for line in lines.itertuples():
+        row = [line.method, str(line.seeds), f"{line.test:.2f} ± {line.sd:.2f}"]
+        for rival in RIVALS:
+            mean, low, high, p = (getattr(line, f"{name}_{rival}") for name in ("minus", "low", "high", "p"))
+            text = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if np.isfinite(low) else ""
+            row.append(f"{text} \\*" if p < 0.05 else text)
+        rows.append(row)
+    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"**{title}**\n\n{body}"
 
 
 def main() -> None:
@@ -160,12 +181,14 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=results / "study.csv", help="the finished cells")
     parser.add_argument("--output", type=Path, default=results, help="folder of the tables")
     options = parser.parse_args()
-    table = summary(pd.read_csv(options.cells))
-    atomic_write(options.output / "study_table.csv", table.to_csv(index=False, float_format="%.6g"))
-    atomic_write(options.output / "study_table.md", table_text(table, latex=False))
-    atomic_write(options.output / "study_table.tex", table_text(table, latex=True))
+    cells = pd.read_csv(options.cells)
+    table, tuned = summary(cells), summary(cells, tuned=True)
+    for name, lines in (("study_table", table), ("study_tuned", tuned)):
+        atomic_write(options.output / f"{name}.csv", lines.to_csv(index=False, float_format="%.6g"))
+        atomic_write(options.output / f"{name}.md", table_text(lines, latex=False))
+        atomic_write(options.output / f"{name}.tex", table_text(lines, latex=True))
     if options.output == results:
-        atomic_write(PAGE, on_page(PAGE.read_text(), SCRIPT, page_text(table)))
+        atomic_write(PAGE, on_page(PAGE.read_text(), SCRIPT, page_text(table, tuned)))
     print(table_text(table, latex=False))
 
 

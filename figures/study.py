@@ -60,7 +60,7 @@ def draw(ax: plt.Axes, table: pd.DataFrame, title: str, order: list[str]) -> Non
 
 
 def make(
-    folder: Path = FOLDER, *, source: Path = BENCHMARKS / "study_table.csv", most: int = 16
+    folder: Path = FOLDER, *, source: Path = BENCHMARKS / "study_table.csv", most: int = 24
 ) -> pd.DataFrame | None:
     table = measured(source)
     if table is None:

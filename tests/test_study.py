@@ -129,6 +129,36 @@ def test_the_table_has_paired_differences_with_intervals():
     assert not table.loc["RCKA 3", "chosen"]  # the other weights have not run
 
 
+def test_chosen_weights_are_compared_with_kd_and_dist_at_theirs():
+    known = lines()
+    assert study_tables.summary(known, tuned=True).empty  # the weights of KD and DIST have not all run
+    kd, dist = (known[known["method"] == name] for name in study_tables.RIVALS)
+    more = [
+        part.assign(weight=round(weight, 4), validation=part["validation"] + step, test=part["test"] - step)
+        for part, best in ((kd, 3.0), (dist, 1 / 3))
+        for weight in (1 / 3, 3.0)
+        for step in [1.0 if weight == best else -1.0]
+    ]
+    known = pd.concat([known, *more])
+    table = study_tables.summary(known, tuned=True).set_index("method")
+    assert list(table.index) == ["CE", "KD 3", "DIST 1/3"]  # by the validation images, where the test says otherwise
+    differences = 88.0 - (87.5 + np.array([0.0, 0.2, -0.1]))
+    assert table.loc["CE", "minus_kd"] == pytest.approx(differences.mean())
+    low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+    assert (table.loc["CE", "low_kd"], table.loc["CE", "high_kd"]) == pytest.approx((low, high))
+    raw = stats.ttest_1samp(differences, 0).pvalue
+    assert raw <= table.loc["CE", "p_kd"] <= 2 * raw
+    assert np.isnan(table.loc["KD 3", "minus_kd"])
+    assert study_tables.summary(known).set_index("method").loc["CE", "minus_kd"] == pytest.approx(
+        88.0 - (88.5 + np.mean([0.0, 0.2, -0.1]))
+    )
+    first, second = study_tables.page_text(study_tables.summary(known), table.reset_index()).split("\n\n**")
+    assert "| KD | 3 |" in first
+    assert "| KD 3 |" not in first
+    assert second.startswith("Fashion-MNIST, 10,000 images, every method at its chosen weight**")
+    assert "| KD 3 | 3 | 87.53 ± 0.15 |" in second
+
+
 def test_equal_differences_of_two_seeds_have_no_interval():
     cells = (
         lines().query("seed < 2").assign(test=lambda x: x["test"].where(x["method"] != "dist", 88.0 + x["seed"] * 0.2))
@@ -145,7 +175,7 @@ def test_probes_are_a_table_of_their_own_without_differences_to_kd():
     table = study_tables.summary(pd.concat([cells, probes]))
     pd.testing.assert_frame_equal(table.iloc[:-1], study_tables.summary(cells))  # nor in Holm's correction
     assert table.iloc[-1][["minus_kd", "p_kd", "minus_dist"]].isna().all()
-    text = study_tables.page_text(table)
+    text = study_tables.page_text(table, table[:0])
     assert text.index("| CE |") < text.index("images, linear probe**") < text.index("| untrained, probe |")
 
 
@@ -163,9 +193,10 @@ def test_the_table_as_text():
 
 def test_the_page_has_the_tables_of_the_finished_cells():
     page = study_tables.PAGE.read_text()
-    text = study_tables.page_text(study_tables.summary(pd.read_csv(study.RESULTS)))
+    cells = pd.read_csv(study.RESULTS)
+    text = study_tables.page_text(study_tables.summary(cells), study_tables.summary(cells, tuned=True))
     assert tables.on_page(page, study_tables.SCRIPT, text) == page
-    text = study_tables.page_text(study_tables.summary(lines()))
+    text = study_tables.page_text(study_tables.summary(lines()), study_tables.summary(lines(), tuned=True))
     assert text.startswith("**Fashion-MNIST, 10,000 images**\n\n| method |")
     assert "| RCKA 3 | 3 | 89.07 ± 0.31 | +0.53 (" in text
     assert text.index("| DIST |") < text.index("| CE |") < text.index("| RCKA 15, ramp |")  # the best first
