@@ -57,7 +57,7 @@ def label(method: str, weight: float, ramp: bool) -> str:
 def summary(cells: pd.DataFrame, *, tuned: bool = False) -> pd.DataFrame:
     """A line for each data set, method, weight and ramp of the finished cells.
 
-    ``tuned`` keeps the chosen ones only, where all weights of KD and of DIST have run, and compares them with KD and DIST
+    ``tuned`` keeps the chosen ones only, where all weights of KD and of DIST have run, and compares them with these two
     at their chosen weights instead of the usual ones.
     """
     cells = cells.drop_duplicates(["data", "images", "method", "weight", "ramp", "seed"], keep="last")
