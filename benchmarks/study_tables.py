@@ -71,7 +71,7 @@ def summary(cells: pd.DataFrame, *, tuned: bool = False) -> pd.DataFrame:
         best = {cell[2:5] for cell in chosen(known, str(data), int(images))}
         others = {rival: label(rival, 1.0, False) for rival in RIVALS}
         if tuned:
-            others = {key[0]: label(*key) for key in best if key[0] in RIVALS}
+            others = {rival: label(*key) for rival in RIVALS for key in best if key[0] == rival}
             if len(others) < len(RIVALS):
                 continue
             settings = zip(group["method"], group["weight"], group["ramp"], strict=True)

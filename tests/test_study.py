@@ -149,6 +149,7 @@ def test_chosen_weights_are_compared_with_kd_and_dist_at_theirs():
     raw = stats.ttest_1samp(differences, 0).pvalue
     assert raw <= table.loc["CE", "p_kd"] <= 2 * raw
     assert np.isnan(table.loc["KD 3", "minus_kd"])
+    assert list(table.columns) == list(study_tables.summary(known).set_index("method").columns)
     assert study_tables.summary(known).set_index("method").loc["CE", "minus_kd"] == pytest.approx(
         88.0 - (88.5 + np.mean([0.0, 0.2, -0.1]))
     )
