@@ -45,7 +45,7 @@ from study_tables import chosen
 RESULTS = Path(__file__).parent / "results" / "study.csv"
 SEEDS = range(5)
 MAIN = ("ce", "kd", "rcka", "dist", "kd_rcka", "lcka", "dkd", "fcka", "sp")
-EXTRA = ("rcka_signs", "rcka_soft", "kd_to_rcka")
+EXTRA = ("rcka_signs", "rcka_soft", "kd_to_rcka", "rcka_even", "rcka_even_signs")
 
 
 def plan(known: dict[Cell, float]) -> list[Cell]:
