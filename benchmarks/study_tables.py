@@ -4,7 +4,8 @@ study_table.csv, .md and .tex have a line for each data set, method, weight and 
 test accuracy over the seeds, and the difference to KD and to DIST with its 95 % interval (paired over the seeds,
 Student's t) and Holm's p-value over all lines of the data set. "chosen" (bold) marks the weight of each method with the
 best validation accuracy of seed 0. study_tuned.csv, .md and .tex have these lines alone, with the differences to KD and
-DIST at their own chosen weights. docs/distill.md gets the lines with several seeds, between two marks.
+DIST at their own chosen weights. docs/distill.md gets the lines with several seeds, README.md a short table, between
+two marks each.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from tables import on_page
 from cka_probe.atomic_write import atomic_write
 from cka_probe.distill.recipes.tables import summarise
 
-__all__ = ["PAGE", "SCRIPT", "chosen", "label", "page_text", "summary", "table_text"]
+__all__ = ["PAGE", "README", "SCRIPT", "chosen", "label", "page_text", "readme_text", "summary", "table_text"]
 
 RIVALS = ("kd", "dist")
 PAGE = Path(__file__).parents[1] / "docs" / "distill.md"
+README = Path(__file__).parents[1] / "README.md"
 SCRIPT = "benchmarks/study_tables.py"
 TITLES = {"fashion": "Fashion-MNIST", "glyphs": "Characters of fonts"}
 
@@ -158,6 +160,37 @@ def page_text(table: pd.DataFrame, tuned: pd.DataFrame) -> str:
     return "\n".join(filter(None, parts))
 
 
+def readme_text(table: pd.DataFrame, tuned: pd.DataFrame) -> str:
+    """CE, DIST, RCKA and KD as a short table in Markdown: a line for each data set and number of images.
+
+    RCKA has weights of 15 with the ramp. A second line has every method at its chosen weight, where that is known.
+    """
+    rows = [["students", "seeds", "CE", "DIST", "RCKA", "KD", "RCKA minus DIST (95 %)", "RCKA minus KD (95 %)"]]
+    rows.append(["---", *["---:"] * 7])
+    chosen_weight = r"( [\d/]+)?(, ramp)?"
+    for (data, images), part in table.groupby(["data", "images"], sort=False):
+        title = f"{TITLES[str(data)]}, {images:,} images"
+        rows += _short_row(title, part, "CE", "DIST", "RCKA 15, ramp", "KD")
+        if len(tuned):
+            part = tuned[(tuned["data"] == data) & (tuned["images"] == images)]
+            names = (f"{name}{chosen_weight}" for name in ("CE", "DIST", "RCKA", "KD"))
+            rows += _short_row("the same, each at its best weight", part, *names)
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _short_row(title: str, lines: pd.DataFrame, *patterns: str) -> list[list[str]]:
+    """A row of the lines that four patterns match, RCKA the third of them; none if a line has not run."""
+    found = [lines[lines["method"].str.fullmatch(pattern)] for pattern in patterns]
+    if any(one.empty for one in found):
+        return []
+    ours = found[2].iloc[0]
+    differences = [
+        f"{ours[f'minus_{rival}']:+.1f} ({ours[f'low_{rival}']:+.1f} to {ours[f'high_{rival}']:+.1f})"
+        for rival in reversed(RIVALS)
+    ]
+    return [[title, str(ours["seeds"]), *(f"{one['test'].iloc[0]:.1f}" for one in found), *differences]]
+
+
 def _page_table(title: str, lines: pd.DataFrame) -> str:
     """The lines with several seeds under a title; nothing if there are none."""
     lines = lines[lines["seeds"] > 1].sort_values("test", ascending=False, kind="stable")
@@ -188,7 +221,8 @@ def main() -> None:
         atomic_write(options.output / f"{name}.md", table_text(lines, latex=False))
         atomic_write(options.output / f"{name}.tex", table_text(lines, latex=True))
     if options.output == results:
-        atomic_write(PAGE, on_page(PAGE.read_text(), SCRIPT, page_text(table, tuned)))
+        for page, text in ((PAGE, page_text(table, tuned)), (README, readme_text(table, tuned))):
+            atomic_write(page, on_page(page.read_text(), SCRIPT, text))
     print(table_text(table, latex=False))
 
 

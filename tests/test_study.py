@@ -203,6 +203,35 @@ def test_the_page_has_the_tables_of_the_finished_cells():
     assert text.index("| DIST |") < text.index("| CE |") < text.index("| RCKA 15, ramp |")  # the best first
 
 
+def test_the_readme_has_a_short_table_of_the_finished_cells():
+    readme = study_tables.README.read_text()
+    cells = pd.read_csv(study.RESULTS)
+    text = study_tables.readme_text(study_tables.summary(cells), study_tables.summary(cells, tuned=True))
+    assert tables.on_page(readme, study_tables.SCRIPT, text) == readme
+    known = lines()
+    table = study_tables.summary(known)
+    rows = study_tables.readme_text(table, study_tables.summary(known, tuned=True)).splitlines()
+    assert len(rows) == 3  # a heading and one row: no method has run with all its weights
+    seeds = np.array([0.0, 0.2, -0.1])
+    low, high = stats.t.interval(0.95, 2, -28.5 - seeds.mean(), stats.sem(seeds))
+    assert rows[2].startswith("| Fashion-MNIST, 10,000 images | 3 | 88.0 | 89.0 | 60.0 | 88.5 | -29.0 (")
+    assert rows[2].endswith(f" | {-28.5 - seeds.mean():+.1f} ({low:+.1f} to {high:+.1f}) |")
+    others = [
+        known[known["method"] == "rcka"].assign(method="rcka_signs"),  # RCKA + signs is another method
+        *(
+            known[known["method"] == name].assign(weight=round(weight, 4), validation=0.0)
+            for name in study_tables.RIVALS
+            for weight in (1 / 3, 3.0)
+        ),
+        *(known[known["weight"] == 15].assign(weight=w, ramp=r, validation=0.0) for w in (1.0, 3.0) for r in (0, 1)),
+        known[known["weight"] == 15].assign(ramp=False, validation=0.0),
+    ]
+    known = pd.concat([*others, known]).assign(ramp=lambda x: x["ramp"].astype(bool))
+    rows = study_tables.readme_text(study_tables.summary(known), study_tables.summary(known, tuned=True)).splitlines()
+    assert len(rows) == 4
+    assert rows[3].startswith("| the same, each at its best weight | 3 | 88.0 | 89.0 | ")
+
+
 def test_the_figure(tmp_path):
     mpl.use("Agg")
     study_tables.summary(lines()).to_csv(tmp_path / "table.csv", index=False)
