@@ -64,7 +64,7 @@ def _crossfade(weight: float) -> DistillationLoss:
 
 CKA_WEIGHTS, OTHER_WEIGHTS = (1.0, 3.0, 15.0), (1 / 3, 1.0, 3.0)
 _cka = partial(Method, weights=CKA_WEIGHTS, ramp=True)
-# The weight of the features grows with that of the logits. Weights of 1 are RCKA 1 and RCKA + signs 1, which are there.
+# All terms have the weight, the features too. With 1 they are RCKA 1 and RCKA + signs 1, which are there.
 _even_cka = partial(_cka, weights=CKA_WEIGHTS[1:], default=15.0, features=True)
 
 # The weight of a baseline multiplies the weights that its authors publish; that of FCKA, LCKA and RCKA is the weight of
@@ -81,8 +81,8 @@ METHODS: dict[str, Method] = {
     "kd_rcka": _cka("KD + RCKA", lambda w: KDLoss() + _rcka(w), default=3.0, ce_weight=0.1, features=True),
     # Attempts to do better than the paper; each name says what is added.
     "rcka_signs": _cka("RCKA + signs", lambda w: _rcka(w) + w * SignLoss(), default=3.0, features=True),
-    "rcka_even": _even_cka("RCKA, features too", _even),
-    "rcka_even_signs": _even_cka("RCKA, features too, + signs", lambda w: _even(w) + w * SignLoss()),
+    "rcka_even": _even_cka("RCKA, all terms", _even),
+    "rcka_even_signs": _even_cka("RCKA, all terms + signs", lambda w: _even(w) + w * SignLoss()),
     "rcka_soft": _cka("RCKA, softened", partial(_rcka, temperature=4.0), default=3.0, features=True),
     "kd_to_rcka": Method("KD, then RCKA", _crossfade, CKA_WEIGHTS, 15.0, features=True),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,8 +19,9 @@ COLOURS = {"RCKA": "tab:red", "CE": "black", "KD": "tab:blue", "DIST": "tab:blue
 
 
 def kind(method: str) -> str:
-    """The method of a line, without weight and ramp; sums with RCKA are their own kind."""
-    return method.split(" ")[0] if "RCKA" not in method or method.startswith("RCKA") else "with RCKA"
+    """The method of a line, without weight and ramp; everything that changes the paper's RCKA is a kind of its own."""
+    changed = "RCKA" in method and not re.fullmatch(r"RCKA [\d/]+(, ramp)?", method)
+    return "with RCKA" if changed else method.split(" ")[0]
 
 
 def in_order(tables: list[pd.DataFrame]) -> list[str]:
@@ -60,7 +62,7 @@ def draw(ax: plt.Axes, table: pd.DataFrame, title: str, order: list[str]) -> Non
 
 
 def make(
-    folder: Path = FOLDER, *, source: Path = BENCHMARKS / "study_table.csv", most: int = 24
+    folder: Path = FOLDER, *, source: Path = BENCHMARKS / "study_table.csv", most: int = 28
 ) -> pd.DataFrame | None:
     table = measured(source)
     if table is None:
