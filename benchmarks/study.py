@@ -62,7 +62,9 @@ def plan(known: dict[Cell, float]) -> list[Cell]:
                 found.append(Cell(data, images, name, METHODS[name].default, False, seed))
                 if name == "rcka":  # the question of T7: does the ramp find the right minimum?
                     found.extend(Cell(data, images, name, 15.0, ramp, seed) for ramp in (True, False))
-                    found.append(Cell(data, images, "rcka_signs", 15.0, True, seed))  # what T7 says to try
+                    # What T7 says to try, as it stands and with the same weight on the features.
+                    tried = ("rcka_signs", "rcka_even_signs")
+                    found.extend(Cell(data, images, ours, 15.0, True, seed) for ours in tried)
 
     def weights(images: int, names: Iterable[str], seeds: Iterable[int]) -> None:
         found.extend(

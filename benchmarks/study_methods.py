@@ -6,32 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from cka_probe.distill import FeatureCKALoss, LogitCKALoss, RCKALoss, ramp
+from cka_probe.distill import FeatureCKALoss, LogitCKALoss, RCKALoss, SignLoss, ramp
 from cka_probe.distill.baselines import DISTLoss, DKDLoss, KDLoss, SPLoss
-from cka_probe.distill.losses.contract import DistillationLoss, Outputs
+from cka_probe.distill.losses.contract import DistillationLoss
 
-__all__ = ["METHODS", "RAMP_UNTIL", "Method", "SignLoss"]
+__all__ = ["METHODS", "RAMP_UNTIL", "Method"]
 
 RAMP_UNTIL = 0.5
 """Share of the steps after which a ramp has reached the full weight."""
-
-
-class SignLoss(DistillationLoss):
-    """1 - cosine of the logits of student and teacher, centred over classes and samples, as one long vector.
-
-    The cosine is tr(Z_s' Z_t) over the norms. For Z_s = Z_t V S V' (T7 in docs/theory.md) it is sum(s_i d_i) / sum(d_i)
-    with the eigenvalues d_i, so that 0 is reached by the pattern without minus signs alone.
-    """
-
-    reads = ("logits",)
-
-    def compute_terms(self, student: Outputs, teacher: Outputs, _target: Tensor | None) -> dict[str, Tensor]:
-        """The term "signs", between 0 and 2."""
-        x, y = (z - z.mean(0) - z.mean(1, keepdim=True) + z.mean() for z in (student.logits, teacher.logits))
-        return {"signs": 1 - torch.nn.functional.cosine_similarity(x.flatten(), y.flatten(), dim=0)}
 
 
 class Method(NamedTuple):
@@ -80,9 +62,9 @@ METHODS: dict[str, Method] = {
     "rcka": _cka("RCKA", _rcka, default=3.0, features=True),
     "kd_rcka": _cka("KD + RCKA", lambda w: KDLoss() + _rcka(w), default=3.0, ce_weight=0.1, features=True),
     # Attempts to do better than the paper; each name says what is added.
-    "rcka_signs": _cka("RCKA + signs", lambda w: _rcka(w) + w * SignLoss(), default=3.0, features=True),
+    "rcka_signs": _cka("RCKA + signs", lambda w: _rcka(w) + SignLoss(w), default=3.0, features=True),
     "rcka_even": _even_cka("RCKA, all terms", _even),
-    "rcka_even_signs": _even_cka("RCKA, all terms + signs", lambda w: _even(w) + w * SignLoss()),
+    "rcka_even_signs": _even_cka("RCKA, all terms + signs", lambda w: _even(w) + SignLoss(w)),
     "rcka_soft": _cka("RCKA, softened", partial(_rcka, temperature=4.0), default=3.0, features=True),
     "kd_to_rcka": Method("KD, then RCKA", _crossfade, CKA_WEIGHTS, 15.0, features=True),
 }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import cka_probe as cp
-from cka_probe.distill import FeatureCKALoss, LogitCKALoss, Outputs, RCKALoss
+from cka_probe.distill import FeatureCKALoss, LogitCKALoss, Outputs, RCKALoss, SignLoss
 from cka_probe.distill.baselines import ATLoss, CCLoss, DISTLoss, DKDLoss, KDLoss, PKDLoss, RKDLoss, SPLoss
 
 PACKAGE = Path(cp.__file__).parent
@@ -166,7 +166,7 @@ def losses(rng):
             lambda: FeatureCKALoss(**given(rng, weight=lambda: weight, estimator=lambda: maybe(rng, "unbiased"))),
             lambda: LogitCKALoss(**given(rng, intra_weight=lambda: weight, temperature=lambda: maybe(rng, 4.0))),
             lambda: RCKALoss(**given(rng, feature_weight=lambda: weight, kernel=lambda: kernel(rng))),
-            *(KDLoss, DKDLoss, DISTLoss, ATLoss, CCLoss, PKDLoss, RKDLoss, SPLoss),
+            *(SignLoss, KDLoss, DKDLoss, DISTLoss, ATLoss, CCLoss, PKDLoss, RKDLoss, SPLoss),
         ]
     )
     student, teacher = outputs(rng), outputs(rng)

@@ -17,6 +17,7 @@ from .losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
 from .losses.contract import Outputs
 from .losses.patch_cka import PatchCKALoss
 from .losses.score_maps import SegmentationCKALoss
+from .losses.signs import SignLoss
 from .losses.weight_schedules import ramp, set_progress
 from .models.saved_student import load_student
 from .recipes.recipe import Recipe
@@ -40,6 +41,7 @@ __all__ = [
     "RCKALoss",
     "Recipe",
     "SegmentationCKALoss",
+    "SignLoss",
     "StepDecay",
     "baselines",
     "cifar10",

@@ -4,7 +4,15 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from cka_probe.distill import FeatureCKALoss, LogitCKALoss, Outputs, PatchCKALoss, RCKALoss, SegmentationCKALoss
+from cka_probe.distill import (
+    FeatureCKALoss,
+    LogitCKALoss,
+    Outputs,
+    PatchCKALoss,
+    RCKALoss,
+    SegmentationCKALoss,
+    SignLoss,
+)
 
 
 def inputs(device, scores=False):
@@ -23,7 +31,7 @@ def inputs(device, scores=False):
 
 @pytest.mark.parametrize(
     "loss",
-    [FeatureCKALoss(), LogitCKALoss(), RCKALoss(), PatchCKALoss(patch=4), SegmentationCKALoss()],
+    [FeatureCKALoss(), LogitCKALoss(), RCKALoss(), SignLoss(), PatchCKALoss(patch=4), SegmentationCKALoss()],
     ids=lambda loss: type(loss).__name__,
 )
 def test_equals_the_cpu(loss):

@@ -252,8 +252,8 @@ def check_classes(classes: int, estimator: str) -> None:
         )
 
 
-def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str) -> None:
-    """Raise ValueError with the reason if the CKA ``value`` of features x and y is NaN; when, `deferred` says."""
+def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str, measure: str = "CKA") -> None:
+    """Raise ValueError with the reason if the ``value`` of features x and y is NaN; when, `deferred` says."""
     sides = (x.detach(), y.detach())
     # What the error holds stays in memory until a GPU has answered: shapes, no features.
     shapes = ((tuple(x.shape), "student"), (tuple(y.shape), "teacher"))
@@ -276,15 +276,17 @@ def check_defined(value: Tensor, x: Tensor, y: Tensor, what: str) -> None:
         for constant, (shape, owner) in zip(known[2:], shapes, strict=True):
             if constant:
                 return ValueError(
-                    f"The {owner}'s {what}, shape {shape}, are constant over the batch, so their CKA is not "
+                    f"The {owner}'s {what}, shape {shape}, are constant over the batch, so their {measure} is not "
                     "defined. Is the layer dead, or are its weights all zero? Tap another layer, start from random "
                     "weights, or set the weight of this term to 0."
                 )
-        return ValueError(
-            f"The CKA of the student's and the teacher's {what} is not defined: one of them has a zero row, has no "
-            "spread beyond rounding, or more than half of its samples coincide (median bandwidth). Use another kernel "
-            "or layer."
+        reason = (
+            "one of them has a zero row, has no spread beyond rounding, or more than half of its samples coincide "
+            "(median bandwidth). Use another kernel or layer."
+            if measure == "CKA"
+            else "without the means over samples and over classes, nothing but rounding is left of one of them."
         )
+        return ValueError(f"The {measure} of the student's and the teacher's {what} is not defined: {reason}")
 
     raise_if(value.isnan(), facts, error)
 

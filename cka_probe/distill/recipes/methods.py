@@ -29,6 +29,7 @@ METHODS: Mapping[str, Method] = {
     "fcka": Method("FCKA", "losses", "FeatureCKALoss"),
     "lcka": Method("LCKA", "losses", "LogitCKALoss"),
     "rcka": Method("RCKA", "losses", "RCKALoss"),
+    "signs": Method("signs", "losses", "SignLoss"),
     "dkd": Method("DKD", "baselines", "DKDLoss"),
     "dist": Method("DIST", "baselines", "DISTLoss"),
     "sp": Method("SP", "baselines", "SPLoss"),

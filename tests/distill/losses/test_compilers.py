@@ -44,6 +44,7 @@ CASES = [
     (losses.LogitCKALoss(temperature=2.0, estimator="unbiased"), logits),
     (losses.LogitCKALoss(variant="released"), logits),
     (losses.RCKALoss(), both),
+    (losses.SignLoss(), logits),
     *((losses.PatchCKALoss(2, relation, inter_weight=2.0), maps) for relation in ("patch", "sample", "pixel")),
     (losses.PatchCKALoss(2, mimic_weight=1.0, estimator="unbiased", inter_weight=1.0), maps),
     (losses.PatchCKALoss(2, variant="released", inter_weight=1.0), maps),

@@ -13,6 +13,7 @@ from cka_probe.distill.baselines import CCLoss, DISTLoss, PKDLoss, RKDLoss, SPLo
 from cka_probe.distill.losses.cka import FeatureCKALoss, LogitCKALoss, RCKALoss
 from cka_probe.distill.losses.contract import Outputs
 from cka_probe.distill.losses.gather import batch_sizes, gather_batch, world_size
+from cka_probe.distill.losses.signs import SignLoss
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +24,7 @@ LOSSES = {
     "released": RCKALoss(variant="released"),
     "fcka": FeatureCKALoss(),
     "lcka": LogitCKALoss(),
+    "signs": SignLoss(3),
     "sp": SPLoss(10),
     "rkd": RKDLoss(1, 2),
     "cc": CCLoss(),
