@@ -11,6 +11,7 @@ two marks each.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ RIVALS = ("kd", "dist")
 PAGE = Path(__file__).parents[1] / "docs" / "distill.md"
 README = Path(__file__).parents[1] / "README.md"
 SCRIPT = "benchmarks/study_tables.py"
+# The methods of the table in README.md with their names there, and the differences that it shows.
+SHORT = {"ce": "CE", "dist": "DIST", "rcka": "RCKA", "rcka_even_signs": "RCKA + signs", "kd": "KD"}
+DIFFERENCES = (("rcka", "dist"), ("rcka", "kd"), ("rcka_even_signs", "kd"))
 TITLES = {"fashion": "Fashion-MNIST", "glyphs": "Characters of fonts"}
 
 
@@ -161,34 +165,38 @@ def page_text(table: pd.DataFrame, tuned: pd.DataFrame) -> str:
 
 
 def readme_text(table: pd.DataFrame, tuned: pd.DataFrame) -> str:
-    """CE, DIST, RCKA and KD as a short table in Markdown: a line for each data set and number of images.
+    """The question of the study in short: a column for each data set and number of images, a line for each method.
 
-    RCKA has weights of 15 with the ramp. A second line has every method at its chosen weight, where that is known.
+    Methods have their usual weights, RCKA those of 15 with the ramp. A second column of a data set has the methods at
+    their chosen weights. Three lines of differences come last. A column whose methods have not all run is left out.
     """
-    rows = [["students", "seeds", "CE", "DIST", "RCKA", "KD", "RCKA minus DIST (95 %)", "RCKA minus KD (95 %)"]]
-    rows.append(["---", *["---:"] * 7])
-    chosen_weight = r"( [\d/]+)?(, ramp)?"
+    usual = dict(zip(SHORT, ("CE", "DIST", "RCKA 15, ramp", "RCKA, all terms + signs 15, ramp", "KD"), strict=True))
+    columns = [["", *SHORT.values(), *(f"{SHORT[one]} minus {SHORT[other]} (95 %)" for one, other in DIFFERENCES)]]
     for (data, images), part in table.groupby(["data", "images"], sort=False):
         title = f"{TITLES[str(data)]}, {images:,} images"
-        rows += _short_row(title, part, "CE", "DIST", "RCKA 15, ramp", "KD")
+        columns += _short_column(title, part, {name: re.escape(text) for name, text in usual.items()})
         if len(tuned):
             part = tuned[(tuned["data"] == data) & (tuned["images"] == images)]
-            names = (f"{name}{chosen_weight}" for name in ("CE", "DIST", "RCKA", "KD"))
-            rows += _short_row("the same, each at its best weight", part, *names)
+            patterns = {name: rf"{re.escape(METHODS[name].title)}( [\d/]+)?(, ramp)?" for name in SHORT}
+            columns += _short_column(f"{images:,} images, best weights", part, patterns)
+    rows = list(zip(*columns, strict=True))
+    rows.insert(1, ("---", *["---:"] * (len(columns) - 1)))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _short_row(title: str, lines: pd.DataFrame, *patterns: str) -> list[list[str]]:
-    """A row of the lines that four patterns match, RCKA the third of them; none if a line has not run."""
-    found = [lines[lines["method"].str.fullmatch(pattern)] for pattern in patterns]
-    if any(one.empty for one in found):
+def _short_column(title: str, lines: pd.DataFrame, patterns: Mapping[str, str]) -> list[list[str]]:
+    """A column of the lines that the patterns match; none if one has not run."""
+    found = {name: lines[lines["method"].str.fullmatch(pattern)] for name, pattern in patterns.items()}
+    if any(one.empty for one in found.values()):
         return []
-    ours = found[2].iloc[0]
-    differences = [
-        f"{ours[f'minus_{rival}']:+.1f} ({ours[f'low_{rival}']:+.1f} to {ours[f'high_{rival}']:+.1f})"
-        for rival in reversed(RIVALS)
-    ]
-    return [[title, str(ours["seeds"]), *(f"{one['test'].iloc[0]:.1f}" for one in found), *differences]]
+    scores = {name: one.iloc[0] for name, one in found.items()}
+    differences = []
+    for one, other in DIFFERENCES:
+        mean, low, high = (scores[one][f"{part}_{other}"] for part in ("minus", "low", "high"))
+        differences.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
+    seeds = sorted({int(line["seeds"]) for line in scores.values()})
+    title = f"{title}, {' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds"
+    return [[title, *(f"{line['test']:.1f}" for line in scores.values()), *differences]]
 
 
 def _page_table(title: str, lines: pd.DataFrame) -> str:

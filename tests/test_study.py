@@ -24,8 +24,9 @@ import study_signs  # noqa: E402
 import study_tables  # noqa: E402
 import tables  # noqa: E402
 
-from cka_probe.distill import Outputs, RCKALoss  # noqa: E402
+from cka_probe.distill import Outputs, RCKALoss, Recipe  # noqa: E402
 from cka_probe.distill.baselines import KDLoss  # noqa: E402
+from cka_probe.distill.recipes.methods import build_loss, default_ce_weight  # noqa: E402
 from figures import study as study_figure  # noqa: E402
 
 
@@ -210,26 +211,32 @@ def test_the_readme_has_a_short_table_of_the_finished_cells():
     assert tables.on_page(readme, study_tables.SCRIPT, text) == readme
     known = lines()
     table = study_tables.summary(known)
-    rows = study_tables.readme_text(table, study_tables.summary(known, tuned=True)).splitlines()
-    assert len(rows) == 3  # a heading and one row: no method has run with all its weights
-    seeds = np.array([0.0, 0.2, -0.1])
-    low, high = stats.t.interval(0.95, 2, -28.5 - seeds.mean(), stats.sem(seeds))
-    assert rows[2].startswith("| Fashion-MNIST, 10,000 images | 3 | 88.0 | 89.0 | 60.0 | 88.5 | -29.0 (")
-    assert rows[2].endswith(f" | {-28.5 - seeds.mean():+.1f} ({low:+.1f} to {high:+.1f}) |")
+    text = study_tables.readme_text(table, study_tables.summary(known, tuned=True))
+    assert [row.count("|") for row in text.splitlines()] == [2] * 10  # one of the five methods has not run
+    ours = known[known["method"] == "kd"].assign(method="rcka_even_signs", weight=15.0, ramp=True)
+    ours = ours.assign(test=ours["test"] + [1.0, 0.7, 1.3])
+    known = pd.concat([known, ours])
+    tuned = study_tables.summary(known, tuned=True)
+    rows = [row.split(" | ") for row in study_tables.readme_text(study_tables.summary(known), tuned).splitlines()]
+    assert [len(row) for row in rows] == [2] * 10  # not all weights have run
+    values = {row[0].strip("| "): row[1].strip("| ") for row in rows}
+    assert values[""] == "Fashion-MNIST, 10,000 images, 3 seeds"
+    assert [values[name] for name in study_tables.SHORT.values()] == ["88.0", "89.0", "60.0", "89.5", "88.5"]
+    low, high = stats.t.interval(0.95, 2, 1.0, stats.sem([1.0, 0.7, 1.3]))
+    assert values["RCKA + signs minus KD (95 %)"] == f"+1.0 ({low:+.1f} to {high:+.1f})"
+    assert values["RCKA minus DIST (95 %)"].startswith("-29.0 (")
     others = [
-        known[known["method"] == "rcka"].assign(method="rcka_signs"),  # RCKA + signs is another method
-        *(
-            known[known["method"] == name].assign(weight=round(weight, 4), validation=0.0)
-            for name in study_tables.RIVALS
-            for weight in (1 / 3, 3.0)
-        ),
-        *(known[known["weight"] == 15].assign(weight=w, ramp=r, validation=0.0) for w in (1.0, 3.0) for r in (0, 1)),
-        known[known["weight"] == 15].assign(ramp=False, validation=0.0),
+        known[known["method"] == name].iloc[:3].assign(weight=round(weight, 4), ramp=ramped, validation=0.0)
+        for name in study_tables.SHORT
+        for method in [study_methods.METHODS[name]]
+        for weight in method.weights
+        for ramped in (False, True)[: 1 + method.ramp]
     ]
-    known = pd.concat([*others, known]).assign(ramp=lambda x: x["ramp"].astype(bool))
-    rows = study_tables.readme_text(study_tables.summary(known), study_tables.summary(known, tuned=True)).splitlines()
-    assert len(rows) == 4
-    assert rows[3].startswith("| the same, each at its best weight | 3 | 88.0 | 89.0 | ")
+    known = pd.concat([*others, known])
+    tuned = study_tables.summary(known, tuned=True)
+    rows = [row.split(" | ") for row in study_tables.readme_text(study_tables.summary(known), tuned).splitlines()]
+    assert rows[0][2] == "10,000 images, best weights, 3 seeds |"
+    assert [row[2] for row in rows[2:7]] == ["88.0 |", "89.0 |", "89.1 |", "89.5 |", "88.5 |"]  # RCKA 3 instead of 15
 
 
 def test_the_figure(tmp_path):
@@ -256,6 +263,20 @@ def test_the_weights_of_kd_then_rcka_cross_over_the_first_half_of_the_steps():
         found = loss.terms(student, teacher)
         assert float(found["kd"] / whole["kd"]) == pytest.approx(kd)
         assert float(found["inter"] / whole["inter"]) == pytest.approx(rcka)
+
+
+def test_the_recipe_for_fashion_mnist_has_the_losses_of_the_study():
+    recipe = Recipe.load(ROOT / "examples" / "recipes" / "fashion_mnist.toml")
+    student, teacher = outputs(0), outputs(1)
+    for name, method in (("rcka", "rcka"), ("rcka+signs", "rcka_even_signs")):
+        section = recipe.with_method(name).loss
+        ours = build_loss(name, section.options)
+        theirs = study_runs.ramp(1.0, until=study_runs.RAMP_UNTIL) * study_methods.METHODS[method].make(15.0)
+        for progress in (0.1, 0.5, 1.0):
+            ours.progress = theirs.progress = progress
+            torch.testing.assert_close(ours.terms(student, teacher), theirs.terms(student, teacher))
+        assert section.ce_weight is None
+        assert default_ce_weight(name) == study_methods.METHODS[method].ce_weight
 
 
 def test_the_diagonal_of_the_table_has_the_signs():
