@@ -47,7 +47,7 @@ class SignLoss(DistillationLoss):
     --------
     >>> import torch
     >>> from cka_probe.distill.losses import RCKALoss, ramp
-    >>> loss = ramp(1, until=0.5) * (RCKALoss(15, 15, 15) + 15 * SignLoss())
+    >>> loss = ramp(1, until=0.5) * (RCKALoss(15, 15, 15) + SignLoss(15))
     >>> logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
     >>> [round(abs(float(SignLoss()(z, logits))), 5) for z in (2 * logits + 1, -logits)]
     [0.0, 2.0]
