@@ -30,12 +30,12 @@ __all__ = ["PAGE", "README", "SCRIPT", "chosen", "label", "page_text", "readme_t
 
 RIVALS = ("kd", "dist")
 LEAST_SEEDS = 3
-"""The interval of two seeds is ten times as wide as their spread, and says nothing."""
+"""With two seeds an interval reaches nine standard deviations to each side, and says nothing."""
 PAGE = Path(__file__).parents[1] / "docs" / "distill.md"
 README = Path(__file__).parents[1] / "README.md"
 SCRIPT = "benchmarks/study_tables.py"
 # The methods of the table in README.md with their names there, and the differences that it shows.
-SHORT = {"ce": "CE", "dist": "DIST", "rcka": "RCKA", "rcka_even_signs": "RCKA + signs", "kd": "KD"}
+SHORT = {"ce": "CE", "dist": "DIST", "rcka": "RCKA", "rcka_even_signs": "RCKA, all terms + signs", "kd": "KD"}
 DIFFERENCES = (("rcka", "dist"), ("rcka", "kd"), ("rcka_even_signs", "kd"))
 TITLES = {"fashion": "Fashion-MNIST", "glyphs": "Characters of fonts"}
 
@@ -172,8 +172,8 @@ def readme_text(table: pd.DataFrame, tuned: pd.DataFrame) -> str:
     """The question of the study in short: a column for each data set and number of images, a line for each method.
 
     Methods have their usual weights, RCKA those of 15 with the ramp. A second column of a data set has the methods at
-    their chosen weights. Three lines of differences come last. A column whose methods have not all run with several
-    seeds is left out.
+    their chosen weights. Three lines of differences come last. A column whose methods have not all run with
+    `LEAST_SEEDS` is left out.
     """
     usual = dict(zip(SHORT, ("CE", "DIST", "RCKA 15, ramp", "RCKA, all terms + signs 15, ramp", "KD"), strict=True))
     columns = [["", *SHORT.values(), *(f"{SHORT[one]} minus {SHORT[other]} (95 %)" for one, other in DIFFERENCES)]]
@@ -200,8 +200,8 @@ def _short_column(title: str, lines: pd.DataFrame, patterns: Mapping[str, str]) 
     for one, other in DIFFERENCES:
         mean, low, high = (scores[one][f"{part}_{other}"] for part in ("minus", "low", "high"))
         differences.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
-    seeds = sorted({int(line["seeds"]) for line in scores.values()})
-    title = f"{title}, {' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds"
+    fewest, most = (reach(int(line["seeds"]) for line in scores.values()) for reach in (min, max))
+    title = f"{title}, {most if fewest == most else f'{fewest} to {most}'} seeds"
     return [[title, *(f"{line['test']:.1f}" for line in scores.values()), *differences]]
 
 

@@ -223,7 +223,7 @@ def test_the_readme_has_a_short_table_of_the_finished_cells():
     assert values[""] == "Fashion-MNIST, 10,000 images, 3 seeds"
     assert [values[name] for name in study_tables.SHORT.values()] == ["88.0", "89.0", "60.0", "89.5", "88.5"]
     low, high = stats.t.interval(0.95, 2, 1.0, stats.sem([1.0, 0.7, 1.3]))
-    assert values["RCKA + signs minus KD (95 %)"] == f"+1.0 ({low:+.1f} to {high:+.1f})"
+    assert values["RCKA, all terms + signs minus KD (95 %)"] == f"+1.0 ({low:+.1f} to {high:+.1f})"
     assert values["RCKA minus DIST (95 %)"].startswith("-29.0 (")
     others = [
         known[known["method"] == name].iloc[:3].assign(weight=round(weight, 4), ramp=ramped, validation=0.0)

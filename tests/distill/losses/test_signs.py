@@ -109,7 +109,7 @@ def test_weights_ramps_and_recipes():
         (
             torch.ones(4, 3),
             logits(0, 4, 3),
-            "The student's logits, shape .4, 3., are constant over the batch, so their cosi",
+            "The student's logits, shape .4, 3., are constant over the batch, so their cosine is not defined",
         ),
         (logits(0, 4, 3), torch.full((4, 3), torch.nan), "The teacher's logits, shape .4, 3., hold NaN or infinity"),
         (logits(0, 4, 1) + torch.zeros(4, 3), logits(0, 4, 3), "The cosine .* nothing but rounding is left of one"),
